@@ -1,0 +1,39 @@
+"""Kernels and drop-in modules that make EarlyBERT (arXiv 2101.00063) fast: masked, gated and compact BERT layers.
+
+Importing the package never touches a GPU.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import ops
+from .compact import compact, to_stock
+from .convert import convert, is_converted, restore
+from .gates import enable_gates, head_gates, neuron_gates, remove_gates
+from .masking import apply_ticket, check_ticket, clear_ticket
+from .models import check_convertible
+from .ops import use_backend
+from .ticket import Ticket
+
+try:
+    __version__ = version("earlybert-kernels")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "unknown"
+
+__all__ = [
+    "Ticket",
+    "apply_ticket",
+    "check_convertible",
+    "check_ticket",
+    "clear_ticket",
+    "compact",
+    "convert",
+    "enable_gates",
+    "head_gates",
+    "is_converted",
+    "neuron_gates",
+    "ops",
+    "remove_gates",
+    "restore",
+    "to_stock",
+    "use_backend",
+]

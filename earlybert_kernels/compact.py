@@ -1,0 +1,157 @@
+"""Removing pruned units for good, and the way back to a stock model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .gates import remove_gates
+from .masking import check_ticket, clear_ticket
+from .models import find_base, layer_parts
+from .nn import LayerParts
+from .nn.units import fold_gates, head_rows
+from .ticket import Ticket
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | None = None) -> Model:
+    """Removes the units that `ticket` does not keep, in place, and returns the model.
+
+    Works on stock and converted models, and on compact ones again. Gates are folded into the weights and removed.
+    The BERT classes in the model become their compact ones (`CompactBertFor...`), so that `save_pretrained`
+    writes a folder which `AutoModelFor....from_pretrained` reads back once `earlybert_kernels` is imported.
+
+    Args:
+        model: a BERT model or head.
+        ticket: indices of the model's own units, at least one head and one neuron a layer.
+        optimizer: the optimizer that trains the model: it gets the new Parameters, with its state (Adam's
+            moments, say) cut like them, and loses the gates. An optimizer that is left out here would go on
+            training the removed Parameters: build it afterwards, or pass it.
+
+    Raises:
+        ValueError: the ticket does not fit the model, or the optimizer holds none of its Parameters.
+        TypeError: the model's family has no adapter, or a class in it has no compact counterpart to be saved as.
+    """
+    family, base = find_base(model)
+    family.check_compactable(model, base)
+    check_ticket(model, ticket)
+    if optimizer is not None and not _held(optimizer).intersection(base.parameters()):
+        raise ValueError("the optimizer holds none of the model's Parameters: pass the one that trains this model")
+    clear_ticket(model)
+    before = set(model.parameters())
+    remove_gates(model)
+    if optimizer is not None:
+        _drop(optimizer, before.difference(model.parameters()))
+    cut(model, ticket, optimizer)
+    family.set_compact(model, base.config, ticket)
+    return model
+
+
+@torch.no_grad()
+def cut(model: nn.Module, ticket: Ticket, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Cuts the Parameters of every layer to the kept units, and the optimizer's with them."""
+    family, _ = find_base(model)
+    for (layer, parts), heads, neurons in zip(layer_parts(model), ticket.heads, ticket.neurons, strict=True):
+        kept = _kept(parts, heads, neurons)
+        for linear, name, dim, unit in _slots(parts):
+            old, index = getattr(linear, name), kept[unit]
+            new = nn.Parameter(old.index_select(dim, index), requires_grad=old.requires_grad)
+            new.grad = None if old.grad is None else old.grad.index_select(dim, index)
+            setattr(linear, name, new)
+            if optimizer is not None:
+                _replace(optimizer, old, new, dim, index)
+        for linear in {linear for linear, *_ in _slots(parts)}:
+            linear.out_features, linear.in_features = linear.weight.shape
+        family.resized(layer, parts)
+
+
+@torch.no_grad()
+def to_stock(model: nn.Module) -> nn.Module:
+    """A stock Hugging Face model of the dense shapes with equal logits, in which pruned units are zero.
+
+    Takes a model in any state (converted, gated, masked, compact) and leaves it as it is. Units return to the
+    places that they had in the dense model.
+
+    Returns:
+        A new model of the transformers class (`BertForSequenceClassification`, say), on the same device, in the
+        same dtype and mode, that needs no earlybert_kernels.
+
+    Raises:
+        TypeError: the model's family has no adapter, or `model` is not itself a transformers model.
+    """
+    family, base = find_base(model)
+    stock = family.dense_stock(model, base)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state = {n: t.clone() for n, t in model.state_dict().items() if not n.endswith(("head_gates", "neuron_gates"))}
+    original = family.dense_ticket(base)
+    layers = zip(layer_parts(model), layer_parts(stock), original.heads, original.neurons, strict=True)
+    for (layer, parts), (_, dense_parts), heads, neurons in layers:
+        active_heads, active_neurons = getattr(layer, "active_heads", None), getattr(layer, "active_neurons", None)
+        ours = _kept(
+            parts,
+            range(parts.num_heads) if active_heads is None else active_heads.tolist(),
+            range(parts.num_neurons) if active_neurons is None else active_neurons.tolist(),
+        )
+        theirs = _kept(dense_parts, heads, neurons)
+        gate_of = {
+            parts.attention_output.weight: (getattr(layer, "head_gates", None), parts.head_size),
+            parts.output.weight: (getattr(layer, "neuron_gates", None), 1),
+        }
+        for (linear, attribute, dim, unit), (dense, *_) in zip(_slots(parts), _slots(dense_parts), strict=True):
+            parameter = getattr(linear, attribute)
+            gates, columns = gate_of.get(parameter, (None, 1))
+            value = parameter if gates is None else fold_gates(parameter, gates, columns)
+            full = torch.zeros_like(getattr(dense, attribute), device=value.device, dtype=value.dtype)
+            places = theirs[unit].to(value.device)[ours[unit]]
+            state[names[parameter]] = full.index_copy(dim, places, value.index_select(dim, ours[unit]))
+    weight = base.get_input_embeddings().weight
+    stock.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
+    return stock.train(model.training)
+
+
+def _slots(parts: LayerParts) -> Iterator[tuple[nn.Linear, str, int, Literal["heads", "neurons"]]]:
+    """Every Parameter that follows the units: its module and name, the dimension the units lie along, which units."""
+    for linear in (parts.query, parts.key, parts.value):
+        yield linear, "weight", 0, "heads"
+        yield linear, "bias", 0, "heads"
+    yield parts.attention_output, "weight", 1, "heads"
+    yield parts.intermediate, "weight", 0, "neurons"
+    yield parts.intermediate, "bias", 0, "neurons"
+    yield parts.output, "weight", 1, "neurons"
+
+
+def _kept(parts: LayerParts, heads, neurons) -> dict[str, Tensor]:
+    """int64 indices along the units' dimension that belong to the kept heads and neurons."""
+    device = parts.query.weight.device
+    return {
+        "heads": head_rows(torch.tensor(list(heads), dtype=torch.long, device=device), parts.head_size),
+        "neurons": torch.tensor(list(neurons), dtype=torch.long, device=device),
+    }
+
+
+def _held(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _drop(optimizer: torch.optim.Optimizer, removed: set[nn.Parameter]) -> None:
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in removed]
+    for parameter in removed:
+        optimizer.state.pop(parameter, None)
+
+
+def _replace(
+    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, dim: int, index: Tensor
+) -> None:
+    """Puts `new` where `old` stood, and cuts every state tensor that has the Parameter's shape."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    if old in optimizer.state:
+        optimizer.state[new] = {
+            key: value.index_select(dim, index) if torch.is_tensor(value) and value.shape == old.shape else value
+            for key, value in optimizer.state.pop(old).items()
+        }

@@ -1,0 +1,113 @@
+"""The BERT heads that gain by knowing which tokens are real, and which of them their loss reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModelOutput
+from transformers.models.bert import modeling_bert as hf
+from transformers.utils.generic import can_return_tuple
+
+from .. import ops
+
+#: Heads that read the pooled token alone: the last layer need compute no other.
+READS_FIRST_TOKEN = (
+    hf.BertForSequenceClassification,
+    hf.BertForMultipleChoice,
+    hf.BertForNextSentencePrediction,
+)
+
+
+@can_return_tuple
+def question_answering_forward(
+    model: hf.BertForQuestionAnswering,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    start_positions: Tensor | None = None,
+    end_positions: Tensor | None = None,
+    **kwargs,
+) -> QuestionAnsweringModelOutput:
+    """`BertForQuestionAnswering.forward` in which padding is no candidate for a start or an end.
+
+    The stock head lets padding take part in the softmax over positions, so that its loss depends on how far a
+    batch was padded. Here those logits are the dtype's lowest value: each row has the loss it has alone.
+    """
+    outputs = model.bert(
+        input_ids,
+        attention_mask=attention_mask,
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+        **{**kwargs, "return_dict": True},
+    )
+    logits = model.qa_outputs(outputs.last_hidden_state)
+    if attention_mask is not None:
+        logits = logits.masked_fill((attention_mask == 0).unsqueeze(-1), torch.finfo(logits.dtype).min)
+    start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
+    loss = None
+    if start_positions is not None and end_positions is not None:
+        length = start_logits.shape[1]
+        loss = sum(
+            cross_entropy(scores, positions.view(-1).clamp(0, length), ignore_index=length)
+            for scores, positions in ((start_logits, start_positions), (end_logits, end_positions))
+        )
+        loss = loss / 2
+    return QuestionAnsweringModelOutput(
+        loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=outputs.hidden_states
+    )
+
+
+def masked_lm_forward(
+    model: hf.BertForMaskedLM,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    labels: Tensor | None = None,
+    skip_logits: bool = False,
+    **kwargs,
+) -> MaskedLMOutput:
+    """`BertForMaskedLM.forward`, with the head and the decoder on the labelled rows alone when `skip_logits`.
+
+    Args:
+        labels: `(B, S)`, -100 where there is no label.
+        skip_logits: return the loss without logits, which are then never computed for unlabelled tokens.
+
+    Raises:
+        ValueError: `skip_logits` without labels.
+    """
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
+    }
+    if not skip_logits:
+        return type(model).forward(model, **inputs, labels=labels, **kwargs)
+    if labels is None:
+        raise ValueError("skip_logits=True needs labels: without a loss and without logits nothing is left to compute")
+    return _labelled_rows_forward(model, inputs, labels, **kwargs)
+
+
+@can_return_tuple
+def _labelled_rows_forward(model: hf.BertForMaskedLM, inputs: dict, labels: Tensor, **kwargs) -> MaskedLMOutput:
+    outputs = model.bert(**inputs, **{**kwargs, "return_dict": True})
+    labels = labels.reshape(-1)
+    rows = (labels != -100).nonzero().squeeze(1)
+    hidden = outputs.last_hidden_state.flatten(0, 1).index_select(0, rows)
+    head = model.cls.predictions
+    loss = ops.masked_lm_loss(head.transform(hidden), labels[rows], head.decoder.weight, head.decoder.bias)
+    return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states)
+
+
+#: Forwards that take the place of the stock ones on a converted head.
+FORWARDS = {
+    hf.BertForQuestionAnswering: question_answering_forward,
+    hf.BertForMaskedLM: masked_lm_forward,
+}

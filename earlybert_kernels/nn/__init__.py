@@ -1,0 +1,8 @@
+"""Modules built from the ops, on packed tokens."""
+
+from .encoder import PaddingFreeEncoder
+from .encoder_layer import EncoderLayer
+from .packing import Packing, make_packing
+from .parts import LayerParts
+
+__all__ = ["EncoderLayer", "LayerParts", "Packing", "PaddingFreeEncoder", "make_packing"]

@@ -1,0 +1,45 @@
+"""A stack of encoder layers on packed tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .packing import Packing
+
+
+class PaddingFreeEncoder(nn.Module):
+    """Runs `EncoderLayer`s over the real tokens of a batch; no layer sees padding.
+
+    The layers are registered as `layer`, the name that BERT-like encoders give theirs.
+    """
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layer = layers
+
+    def forward(
+        self, x: Tensor, packing: Packing, *, first_token_only: bool = False, hidden_states: list[Tensor] | None = None
+    ) -> Tensor:
+        """Runs all layers.
+
+        Args:
+            x: `(T, E)`, the embedded tokens.
+            packing: where the sequences are.
+            first_token_only: compute only the first token of each sequence in the last layer.
+            hidden_states: a list to which x and the output of every layer are added, `(T, E)` each.
+
+        Returns:
+            `(T, E)`, or `(B, E)` when `first_token_only`.
+        """
+        if hidden_states is not None:
+            hidden_states.append(x)
+        last = len(self.layer) - 1
+        for number, layer in enumerate(self.layer):
+            arguments = (x, packing.cu_seqlens, packing.max_seqlen, first_token_only and number == last)
+            if layer.gradient_checkpointing and self.training:
+                x = layer._gradient_checkpointing_func(layer.__call__, *arguments)
+            else:
+                x = layer(*arguments)
+            if hidden_states is not None:
+                hidden_states.append(x)
+        return x

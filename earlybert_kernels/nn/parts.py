@@ -1,0 +1,42 @@
+"""What an encoder layer is made of, whichever model family it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The linear layers, norms and dropouts of one post-norm encoder layer.
+
+    The modules stay the model's own; pruning swaps the Parameters inside them. Widths are read from the
+    weights, so that uneven layers need nothing more. The units of a layer are its heads (`head_size` rows of
+    query, key and value, and as many columns of `attention_output`) and its neurons (one row of
+    `intermediate` and one column of `output` each).
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_output: nn.Linear
+    attention_norm: nn.LayerNorm
+    attention_dropout: nn.Dropout
+    attention_output_dropout: nn.Dropout
+    intermediate: nn.Linear
+    output: nn.Linear
+    output_norm: nn.LayerNorm
+    output_dropout: nn.Dropout
+    head_size: int
+    activation: str
+
+    @property
+    def num_heads(self) -> int:
+        """Heads that the layer has now."""
+        return self.query.weight.shape[0] // self.head_size
+
+    @property
+    def num_neurons(self) -> int:
+        """Feed-forward neurons that the layer has now."""
+        return self.intermediate.weight.shape[0]

@@ -1,0 +1,45 @@
+"""Arithmetic on the units of a layer: gates folded into weights, and the weight rows of kept heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_gate_dtype(gates: Tensor) -> Tensor:
+    """Returns the gates, or raises TypeError if they were cast to half precision, in which they could not move."""
+    if gates.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"gates are {gates.dtype}: a training step of 2e-5 is lost in half precision near 1. Keep the model's "
+            "parameters in float32 and use autocast, or call remove_gates(model) before casting the model."
+        )
+    return gates
+
+
+def per_column(gates: Tensor, columns: int) -> Tensor:
+    """`(units,)` -> `(units * columns,)`: the gate of each weight column, `columns` of them a unit."""
+    return gates.unsqueeze(1).expand(-1, columns).reshape(-1)
+
+
+def fold_gates(weight: Tensor, gates: Tensor, columns: int = 1) -> Tensor:
+    """Folds the gates of the units into the weight that reads them: `(h * c) W^T = h (W * c)^T`.
+
+    The forward cost follows the weights and not the tokens, and so does the gates' gradient.
+
+    Args:
+        weight: `(E, units * columns)` of the linear layer behind the gated units.
+        gates: float32 `(units,)`.
+        columns: columns of `weight` that belong to one unit (head size; 1 for neurons).
+
+    Returns:
+        The gated weight, in `weight`'s dtype.
+
+    Raises:
+        TypeError: the gates were cast to half precision.
+    """
+    return (weight * per_column(check_gate_dtype(gates), columns)).to(weight.dtype)
+
+
+def head_rows(heads: Tensor, head_size: int) -> Tensor:
+    """int64 `(k,)` heads -> int64 `(k * head_size,)`: their rows in query, key and value."""
+    return (heads.unsqueeze(1) * head_size + torch.arange(head_size, device=heads.device)).reshape(-1)

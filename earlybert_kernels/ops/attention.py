@@ -1,0 +1,101 @@
+"""Masked multi-head attention over packed sequences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .checks import check_gates, check_mask, check_probability, check_same_device, check_shape
+from .dispatch import choose, register
+
+_OP = "attention"
+register(_OP, "reference", reference.attention)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    head_mask: Tensor | None = None,
+    head_gates: Tensor | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Bidirectional attention in which each token attends within its own sequence.
+
+    `out[:, h] = head_gates[h] * dropout(softmax(softmax_scale * q_h k_h^T)) v_h` within a sequence. The gate
+    is EarlyBERT's coefficient of a head (arXiv 2101.00063, section 3.1).
+
+    Args:
+        q: `(T, H, D)`, any floating dtype. The sequences of a batch stand one behind the other, unpadded.
+        k, v: `(T, H, D)`, same dtype.
+        cu_seqlens: int32 `(B + 1,)`; sequence b is rows `cu_seqlens[b]:cu_seqlens[b + 1]`.
+        max_seqlen: length of the longest sequence, in tokens.
+        cu_seqlens_q: int32 `(B + 1,)`: where the queries of each sequence stand, when q holds other rows than
+            k and v do (only the first token of each, say). Then q is `(cu_seqlens_q[-1], H, D)`.
+        max_seqlen_q: the most queries in one sequence; needed with `cu_seqlens_q`.
+        head_mask: bool `(H,)`; a False head is not computed: its output and all its gradients are 0.
+        head_gates: float32 (or float64) `(H,)`, scales each head's output and gets a gradient.
+        dropout_p: probability of dropping an attention weight; applied whenever it is above 0, so pass 0 to
+            evaluate.
+        softmax_scale: factor on the scores; default `D ** -0.5`.
+        backend: one of `ops.backends("attention")`; default: the best that takes these tensors.
+
+    Returns:
+        `(T, H, D)` like q.
+
+    Raises:
+        ValueError: shapes, devices or probabilities do not fit together.
+        TypeError: a mask is not bool, gates are in half precision, `cu_seqlens` is not int32.
+        RuntimeError: the backend that was asked for cannot run this call.
+    """
+    if q.dim() != 3:
+        raise ValueError(f"{_OP}: q has shape {tuple(q.shape)}, expected (tokens, heads, head size)")
+    if (cu_seqlens_q is None) != (max_seqlen_q is None):
+        raise ValueError(f"{_OP}: give cu_seqlens_q and max_seqlen_q together or not at all")
+    heads, size = q.shape[1:]
+    tokens = q.shape[0] if cu_seqlens_q is None else None
+    check_shape(_OP, "k", k, (tokens, heads, size), f"(tokens, {heads}, {size}) as q")
+    check_shape(_OP, "v", v, tuple(k.shape), "that of k")
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"{_OP}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
+    _check_offsets("cu_seqlens", cu_seqlens, k.shape[0])
+    if cu_seqlens_q is not None:
+        _check_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0])
+        check_shape(_OP, "cu_seqlens_q", cu_seqlens_q, tuple(cu_seqlens.shape), "that of cu_seqlens")
+    check_mask(_OP, "head_mask", head_mask, heads)
+    check_gates(_OP, "head_gates", head_gates, heads)
+    check_probability(_OP, "dropout_p", dropout_p)
+    check_same_device(_OP, q=q, k=k, v=v, cu_seqlens=cu_seqlens, head_mask=head_mask, head_gates=head_gates)
+    run = choose(_OP, backend, q, k, v, cu_seqlens, head_mask, head_gates)
+    return run(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        max_seqlen,
+        cu_seqlens_q=cu_seqlens_q,
+        max_seqlen_q=max_seqlen_q,
+        head_mask=head_mask,
+        head_gates=head_gates,
+        dropout_p=dropout_p,
+        softmax_scale=softmax_scale,
+    )
+
+
+def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
+    if offsets.dtype != torch.int32:
+        raise TypeError(f"{_OP}: {name} is {offsets.dtype}, expected torch.int32")
+    if offsets.dim() != 1 or offsets.numel() < 1:
+        raise ValueError(f"{_OP}: {name} has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
+    # Values are read on the CPU only: elsewhere that would make the host wait for the device.
+    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
+        if int(offsets[0]) != 0 or int(offsets[-1]) != tokens:
+            raise ValueError(f"{_OP}: {name} runs from {offsets[0]} to {offsets[-1]}, expected 0 to {tokens} tokens")

@@ -1,0 +1,51 @@
+"""Argument checks that several ops share. Each raises an error that says what was given and what is wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...], meaning: str) -> None:
+    """Raises ValueError unless `tensor` has `shape`; None stands for any size."""
+    given = tuple(tensor.shape)
+    if len(given) != len(shape) or any(w is not None and w != g for w, g in zip(shape, given, strict=True)):
+        raise ValueError(f"{op}: {name} has shape {given}, expected {meaning}")
+
+
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors are on one device."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{op}: all tensors must be on one device, got {devices}")
+
+
+def check_mask(op: str, name: str, mask: Tensor | None, units: int) -> None:
+    """Raises unless `mask` is None or bool `(units,)`."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{op}: {name} is {mask.dtype}, expected torch.bool (True = computed)")
+    check_shape(op, name, mask, (units,), f"({units},), one entry a unit")
+
+
+def check_gates(op: str, name: str, gates: Tensor | None, units: int) -> None:
+    """Raises unless `gates` is None or float32/float64 `(units,)`.
+
+    Half-precision gates are refused: at the paper's rate a step moves a gate by 2e-5, while near 1 the
+    spacing of bfloat16 is 4e-3 and of float16 5e-4, so such a gate would never move.
+    """
+    if gates is None:
+        return
+    if gates.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{op}: {name} is {gates.dtype}; gates must stay float32, because a step of 2e-5 is lost in half "
+            f"precision near 1. Keep them out of .half()/.bfloat16() and use autocast instead."
+        )
+    check_shape(op, name, gates, (units,), f"({units},), one entry a unit")
+
+
+def check_probability(op: str, name: str, p: float) -> None:
+    """Raises ValueError unless 0 <= p < 1."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{op}: {name} is {p}, expected a probability in [0, 1)")

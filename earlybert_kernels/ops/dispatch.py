@@ -1,0 +1,116 @@
+"""Which backend runs an op: every op registers its implementations here, every call chooses one here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+#: All backends, best first.
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+_forced: ContextVar[str | None] = ContextVar("earlybert_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's version of one op.
+
+    Attributes:
+        run: the callable; every backend of an op takes the same arguments.
+        unavailable: why this backend cannot run in this process at all (not built, no device), or None.
+        refuses: why it cannot take these tensors (device, dtype, sizes), or None.
+    """
+
+    run: Callable
+    unavailable: Callable[[], str | None]
+    refuses: Callable[..., str | None]
+
+
+_implementations: dict[str, dict[str, Implementation]] = {}
+
+
+def register(
+    op: str,
+    backend: str,
+    run: Callable,
+    *,
+    unavailable: Callable[[], str | None] = lambda: None,
+    refuses: Callable[..., str | None] = lambda *tensors: None,
+) -> None:
+    """Makes `run` the implementation of `op` on `backend`."""
+    _known(backend)
+    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses)
+
+
+def backends(name: str) -> list[str]:
+    """The backends that can run op `name` in this process, best first.
+
+    Raises:
+        ValueError: there is no op of that name.
+    """
+    if name not in _implementations:
+        raise ValueError(f"no op named {name!r}; the ops are {', '.join(sorted(_implementations))}")
+    table = _implementations[name]
+    return [b for b in BACKENDS if b in table and table[b].unavailable() is None]
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within the context every op runs on `backend`, or raises if it cannot.
+
+    `EARLYBERT_BACKEND` in the environment does the same for a whole process.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: raised by an op inside the context that `backend` cannot run; nothing falls back.
+    """
+    token = _forced.set(_known(backend))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable:
+    """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
+
+    Args:
+        op: the op's name.
+        backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
+        tensors: what the op was given; absent ones are None.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: a backend was forced and cannot run this call; the message says why.
+    """
+    table = _implementations[op]
+    forced = backend or _forced.get() or os.environ.get("EARLYBERT_BACKEND") or None
+    if forced is None:
+        # `reference` takes everything and comes last.
+        return next(
+            table[b].run
+            for b in BACKENDS
+            if b in table and table[b].unavailable() is None and table[b].refuses(*tensors) is None
+        )
+    _known(forced)
+    if forced not in table:
+        reason = f"it has no {forced!r} implementation"
+    else:
+        reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+    if reason is not None:
+        raise RuntimeError(
+            f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "
+            f"Backends of this op here: {', '.join(backends(op))}."
+        )
+    return table[forced].run
+
+
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"no backend named {backend!r}; the backends are {', '.join(BACKENDS)}")
+    return backend

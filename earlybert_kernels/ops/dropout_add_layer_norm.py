@@ -1,0 +1,166 @@
+"""Dropout, residual addition and layer norm in one pass over memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import cpu, cuda
+from .checks import check_probability, check_same_device, check_shape
+from .dispatch import choose, register
+
+_OP = "dropout_add_layer_norm"
+
+
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    eps: float = 1e-12,
+    backend: str | None = None,
+) -> Tensor:
+    """`LayerNorm(residual + dropout(x)) * weight + bias` over the last dimension.
+
+    This is how each sublayer of BERT ends (Devlin et al., arXiv 1810.04805). The compiled backends keep
+    float32 statistics, store no dropout mask and regenerate it in backward from a seed, which comes from
+    torch's generator: `torch.manual_seed` reproduces it and gradient checkpointing replays it.
+
+    Args:
+        x: `(..., E)`, any floating dtype: a sublayer's output.
+        residual: the same shape, any floating dtype: the sublayer's input.
+        weight, bias: `(E,)`, any floating dtype.
+        dropout_p: probability of dropping an element of x, the kept ones being scaled by 1 / (1 - p). Applied
+            whenever it is above 0, so pass 0 to evaluate.
+        eps: added to the variance; BERT's is 1e-12.
+        backend: one of `ops.backends("dropout_add_layer_norm")`; default: the best that takes these tensors.
+            `cpu` takes float32; `cuda` takes float32, float16 and bfloat16, E up to 8192.
+
+    Returns:
+        `(..., E)` in the dtype that x and residual promote to.
+
+    Raises:
+        ValueError: shapes, devices or probabilities do not fit together.
+        TypeError: a tensor is not floating-point.
+        RuntimeError: the backend that was asked for cannot run this call.
+    """
+    if x.dim() < 1 or x.shape[-1] == 0:
+        raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}, expected (..., hidden size)")
+    check_shape(_OP, "residual", residual, tuple(x.shape), f"{tuple(x.shape)} as x")
+    check_shape(_OP, "weight", weight, (x.shape[-1],), f"({x.shape[-1]},), one entry a column of x")
+    check_shape(_OP, "bias", bias, (x.shape[-1],), f"({x.shape[-1]},), one entry a column of x")
+    for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{_OP}: {name} is {tensor.dtype}, expected a floating dtype")
+    check_probability(_OP, "dropout_p", dropout_p)
+    check_same_device(_OP, x=x, residual=residual, weight=weight, bias=bias)
+    run = choose(_OP, backend, x, residual, weight, bias)
+    return run(x, residual, weight, bias, dropout_p=dropout_p, eps=eps)
+
+
+def seeded(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor | None, dropout_p: float, eps: float
+) -> Tensor:
+    """The compiled op under a given seed: it keeps `reference.counter_rng.keep_mask(seed, x.shape, dropout_p)`.
+
+    Args:
+        x, residual, weight, bias: as a compiled backend takes them, x's dtype promoting to residual's.
+        seed: int64 0-d on x's device, or None for no dropout.
+        dropout_p: in [0, 1).
+        eps: added to the variance.
+    """
+    return torch.ops.earlybert.dropout_add_layer_norm(x, residual, weight, bias, seed, dropout_p, eps)[0]
+
+
+def _run_compiled(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, dropout_p: float, eps: float
+) -> Tensor:
+    # The kernels take (x, residual) of one dtype or a float32 residual, and parameters of residual's dtype
+    # or float32. Anything else is cast here, where autograd sees it.
+    residual = residual.to(torch.promote_types(x.dtype, residual.dtype))
+    if weight.dtype != bias.dtype or weight.dtype != residual.dtype or x.dtype != residual.dtype:
+        weight, bias = weight.float(), bias.float()
+    seed = None
+    if dropout_p > 0.0:
+        seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=x.device)
+    return seeded(x, residual, weight, bias, seed, dropout_p, eps)
+
+
+register(_OP, "reference", reference.dropout_add_layer_norm)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(
+    _OP, "cuda", _run_compiled, unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses
+)
+
+
+# The dispatcher's side: the schemas, an implementation for each device, shapes for the compiler, autograd.
+
+torch.library.define(
+    f"earlybert::{_OP}",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed, float dropout_p, float eps)"
+    " -> (Tensor out, Tensor mean, Tensor rstd)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    f"earlybert::{_OP}_backward",
+    "(Tensor grad_out, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, Tensor? seed,"
+    " float dropout_p) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def _shares_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
+    """Whether grad_x equals grad_residual, so that no kernel writes it a second time."""
+    return seed is None and x.dtype == residual.dtype
+
+
+def _backward_on(backend):
+    def run(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
+        grad_x, *grads = backend.dropout_add_layer_norm_backward(
+            grad_out, x, residual, weight, mean, rstd, seed, dropout_p
+        )
+        # A functional op may not return one tensor twice, so the absent one is empty.
+        return (x.new_empty(0) if grad_x is None else grad_x, *grads)
+
+    return run
+
+
+torch.library.impl(f"earlybert::{_OP}", "cpu", cpu.dropout_add_layer_norm_forward)
+torch.library.impl(f"earlybert::{_OP}", "cuda", cuda.dropout_add_layer_norm_forward)
+torch.library.impl(f"earlybert::{_OP}_backward", "cpu", _backward_on(cpu))
+torch.library.impl(f"earlybert::{_OP}_backward", "cuda", _backward_on(cuda))
+
+
+@torch.library.register_fake(f"earlybert::{_OP}")
+def _forward_shapes(x, residual, weight, bias, seed, dropout_p, eps):
+    statistics = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    return residual.new_empty(x.shape), statistics, torch.empty_like(statistics)
+
+
+@torch.library.register_fake(f"earlybert::{_OP}_backward")
+def _backward_shapes(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
+    grad_x = x.new_empty(0) if _shares_gradient(x, residual, seed) else x.new_empty(x.shape)
+    return grad_x, residual.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx, inputs, output):
+    x, residual, weight, _, seed, ctx.dropout_p, _ = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, residual, weight, mean, rstd, seed)
+
+
+def _backward(ctx, grad_out, grad_mean, grad_rstd):
+    x, residual, weight, mean, rstd, seed = ctx.saved_tensors
+    grad_x, grad_residual, grad_weight, grad_bias = torch.ops.earlybert.dropout_add_layer_norm_backward(
+        grad_out, x, residual, weight, mean, rstd, seed, ctx.dropout_p
+    )
+    if _shares_gradient(x, residual, seed):
+        grad_x = grad_residual
+    return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
+
+
+torch.library.register_autograd(f"earlybert::{_OP}", _backward, setup_context=_save)

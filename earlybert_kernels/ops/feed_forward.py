@@ -1,0 +1,70 @@
+"""Masked feed-forward block."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import reference
+from ..reference.feed_forward import ACTIVATIONS
+from .checks import check_gates, check_mask, check_same_device, check_shape
+from .dispatch import choose, register
+
+_OP = "feed_forward"
+register(_OP, "reference", reference.feed_forward)
+
+
+def feed_forward(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    *,
+    neuron_mask: Tensor | None = None,
+    neuron_gates: Tensor | None = None,
+    activation: str = "gelu",
+    backend: str | None = None,
+) -> Tensor:
+    """`(neuron_gates * activation(x w_in^T + b_in)) w_out^T + b_out`, on the unmasked neurons only.
+
+    The gate is EarlyBERT's coefficient of a neuron (arXiv 2101.00063, section 3.1).
+
+    Args:
+        x: `(T, E)`, any floating dtype.
+        w_in: `(F, E)`; b_in: `(F,)`; w_out: `(E, F)`; b_out: `(E,)` (the layout of `torch.nn.Linear`).
+        neuron_mask: bool `(F,)`; a False neuron is not computed: its contribution and its gradients are 0.
+        neuron_gates: float32 (or float64) `(F,)`, scales each neuron's activation and gets a gradient.
+        activation: `"gelu"` (exact, with erf), `"gelu_tanh"` or `"relu"`.
+        backend: one of `ops.backends("feed_forward")`; default: the best that takes these tensors.
+
+    Returns:
+        `(T, E)`.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, or the activation is unknown.
+        TypeError: the mask is not bool, or gates are in half precision.
+        RuntimeError: the backend that was asked for cannot run this call.
+    """
+    if w_in.dim() != 2:
+        raise ValueError(f"{_OP}: w_in has shape {tuple(w_in.shape)}, expected (neurons, hidden size)")
+    neurons, hidden = w_in.shape
+    check_shape(_OP, "x", x, (None, hidden), f"(tokens, {hidden}) to fit w_in")
+    check_shape(_OP, "b_in", b_in, (neurons,), f"({neurons},) to fit w_in")
+    check_shape(_OP, "w_out", w_out, (hidden, neurons), f"({hidden}, {neurons}) to fit w_in")
+    check_shape(_OP, "b_out", b_out, (hidden,), f"({hidden},) to fit w_in")
+    check_mask(_OP, "neuron_mask", neuron_mask, neurons)
+    check_gates(_OP, "neuron_gates", neuron_gates, neurons)
+    check_same_device(_OP, x=x, w_in=w_in, neuron_mask=neuron_mask, neuron_gates=neuron_gates)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    run = choose(_OP, backend, x, w_in, b_in, w_out, b_out, neuron_mask, neuron_gates)
+    return run(
+        x,
+        w_in,
+        b_in,
+        w_out,
+        b_out,
+        neuron_mask=neuron_mask,
+        neuron_gates=neuron_gates,
+        activation=activation,
+    )

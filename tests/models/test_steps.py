@@ -1,0 +1,61 @@
+"""Whole optimizer steps: what one call cannot show, 32 of them in a row do."""
+
+import copy
+
+import pytest
+import torch
+from tiny_bert import batch, some_ticket, tiny_model
+
+import earlybert_kernels as ek
+
+STEPS = 32
+
+
+def losses(model, lr=1e-3, steps=STEPS):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(7)
+    model.train()
+    history = []
+    for step in range(steps):
+        lengths = tuple(torch.randint(1, 12, (6,), generator=generator).tolist())
+        inputs = batch(lengths, seed=step)
+        labels = inputs["input_ids"][:, 0] % 3
+        loss = model(**inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return torch.tensor(history, dtype=torch.float64)
+
+
+def test_converted_trains_as_stock():
+    model = tiny_model()
+    stock = losses(copy.deepcopy(model))
+    assert stock[-8:].mean() < stock[:8].mean()  # it learns, so that the comparison means something
+    torch.testing.assert_close(losses(ek.convert(model)), stock, rtol=2e-4, atol=2e-4)
+
+
+def test_folded_gates_train_as_unfolded_ones():
+    model = tiny_model().double()
+    unfolded = losses(ek.enable_gates(copy.deepcopy(model)))
+    folded = losses(ek.enable_gates(ek.convert(model)))
+    torch.testing.assert_close(folded, unfolded, rtol=1e-8, atol=1e-8)
+
+
+def test_masked_trains_as_compact():
+    model = ek.convert(tiny_model().double())
+    ticket = some_ticket(model)
+    masked = losses(ek.apply_ticket(copy.deepcopy(model), ticket))
+    torch.testing.assert_close(losses(ek.compact(model, ticket)), masked, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [32])
+def test_real_weights_train_as_stock(minilm, steps):
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        minilm, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    stock = losses(copy.deepcopy(model), lr=5e-5, steps=steps)
+    torch.testing.assert_close(losses(ek.convert(model), lr=5e-5, steps=steps), stock, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+import earlybert_kernels as ek
+
+
+def test_lists_are_sorted_and_cannot_be_changed_from_outside():
+    ticket = ek.Ticket([[3, 1], [0]], [[5, 2, 9], [1]])
+    assert ticket.heads == [[1, 3], [0]] and ticket.neurons == [[2, 5, 9], [1]]
+    ticket.heads[0].append(7)
+    assert ticket.heads == [[1, 3], [0]]
+    assert ticket == ek.Ticket([[1, 3], [0]], [[9, 5, 2], [1]])
+    assert len({ticket, ek.Ticket([[1, 3], [0]], [[9, 5, 2], [1]])}) == 1
+
+
+def test_save_and_load(tmp_path):
+    ticket = ek.Ticket([[1, 3], [0]], [[2, 5, 9], [1]])
+    path = tmp_path / "ticket.json"
+    ticket.save(path)
+    assert ek.Ticket.load(path) == ticket
+    assert json.loads(path.read_text()) == {"heads": [[1, 3], [0]], "neurons": [[2, 5, 9], [1]]}
+    assert [p.name for p in tmp_path.iterdir()] == ["ticket.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"heads": [[0]]}', '{"heads": [[0.5]], "neurons": [[1]]}', '{"heads": 3, "neurons": 4}']
+)
+def test_malformed_files_are_refused_by_name(tmp_path, text):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="broken.json is not a ticket"):
+        ek.Ticket.load(path)
+    with pytest.raises(FileNotFoundError):
+        ek.Ticket.load(tmp_path / "absent.json")
+
+
+def test_distance():
+    a = ek.Ticket([[0, 1]], [[0, 1, 2, 3]])
+    b = ek.Ticket([[1, 2]], [[0, 1, 2, 3]])
+    assert a.distance(a) == 0
+    assert a.distance(b) == b.distance(a) == 2 / 12
+    assert a.distance(b, of="heads") == 0.5
+    assert a.distance(b, of="neurons") == 0
+    assert a.distance(ek.Ticket([[2, 3]], [[4, 5, 6, 7]])) == 1
+    with pytest.raises(ValueError, match="1 and 2 layers"):
+        a.distance(ek.Ticket([[0], [0]], [[0], [0]]))
+
+
+def test_bad_tickets_are_refused():
+    with pytest.raises(ValueError, match="2 layers of heads and 1 of neurons"):
+        ek.Ticket([[0], [1]], [[0]])
+    with pytest.raises(ValueError, match="heads of layer 1 repeat"):
+        ek.Ticket([[0], [1, 1]], [[0], [0]])
+    with pytest.raises(ValueError, match="neurons of layer 0 repeat an index or hold a negative"):
+        ek.Ticket([[0]], [[-1]])
+    ticket = ek.Ticket([[0, 5]], [[0]])
+    ticket.check_sizes([6], [1])
+    with pytest.raises(ValueError, match="unit 5 of the heads of layer 0, but the model has only 4"):
+        ticket.check_sizes([4], [1])
+    with pytest.raises(ValueError, match="has 1 layers, the model 2"):
+        ticket.check_sizes([6, 6], [1, 1])
+    with pytest.raises(ValueError, match="keeps no neurons in layer 0"):
+        ek.Ticket([[0]], [[]]).check_sizes([4], [4])

@@ -1,0 +1,81 @@
+"""Small BERTs of odd shapes, and padded batches for them."""
+
+from __future__ import annotations
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import earlybert_kernels as ek
+
+#: Shapes that break assumptions: one head, head size 1, widths that are primes, one layer.
+ODD = {
+    "small": {"hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 3},
+    "one_head": {"hidden_size": 10, "num_attention_heads": 1, "intermediate_size": 7, "num_hidden_layers": 2},
+    "head_size_1": {"hidden_size": 5, "num_attention_heads": 5, "intermediate_size": 13, "num_hidden_layers": 1},
+    "tanh_gelu": {
+        "hidden_size": 12,
+        "num_attention_heads": 2,
+        "intermediate_size": 17,
+        "num_hidden_layers": 2,
+        "hidden_act": "gelu_new",
+    },
+    "relu": {
+        "hidden_size": 14,
+        "num_attention_heads": 7,
+        "intermediate_size": 31,
+        "num_hidden_layers": 2,
+        "hidden_act": "relu",
+    },
+}
+
+
+def tiny_config(shape: str = "small", dropout: float = 0.0, **more) -> BertConfig:
+    fields = {"vocab_size": 50, "max_position_embeddings": 24, "num_labels": 3, "initializer_range": 0.3}
+    return BertConfig(
+        **{**fields, **ODD[shape], **more}, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+    )
+
+
+def tiny_model(shape: str = "small", cls=BertForSequenceClassification, dropout: float = 0.0, **more):
+    torch.manual_seed(1)
+    model = cls(tiny_config(shape, dropout, **more)).eval()
+    for module in model.modules():  # biases and norms start at 0 and 1, which would hide mistakes
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm) and module.bias is not None:
+            torch.nn.init.normal_(module.bias, std=0.3)
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.2)
+    return model
+
+
+def batch(lengths: tuple[int, ...] = (5, 1, 9, 3), vocabulary: int = 50, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A right-padded batch with token types."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(1, vocabulary, mask.shape, generator=generator) * mask
+    types = torch.randint(0, 2, mask.shape, generator=generator) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def set_gates(model, seed: int = 3) -> None:
+    """Gates away from 1, some of them negative."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for gate in ek.head_gates(model) + ek.neuron_gates(model):
+            gate.copy_(torch.randn(gate.shape, generator=generator) + 0.5)
+
+
+def some_ticket(model, seed: int = 5):
+    """A ticket with other widths in every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+
+    def keep(units: int, layer: int) -> list[int]:
+        count = max(1, (units * (3 + layer)) // 7)
+        return torch.randperm(units, generator=generator)[:count].tolist()
+
+    layers = range(config.num_hidden_layers)
+    return ek.Ticket(
+        [keep(config.num_attention_heads, layer) for layer in layers],
+        [keep(config.intermediate_size, layer) for layer in layers],
+    )

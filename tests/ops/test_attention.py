@@ -1,0 +1,147 @@
+import oracles
+import pytest
+import torch
+
+import earlybert_kernels as ek
+
+LENGTHS = [(1,), (7,), (3, 1, 8, 2), (5, 5, 5), (64, 1, 33), (2, 0, 3)]
+
+
+def inputs(lengths, heads=3, size=4, dtype=torch.float64):
+    tokens = sum(lengths)
+    q, k, v = (torch.randn(tokens, heads, size, dtype=dtype, requires_grad=True) for _ in range(3))
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return q, k, v, cu_seqlens, max(lengths)
+
+
+def gradients(out, *tensors):
+    generator = torch.Generator().manual_seed(9)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    return torch.autograd.grad((out * weights).sum(), tensors)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_output_and_gradients_match_the_definition(lengths, scale):
+    q, k, v, cu_seqlens, longest = inputs(lengths)
+    gates = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    out = ek.ops.attention(q, k, v, cu_seqlens, longest, head_gates=gates, softmax_scale=scale)
+    truth = oracles.attention(q, k, v, [n for n in lengths if n], gates=gates, scale=scale)
+    torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients(out, q, k, v, gates), gradients(truth, q, k, v, gates), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kept", [[1], [0, 2], [], [0, 1, 2]])
+def test_masked_heads_are_zero_and_get_zero_gradients(kept):
+    lengths = (4, 2, 6)
+    q, k, v, cu_seqlens, longest = inputs(lengths)
+    gates = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    mask = torch.zeros(3, dtype=torch.bool)
+    mask[kept] = True
+    out = ek.ops.attention(q, k, v, cu_seqlens, longest, head_mask=mask, head_gates=gates)
+    truth = oracles.attention(q, k, v, lengths, gates=gates) * mask[:, None]
+    torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients(out, q, k, v, gates), gradients(truth, q, k, v, gates), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_masked_heads_are_not_read():
+    q, k, v, cu_seqlens, longest = inputs((4, 3))
+    poisoned = [t.detach().clone() for t in (q, k, v)]
+    for t in poisoned:
+        t[:, 1] = float("nan")
+    mask = torch.tensor([True, False, True])
+    out = ek.ops.attention(*poisoned, cu_seqlens, longest, head_mask=mask)
+    torch.testing.assert_close(out, ek.ops.attention(q, k, v, cu_seqlens, longest, head_mask=mask))
+
+
+def test_fewer_queries_than_keys():
+    lengths, lengths_q = (4, 1, 6), (2, 1, 3)
+    _, k, v, cu_seqlens, longest = inputs(lengths)
+    q = torch.randn(sum(lengths_q), 3, 4, dtype=torch.float64, requires_grad=True)
+    cu_seqlens_q = torch.tensor([0, *lengths_q]).cumsum(0).int()
+    out = ek.ops.attention(q, k, v, cu_seqlens, longest, cu_seqlens_q=cu_seqlens_q, max_seqlen_q=3)
+    truth = oracles.attention(q, k, v, lengths, lengths_q)
+    torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients(out, q, k, v), gradients(truth, q, k, v), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_gradcheck():
+    q, k, v, cu_seqlens, longest = inputs((2, 3), heads=2, size=2)
+    gates = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([False, True])
+    for head_mask in (None, mask):
+        assert torch.autograd.gradcheck(
+            lambda q, k, v, g, m=head_mask: ek.ops.attention(
+                q, k, v, cu_seqlens, longest, head_mask=m, head_gates=g
+            ),
+            (q, k, v, gates),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision_is_as_good_as_plain_pytorch(dtype):
+    lengths = (17, 40, 3)
+    exact = inputs(lengths, heads=4, size=32)
+    q, k, v = (t.detach().to(dtype) for t in exact[:3])
+    truth = oracles.attention(q.double(), k.double(), v.double(), lengths)
+    plain = oracles.attention(q, k, v, lengths)
+    ours = ek.ops.attention(q, k, v, *exact[3:])
+    assert ours.dtype == dtype
+    floor = torch.finfo(dtype).eps
+    assert (ours - truth).abs().max() <= 2 * (plain - truth).abs().max() + floor
+
+
+def test_strided_views_are_taken():
+    lengths = (4, 3)
+    q, k, v, cu_seqlens, longest = inputs(lengths)
+    packed = torch.stack([q, k, v], dim=2).detach()  # heads of q, k and v interleaved in memory
+    out = ek.ops.attention(packed[:, :, 0], packed[:, :, 1], packed[:, :, 2], cu_seqlens, longest)
+    torch.testing.assert_close(out, oracles.attention(q, k, v, lengths).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_is_off_at_zero_unbiased_above_and_seeded():
+    torch.manual_seed(3)
+    lengths = (16,) * 64
+    tokens = sum(lengths)
+    q = torch.zeros(tokens, 2, 4)
+    v = torch.ones(tokens, 2, 4)
+    cu_seqlens = torch.arange(0, tokens + 1, 16, dtype=torch.int32)
+    exact = ek.ops.attention(q, q, v, cu_seqlens, 16)
+    torch.testing.assert_close(exact, torch.ones_like(exact))
+
+    def dropped(seed):
+        torch.manual_seed(seed)
+        return ek.ops.attention(q, q, v, cu_seqlens, 16, dropout_p=0.25)
+
+    first = dropped(0)
+    assert torch.equal(first, dropped(0))
+    assert not torch.equal(first, dropped(1))
+    # Every output is the mean of 16 kept-or-dropped ones over 0.75: variance 0.25 / (0.75 * 16) each.
+    rows = tokens * 2
+    assert abs(first[:, :, 0].mean() - 1) < 5 * (0.25 / 0.75 / 16 / rows) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"head_gates": torch.ones(3, dtype=torch.bfloat16)}, TypeError, "gates must stay float32"),
+        ({"head_mask": torch.ones(3)}, TypeError, "expected torch.bool"),
+        ({"head_mask": torch.ones(2, dtype=torch.bool)}, ValueError, r"head_mask has shape \(2,\)"),
+        ({"dropout_p": 1.0}, ValueError, r"in \[0, 1\)"),
+        ({"cu_seqlens": torch.tensor([0, 3])}, TypeError, "expected torch.int32"),
+        ({"cu_seqlens": torch.tensor([0, 3], dtype=torch.int32)}, ValueError, "runs from 0 to 3, expected 0 to 5"),
+        ({"k": torch.zeros(5, 3, 3, dtype=torch.float64)}, ValueError, "k has shape"),
+        ({"v": torch.zeros(5, 3, 4)}, TypeError, "expected one dtype"),
+        ({"max_seqlen_q": 1}, ValueError, "together"),
+        ({"backend": "cuda"}, RuntimeError, "'cuda' was asked for but cannot run"),
+        ({"backend": "fast"}, ValueError, "no backend named 'fast'"),
+    ],
+)
+def test_bad_arguments_are_refused(change, error, message):
+    q, k, v, cu_seqlens, longest = inputs((2, 3))
+    arguments = {"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens, "max_seqlen": longest} | change
+    with pytest.raises(error, match=message):
+        ek.ops.attention(**arguments)

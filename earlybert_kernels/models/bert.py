@@ -15,7 +15,8 @@ from transformers.utils.generic import can_return_tuple
 from ..nn import LayerParts, Packing, make_packing
 from ..ticket import Ticket
 from . import bert_heads
-from .compact_bert import COMPACT_CLASSES, CompactBertConfig, set_compact
+from .compact_bert import COMPACT_CLASSES, CompactBertConfig
+from .compact_bert import set_compact as set_compact  # one of the functions of a family
 
 BASE = hf.BertModel
 MODEL_TYPES = ("bert", "compact_bert")

@@ -97,5 +97,6 @@ def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
         raise ValueError(f"{_OP}: {name} has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
     # Values are read on the CPU only: elsewhere that would make the host wait for the device.
     if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
-        if int(offsets[0]) != 0 or int(offsets[-1]) != tokens:
-            raise ValueError(f"{_OP}: {name} runs from {offsets[0]} to {offsets[-1]}, expected 0 to {tokens} tokens")
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first != 0 or last != tokens:
+            raise ValueError(f"{_OP}: {name} runs from {first} to {last}, expected 0 to {tokens} tokens")

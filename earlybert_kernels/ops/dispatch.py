@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,8 @@ import torch
 #: All backends, best first.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
-_forced: ContextVar[str | None] = ContextVar("earlybert_backend", default=None)
+# A plain global and no ContextVar: torch.compile cannot trace the latter.
+_forced: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,20 @@ def backends(name: str) -> list[str]:
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Within the context every op runs on `backend`, or raises if it cannot.
+    """Within the context every op of the process runs on `backend`, or raises if it cannot.
 
-    `EARLYBERT_BACKEND` in the environment does the same for a whole process.
+    `EARLYBERT_BACKEND` in the environment does the same for a whole run.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: raised by an op inside the context that `backend` cannot run; nothing falls back.
     """
-    token = _forced.set(_known(backend))
+    global _forced
+    before, _forced = _forced, _known(backend)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable:
@@ -89,7 +90,7 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
         RuntimeError: a backend was forced and cannot run this call; the message says why.
     """
     table = _implementations[op]
-    forced = backend or _forced.get() or os.environ.get("EARLYBERT_BACKEND") or None
+    forced = backend or _forced or os.environ.get("EARLYBERT_BACKEND") or None
     if forced is None:
         # `reference` takes everything and comes last.
         return next(

@@ -62,9 +62,15 @@ def dropout_add_layer_norm(
 
 
 def seeded(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor | None, dropout_p: float, eps: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    eps: float,
 ) -> Tensor:
-    """The compiled op under a given seed: it keeps `reference.counter_rng.keep_mask(seed, x.shape, dropout_p)`.
+    """The compiled op under a given seed; it keeps `counter_rng.keep_mask(seed, x.shape, dropout_p)`.
 
     Args:
         x, residual, weight, bias: as a compiled backend takes them, x's dtype promoting to residual's.
@@ -75,9 +81,7 @@ def seeded(
     return torch.ops.earlybert.dropout_add_layer_norm(x, residual, weight, bias, seed, dropout_p, eps)[0]
 
 
-def _run_compiled(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, dropout_p: float, eps: float
-) -> Tensor:
+def _run_compiled(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, dropout_p: float, eps: float) -> Tensor:
     # The kernels take (x, residual) of one dtype or a float32 residual, and parameters of residual's dtype
     # or float32. Anything else is cast here, where autograd sees it.
     residual = residual.to(torch.promote_types(x.dtype, residual.dtype))
@@ -91,9 +95,7 @@ def _run_compiled(
 
 register(_OP, "reference", reference.dropout_add_layer_norm)
 register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
-register(
-    _OP, "cuda", _run_compiled, unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses
-)
+register(_OP, "cuda", _run_compiled, unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses)
 
 
 # The dispatcher's side: the schemas, an implementation for each device, shapes for the compiler, autograd.
@@ -164,3 +166,10 @@ def _backward(ctx, grad_out, grad_mean, grad_rstd):
 
 
 torch.library.register_autograd(f"earlybert::{_OP}", _backward, setup_context=_save)
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(f"{_OP}: only the 'reference' backend can be differentiated twice")
+
+
+torch.library.register_autograd(f"earlybert::{_OP}_backward", _no_double_backward)

@@ -1,9 +1,9 @@
 """Which elements a dropout seed keeps: the counter-based rule that the kernels share, in plain PyTorch.
 
 Element i of a tensor (its index in row-major order) draws word `i % 4` of Philox-4x32-10 at counter
-`(i // 4, 0)` under the 64-bit key `seed`, and is kept when that word is at least `threshold(p)`. All 32 bits
-take part, so p = 0.1 drops 0.1 of the elements to within 2^-32. A mask is never stored: whoever needs it again
-regenerates it from the seed.
+`(i // 4, 0)` under the 64-bit key `seed`, and is kept when that word is at least `threshold(p)`. All 32
+bits take part, so p = 0.1 drops 0.1 of the elements to within 2^-32. A mask is never stored: whoever needs
+it again regenerates it from the seed.
 
 Philox is from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -46,9 +46,7 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tupl
     return c0, c1, c2, c3
 
 
-def keep_mask(
-    seed: int | Tensor, shape: Sequence[int], p: float, device: torch.device | str | None = None
-) -> Tensor:
+def keep_mask(seed: int | Tensor, shape: Sequence[int], p: float, device: torch.device | str | None = None) -> Tensor:
     """The elements that dropout with probability `p` keeps under `seed`.
 
     Args:

@@ -25,7 +25,7 @@ def test_output_and_gradients_match_the_definition(tokens, hidden, neurons):
 @pytest.mark.parametrize("kept", [[], [3], [0, 2, 5, 10]])
 def test_masked_neurons_are_not_read_and_get_zero_gradients(kept):
     tensors = inputs()
-    x, w_in, b_in, w_out, b_out = tensors
+    _, w_in, b_in, w_out, _ = tensors
     gates = torch.randn(11, dtype=torch.float64, requires_grad=True)
     mask = torch.zeros(11, dtype=torch.bool)
     mask[kept] = True

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine with Python 3.11 or 3.12 and a C++ compiler:
+#   make demo    EarlyBERT against dense and stock training, on a built-in task
+#   make test    the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint clean
+
+help:
+	@sed -n '2,3s/^#//p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (minutes, the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,bench]'
+	@echo "== What this installation has:"
+	$(BIN)/python -m earlybert_kernels.env
+	@touch $@
+
+demo: install
+	@echo "== Running the demo: dense stock, dense with our kernels, EarlyBERT (about 5 minutes on 2 cores)"
+	$(BIN)/earlybert demo --output-dir runs/demo --overwrite-output-dir
+
+lint: install
+	@echo "== Checking style"
+	$(BIN)/ruff check .
+
+test: lint
+	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
+	$(BIN)/python -m pytest -q -rs
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.json

@@ -1,0 +1,106 @@
+// Device helpers for kernels in which a group of threads shares a row and each thread holds vectors of 4
+// neighbouring columns: 4 because that is one Philox block, and at most 16 bytes.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../common/counter_rng.h"
+
+namespace earlybert {
+
+constexpr int kVector = 4;
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) {
+  return v;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+template <typename T>
+struct alignas(kVector * sizeof(T)) Vector {
+  T v[kVector];
+};
+
+// row[col ... col + 3] as float32, 0 beyond the row's end. `aligned`: cols is a multiple of 4 and every row
+// begins on a vector's boundary.
+template <typename T>
+__device__ __forceinline__ void load(const T* row, int col, int cols, bool aligned, float (&v)[kVector]) {
+  if (aligned) {
+    Vector<T> loaded = {};
+    if (col < cols) loaded = *reinterpret_cast<const Vector<T>*>(row + col);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) v[j] = to_float(loaded.v[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) v[j] = col + j < cols ? to_float(row[col + j]) : 0.0f;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void store(T* row, int col, int cols, bool aligned, const float (&v)[kVector]) {
+  if (aligned) {
+    Vector<T> stored;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) stored.v[j] = from_float<T>(v[j]);
+    if (col < cols) *reinterpret_cast<Vector<T>*>(row + col) = stored;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      if (col + j < cols) row[col + j] = from_float<T>(v[j]);
+    }
+  }
+}
+
+// The dropout factors, 0 or `scale`, of elements first ... first + 3.
+__device__ __forceinline__ void dropout_scales(uint64_t seed, uint64_t first, uint32_t threshold, float scale,
+                                               float (&scales)[kVector]) {
+  const Words a = random_words(seed, first / 4);
+  const unsigned skip = static_cast<unsigned>(first % 4);
+  Words w = a;
+  if (skip != 0) {  // the four straddle two blocks
+    const Words b = random_words(seed, first / 4 + 1);
+    if (skip == 1) w = Words{a.w1, a.w2, a.w3, b.w0};
+    if (skip == 2) w = Words{a.w2, a.w3, b.w0, b.w1};
+    if (skip == 3) w = Words{a.w3, b.w0, b.w1, b.w2};
+  }
+  scales[0] = w.w0 >= threshold ? scale : 0.0f;
+  scales[1] = w.w1 >= threshold ? scale : 0.0f;
+  scales[2] = w.w2 >= threshold ? scale : 0.0f;
+  scales[3] = w.w3 >= threshold ? scale : 0.0f;
+}
+
+// The sum of `v` over the kThreads threads that share a row, the same in each of them and in every run.
+// kThreads is 32 (a warp) or the size of the block; `scratch` is used in the second case only.
+template <int kThreads>
+__device__ __forceinline__ float row_sum(float v, float* scratch) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xFFFFFFFFu, v, distance);
+  if constexpr (kThreads > 32) {
+    __syncthreads();  // the previous sum's readers are done
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kThreads / 32; ++warp) v += scratch[warp];
+  }
+  return v;
+}
+
+}  // namespace earlybert

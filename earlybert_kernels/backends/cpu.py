@@ -1,0 +1,120 @@
+"""Calls the CPU extension `earlybert_kernels._cpu`: tensors in, tensors out.
+
+Everything here takes contiguous or strided float32 tensors on the CPU; `refuses` says what else it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import why_not_built
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension, or why there is none."""
+    # The extension uses OpenMP but links no OpenMP library: two runtimes in one process are two pools of
+    # threads that fight for the cores. Its symbols come from the runtime that `import torch` above has
+    # loaded for everybody; where torch was built with another one, from the system's.
+    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        with contextlib.suppress(OSError):  # then the import below says what is missing
+            ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    try:
+        return importlib.import_module("earlybert_kernels._cpu"), None
+    except ModuleNotFoundError:
+        return None, why_not_built("_cpu")
+    except ImportError as error:
+        return None, f"earlybert_kernels._cpu cannot be loaded ({error})"
+
+
+extension, missing = _load()
+
+
+def unavailable() -> str | None:
+    """Why no op can run on this backend in this process, or None."""
+    return missing
+
+
+def refuses(*tensors: Tensor | None) -> str | None:
+    """Why these tensors cannot be taken (device, dtype), or None."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"it takes CPU tensors, got one on {tensor.device}"
+        if tensor.dtype != torch.float32:
+            return f"it takes float32 tensors, got {tensor.dtype}"
+    return None
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def dropout_add_layer_norm_forward(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`out (..., E)`, `mean (...)` and `rstd (...)`; see `ops.dropout_add_layer_norm`."""
+    x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
+    out = torch.empty_like(x)
+    mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
+    extension.dropout_add_layer_norm_forward(
+        mean.numel(),
+        x.shape[-1],
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        _address(seed),
+        dropout_p,
+        eps,
+        out.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+    )
+    return out, mean, rstd
+
+
+def dropout_add_layer_norm_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """`grad_x` (None without a seed: it is `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`."""
+    grad_out, x, residual, weight = (t.contiguous() for t in (grad_out, x, residual, weight))
+    grad_x = None if seed is None else torch.empty_like(x)
+    grad_residual = torch.empty_like(x)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+    extension.dropout_add_layer_norm_backward(
+        mean.numel(),
+        x.shape[-1],
+        grad_out.data_ptr(),
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        _address(seed),
+        dropout_p,
+        _address(grad_x),
+        grad_residual.data_ptr(),
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+    )
+    return grad_x, grad_residual, grad_weight, grad_bias

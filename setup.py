@@ -1,0 +1,249 @@
+"""Builds the two extension modules of earlybert_kernels with ninja: `_cpu` (C++) and `_cuda` (nvcc).
+
+Neither links torch, so nothing here imports it, and one build serves every torch version. An extension
+that cannot be built is left out with one line saying why, and the library runs its ops in PyTorch and Triton
+instead. What was built, how, and what is missing is written to earlybert_kernels/_build.json, which
+`python -m earlybert_kernels.env` prints.
+
+Environment variables:
+
+    EARLYBERT_BUILD_CPU    auto (default): build if possible; 1: fail the installation if not; 0: leave out
+    EARLYBERT_BUILD_CUDA   the same for the CUDA extension; needs nvcc (in $CUDA_HOME/bin or on PATH), no GPU
+    EARLYBERT_CUDA_ARCHS   GPU architectures, default "80;90a". "100+PTX" adds portable code for newer GPUs;
+                           the lowest plain architecture always gets it
+    CXX                    the C++ compiler, default g++, else c++
+    MAX_JOBS               most compilers at a time, default by cores and free memory
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "csrc"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+DEFAULT_ARCHS = "80;90a"
+
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden"]
+# GCC's own AVX-512 headers set off the last two warnings.
+KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+AVX2_FLAGS = ["-mavx2", "-mfma"]
+AVX512_FLAGS = [
+    *AVX2_FLAGS,
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+]
+
+
+class CannotBuild(Exception):
+    """Why an extension cannot be built here."""
+
+
+def switch(name: str) -> str:
+    """The value of a build switch: auto, 1 or 0."""
+    value = os.environ.get(name, "").strip().lower() or "auto"
+    if value not in ("auto", "1", "0"):
+        raise SystemExit(f"{name}={value!r}: expected auto, 1 or 0")
+    return value
+
+
+def cuda_archs() -> str:
+    """The architectures asked for, as written."""
+    return os.environ.get("EARLYBERT_CUDA_ARCHS", "").strip() or DEFAULT_ARCHS
+
+
+def cuda_arch_flags(text: str) -> list[str]:
+    """nvcc's -gencode flags for a list such as "80;90a;100+PTX"."""
+    entries = [entry.strip() for entry in text.split(";") if entry.strip()]
+    parsed = [re.fullmatch(r"(\d{2,3})([af]?)(\+PTX)?", entry) for entry in entries]
+    if not entries or None in parsed:
+        raise SystemExit(f'EARLYBERT_CUDA_ARCHS={text!r}: expected a list such as "80;90a;100+PTX"')
+    portable = {m[1] for m in parsed if m[3] and not m[2]}
+    if any(m[3] and m[2] for m in parsed):
+        raise SystemExit(f"EARLYBERT_CUDA_ARCHS={text!r}: PTX of an 'a' or 'f' architecture is not portable")
+    plain = sorted((m[1] for m in parsed if not m[2]), key=int)
+    portable.update(plain[:1])
+    targets = [(m[1] + m[2], f"sm_{m[1]}{m[2]}") for m in parsed]
+    targets += [(arch, f"compute_{arch}") for arch in sorted(portable, key=int)]
+    return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in targets]
+
+
+def jobs() -> int:
+    """Compilers to run at a time: one a core, and 2 GiB of free memory for each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if os.environ.get("MAX_JOBS", "").isdigit():
+        cores = int(os.environ["MAX_JOBS"])
+    try:
+        free = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        free = None
+    return max(1, min(cores, int(free[1]) // 2**21) if free else cores)
+
+
+def version_of(command: list[str]) -> str:
+    """What a compiler says it is; CannotBuild if it does not run."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CannotBuild(f"{shlex.join(command)} does not run ({error})") from None
+    lines = done.stdout.strip().splitlines() or ["unknown"]
+    return next((line for line in lines if "release" in line), lines[0])
+
+
+def find_cxx() -> list[str]:
+    """The C++ compiler's command."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = shutil.which("g++") or shutil.which("c++")
+    if not found:
+        raise CannotBuild("no C++ compiler was found (g++ or c++ on PATH, or CXX)")
+    return [found]
+
+
+def find_nvcc() -> str:
+    """The path of nvcc."""
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if home and (Path(home) / "bin/nvcc").exists():
+            return str(Path(home) / "bin/nvcc")
+    found = shutil.which("nvcc")
+    if not found:
+        raise CannotBuild("nvcc was not found (in CUDA_HOME/bin or on PATH)")
+    return found
+
+
+class Plan:
+    """The compile and link commands of one extension, and the record of them."""
+
+    def __init__(self, name: str, cxx: list[str]):
+        self.name = name
+        self.objects: list[tuple[Path, str, list[str]]] = []  # source, suffix of the object's name, command
+        self.link: list[str] = []
+        self.record: dict = {"compiler": version_of(cxx)}
+
+
+def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
+    """The CPU extension: every kernel once for each instruction set, chosen at run time."""
+    plan = Plan("_cpu", cxx)
+    # clang's OpenMP calls its own runtime, and torch has loaded GNU's: two would fight for the cores.
+    openmp = "-fopenmp-simd" if "clang" in plan.record["compiler"] else "-fopenmp"
+    sets = {"baseline": []}
+    if platform.machine() in ("x86_64", "AMD64"):
+        sets.update(avx2=AVX2_FLAGS, avx512=AVX512_FLAGS)
+    for source in sorted((SOURCES / "cpu").glob("*.cpp")):
+        for isa, flags in sets.items():
+            command = [*cxx, *CXX_FLAGS, *KERNEL_FLAGS, openmp, *flags, f"-DEARLYBERT_ISA={isa}"]
+            plan.objects.append((source, f".{isa}.o", command))
+    plan.objects.append((SOURCES / "bindings/cpu.cpp", ".o", [*cxx, *CXX_FLAGS, *includes]))
+    # Not -fopenmp: the symbols come from the runtime that torch has loaded (see backends/cpu.py). `now`
+    # makes a missing one an ImportError instead of a crash at the first call.
+    plan.link = [*cxx, "-shared", "-Wl,-z,now"] if sys.platform == "linux" else [*cxx, "-shared"]
+    plan.record.update(flags=[*CXX_FLAGS, *KERNEL_FLAGS, openmp], instruction_sets=list(sets))
+    return plan
+
+
+def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
+    """The CUDA extension: device code by nvcc, with the CUDA runtime linked statically."""
+    archs = cuda_archs()
+    gencode = cuda_arch_flags(archs)
+    nvcc = [find_nvcc(), *(["-ccbin", cxx[0]] if os.environ.get("CXX") else [])]
+    plan = Plan("_cuda", cxx)
+    flags = ["-std=c++17", "-O3", "-cudart=static", "-Werror=all-warnings", "-Wno-deprecated-gpu-targets"]
+    host = "-Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden"
+    for source in sorted((SOURCES / "cuda").glob("*.cu")):
+        plan.objects.append((source, ".o", [*nvcc, *flags, host, f"--threads={jobs()}", *gencode]))
+    plan.objects.append((SOURCES / "bindings/cuda.cpp", ".o", [*cxx, *CXX_FLAGS, *includes]))
+    # torch loads its own CUDA runtime globally; hidden, ours cannot be mixed up with it.
+    plan.link = [*nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", *gencode]
+    plan.record.update(nvcc=version_of(nvcc[:1]), archs=archs, flags=[*flags, host, *gencode])
+    return plan
+
+
+def run_ninja(plan: Plan, work: Path, target: Path) -> None:
+    """Compiles what has changed and links `target`; CannotBuild with ninja's last lines if that fails."""
+    import ninja
+    from ninja.ninja_syntax import Writer
+
+    work.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(work / "build.ninja", "w") as file:
+        n = Writer(file, width=1000)
+        n.rule("compile", "$tool -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        n.rule("link", "$tool $in -o $out")
+        objects = [str(work / (source.stem + suffix)) for source, suffix, _ in plan.objects]
+        for output, (source, _, command) in zip(objects, plan.objects, strict=True):
+            command = shlex.join(command).replace("$", "$$")
+            n.build(output, "compile", str(source), variables={"tool": command})
+        n.build(str(target), "link", objects, variables={"tool": shlex.join(plan.link).replace("$", "$$")})
+    binary = Path(ninja.BIN_DIR) / "ninja"
+    command = [str(binary if binary.exists() else "ninja"), "-C", str(work), "-j", str(jobs())]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        raise CannotBuild(f"ninja does not run ({error})") from None
+    if done.returncode != 0:
+        print(done.stdout, flush=True)
+        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        raise CannotBuild("the compilation failed: " + (errors or ["see the output above"])[0].strip())
+
+
+class NinjaBuild(build_ext):
+    """setuptools' build_ext, with the compiling left to ninja."""
+
+    def kernels_dir(self) -> Path:
+        """The earlybert_kernels directory that the modules are built into."""
+        return (ROOT if self.inplace else Path(self.build_lib).resolve()) / "earlybert_kernels"
+
+    def run(self) -> None:
+        cuda_arch_flags(cuda_archs())  # a mistake in the list is one even where nvcc is missing
+        record = {"python": platform.python_version(), "platform": sysconfig.get_platform()}
+        for name, make_plan in (("_cpu", plan_cpu), ("_cuda", plan_cuda)):
+            record[name] = self.build_module(name, make_plan, f"EARLYBERT_BUILD{name.upper()}")
+        self.kernels_dir().mkdir(parents=True, exist_ok=True)
+        (self.kernels_dir() / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def build_module(self, name: str, make_plan, variable: str) -> dict:
+        """Builds one module as its switch says; returns its part of the record."""
+        target = self.kernels_dir() / (name + SUFFIX)
+        mode = switch(variable)
+        try:
+            if mode == "0":
+                raise CannotBuild(f"{variable}=0")
+            try:
+                import pybind11
+            except ImportError:
+                raise CannotBuild("pybind11 is not installed") from None
+            includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+            plan = make_plan(find_cxx(), includes)
+            run_ninja(plan, Path(self.build_temp).resolve() / name, target)
+        except (CannotBuild, ImportError) as error:
+            if mode == "1":
+                raise SystemExit(f"earlybert-kernels: {variable}=1, but: {error}") from None
+            target.unlink(missing_ok=True)  # one from an earlier build would contradict the record
+            print(f"earlybert-kernels: earlybert_kernels.{name} left out: {error}", flush=True)
+            return {"built": False, "reason": str(error)}
+        compiler = plan.record.get("nvcc", plan.record["compiler"])
+        print(f"earlybert-kernels: built earlybert_kernels.{name} with {compiler}", flush=True)
+        return {"built": True, **plan.record}
+
+    def get_outputs(self) -> list[str]:
+        built = [self.kernels_dir() / (name + SUFFIX) for name in ("_cpu", "_cuda")]
+        return [str(path) for path in [*built, self.kernels_dir() / "_build.json"] if path.exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+# Without sources: they mark the wheel as one for this platform, and NinjaBuild does the rest.
+MODULES = [Extension(f"earlybert_kernels.{name}", sources=[]) for name in ("_cpu", "_cuda")]
+
+if __name__ == "__main__":
+    setup(ext_modules=MODULES, cmdclass={"build_ext": NinjaBuild})

@@ -1,0 +1,217 @@
+"""setup.py: its switches, what it records, and that both extensions really build without a GPU."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from earlybert_kernels.backends import build_record, cpu, cuda
+
+ROOT = Path(__file__).parents[1]
+HAS_SOURCES = (ROOT / "setup.py").exists() and (ROOT / "csrc").exists()
+pytestmark = pytest.mark.skipif(not HAS_SOURCES, reason="the tests run without the source tree")
+
+needs_build_tools = pytest.mark.skipif(
+    shutil.which("g++") is None
+    or not all(importlib.util.find_spec(name) for name in ("pybind11", "ninja", "setuptools")),
+    reason="building needs g++ and the packages pybind11, ninja and setuptools",
+)
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A scratch copy of what a build reads; also the directory that it builds into."""
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "README.md").write_text("scratch\n")
+    (tmp_path / "python" / "earlybert").mkdir(parents=True)
+    (tmp_path / "earlybert_kernels").mkdir()
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    return tmp_path
+
+
+def build(tree, *, path=None, **variables):
+    """Runs `setup.py build_ext --inplace` under the given variables; returns the process and the record."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("EARLYBERT_")}
+    for name in ("CUDA_HOME", "CUDA_PATH", "CXX"):
+        env.pop(name, None)
+    env.update(variables)
+    if path is not None:
+        env["PATH"] = str(path)
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    record = tree / "earlybert_kernels" / "_build.json"
+    return done, json.loads(record.read_text()) if record.exists() else None
+
+
+def modules(tree):
+    return sorted(path.name.split(".")[0] for path in (tree / "earlybert_kernels").glob("*.so"))
+
+
+def test_switched_off(tree):
+    done, record = build(tree, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "earlybert_kernels._cpu left out: EARLYBERT_BUILD_CPU=0" in done.stdout
+    assert record["_cpu"] == {"built": False, "reason": "EARLYBERT_BUILD_CPU=0"}
+    assert record["_cuda"] == {"built": False, "reason": "EARLYBERT_BUILD_CUDA=0"}
+    assert modules(tree) == []
+
+
+def test_without_a_compiler_it_is_left_out(tree, tmp_path_factory):
+    done, record = build(tree, path=tmp_path_factory.mktemp("bin"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left out: no C++ compiler was found") == 2
+    assert not record["_cpu"]["built"]
+    assert not record["_cuda"]["built"]
+
+
+def test_what_must_be_built_fails_without_its_compiler(tree, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("bin")
+    done, record = build(tree, path=empty, EARLYBERT_BUILD_CPU="1")
+    assert done.returncode != 0
+    assert "EARLYBERT_BUILD_CPU=1, but: no C++ compiler was found" in done.stderr
+    assert record is None
+
+
+@needs_build_tools
+def test_cuda_must_be_built_but_there_is_no_nvcc(tree, tmp_path_factory):
+    only_gxx = tmp_path_factory.mktemp("bin")
+    (only_gxx / "g++").symlink_to(shutil.which("g++"))
+    done, _ = build(tree, path=only_gxx, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
+    assert done.returncode != 0
+    assert "EARLYBERT_BUILD_CUDA=1, but: nvcc was not found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"EARLYBERT_BUILD_CPU": "yes"}, "EARLYBERT_BUILD_CPU='yes': expected auto, 1 or 0"),
+        ({"EARLYBERT_CUDA_ARCHS": "sm_80"}, "EARLYBERT_CUDA_ARCHS='sm_80': expected a list such as"),
+        ({"EARLYBERT_CUDA_ARCHS": "80,90"}, "expected a list such as"),
+        ({"EARLYBERT_CUDA_ARCHS": "90a+PTX"}, "is not portable"),
+    ],
+)
+def test_wrong_values_are_refused(tree, variables, message):
+    done, _ = build(tree, **{"EARLYBERT_BUILD_CPU": "0", "EARLYBERT_BUILD_CUDA": "0", **variables})
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ("80;90a", ["compute_80,sm_80", "compute_90a,sm_90a", "compute_80,compute_80"]),
+        ("90a", ["compute_90a,sm_90a"]),
+        (" 80; 100+PTX;", ["compute_80,sm_80", "compute_100,sm_100",
+         "compute_80,compute_80", "compute_100,compute_100"]),
+    ],
+)  # fmt: skip
+def test_architecture_lists(text, targets):
+    code = f"import setup; print(*setup.cuda_arch_flags({text!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = ["-gencode=arch={},code={}".format(*target.split(",")) for target in targets]
+    assert done.stdout.split() == expected
+
+
+@needs_build_tools
+def test_a_failing_compilation_is_left_out_with_the_reason(tree):
+    (tree / "csrc" / "cpu" / "broken.cpp").write_text("#error this file is broken\n")
+    stale = tree / "earlybert_kernels" / ("_cpu" + sysconfig.get_config_var("EXT_SUFFIX"))
+    stale.write_bytes(b"from an earlier build")
+    done, record = build(tree, EARLYBERT_BUILD_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "this file is broken" in record["_cpu"]["reason"]
+    assert not stale.exists()
+    done, _ = build(tree, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
+    assert done.returncode != 0
+    assert "this file is broken" in done.stderr
+
+
+@needs_build_tools
+def test_the_cpu_extension_builds_and_is_not_built_twice(tree):
+    done, record = build(tree, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert modules(tree) == ["_cpu"]
+    assert record["_cpu"]["built"]
+    assert "baseline" in record["_cpu"]["instruction_sets"]
+    (module,) = (tree / "earlybert_kernels").glob("*.so")
+    before = module.stat().st_mtime_ns
+    build(tree, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
+    assert module.stat().st_mtime_ns == before
+    # It must not bring an OpenMP library of its own.
+    if shutil.which("readelf"):
+        needed = subprocess.run(["readelf", "-d", module], capture_output=True, text=True).stdout
+        assert "omp" not in needed
+
+
+# The real kernels take half a minute, so this builds one that stands in for them.
+STAND_IN = """
+#include "dropout_add_layer_norm.h"
+#include <cuda_runtime.h>
+namespace earlybert {
+__global__ void kernel(float* out) { *out = 1.0f; }
+int64_t dropout_add_layer_norm_partials(int64_t, int64_t) { return 0; }
+void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a, DropoutAddLayerNormDtypes, Launch) {
+  kernel<<<1, 1>>>(a.mean);
+}
+void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, DropoutAddLayerNormDtypes, Launch) {}
+}
+"""
+
+
+@needs_build_tools
+@needs_nvcc
+@pytest.mark.parametrize("archs", ["80;90a", "80"])
+def test_a_cuda_extension_builds_for_the_given_architectures(tree, archs):
+    (tree / "csrc" / "cuda" / "dropout_add_layer_norm.cu").write_text(STAND_IN)
+    done, record = build(tree, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1", EARLYBERT_CUDA_ARCHS=archs)
+    assert done.returncode == 0, done.stderr
+    assert record["_cuda"]["archs"] == archs
+    (module,) = (tree / "earlybert_kernels").glob("_cuda*.so")
+    assert cuda_images(module) == {int(arch.rstrip("a")) for arch in archs.split(";")}
+
+
+@pytest.mark.skipif(cuda.extension is None, reason=f"{cuda.missing}")
+def test_the_installed_cuda_extension_has_the_recorded_architectures():
+    archs = {int(arch) for arch in re.findall(r"\d+", build_record()["_cuda"]["archs"])}
+    assert cuda_images(Path(cuda.extension.__file__)) == archs & {80, 90}
+
+
+def cuda_images(module):
+    """The architectures of the ELF images for GPUs inside an extension: their headers' machine is EM_CUDA."""
+    data, found, at = module.read_bytes(), set(), 0
+    while (at := data.find(b"\x7fELF\x02\x01", at)) >= 0:
+        if int.from_bytes(data[at + 18 : at + 20], "little") == 190:
+            found |= {data[at + 48], data[at + 49]} & {80, 90}  # where depends on the CUDA version
+        at += 4
+    return found
+
+
+@pytest.mark.skipif(cpu.extension is None, reason=f"{cpu.missing}")
+def test_the_installed_cpu_extension_lists_its_instruction_sets():
+    assert cpu.extension.instruction_sets()[-1] == "baseline"
+    assert cpu.extension.instruction_set() == cpu.extension.instruction_sets()[0]
+    with pytest.raises(ValueError, match="no instruction set 'mmx'"):
+        cpu.extension.use_instruction_set("mmx")
+
+
+@pytest.mark.skipif(cuda.extension is None, reason=f"{cuda.missing}")
+def test_the_installed_cuda_extension_imports_without_a_gpu():
+    code = "from earlybert_kernels.backends import cuda\nprint(cuda.extension.dropout_add_layer_norm_partials(5, 8))"
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+def test_the_report_names_extensions_and_ops():
+    done = subprocess.run([sys.executable, "-m", "earlybert_kernels.env"], capture_output=True, text=True, check=True)
+    for part in ("torch", "_cpu", "_cuda", "dropout_add_layer_norm", "reference", "EARLYBERT_BUILD_CUDA"):
+        assert part in done.stdout

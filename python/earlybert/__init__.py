@@ -1,0 +1,37 @@
+"""EarlyBERT (arXiv 2101.00063): find a structured lottery ticket in BERT early, and train only that.
+
+The training programs around the kernel library `earlybert_kernels`: drawing tickets, noticing that one has
+come to rest, and fine-tuning on tasks. The command line is `earlybert`; see `earlybert --help`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arguments import FinetuneArguments
+    from .detector import EarlyBirdDetector
+    from .drawing import draw
+    from .finetuning import finetune
+
+__all__ = ["EarlyBirdDetector", "FinetuneArguments", "draw", "finetune"]
+
+_MODULES = {
+    "EarlyBirdDetector": "detector",
+    "FinetuneArguments": "arguments",
+    "draw": "drawing",
+    "finetune": "finetuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `earlybert --help` need not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

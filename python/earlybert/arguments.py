@@ -1,0 +1,148 @@
+"""What a fine-tuning run can be told: the API and the command line in one. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .errors import UsageError
+
+METHODS = ("earlybert", "dense", "random", "inverted")
+KERNELS = ("auto", "off")
+PADDINGS = ("none", "longest", "max_length")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _help(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneArguments:
+    """The arguments of `earlybert.finetune` and the flags of `earlybert finetune`.
+
+    The defaults are the paper's for GLUE (arXiv 2101.00063, section 4.1) where it gives one.
+    """
+
+    model: str = field(metadata={"help": "Folder or hub name of the BERT model to start from."})
+    task: str = field(metadata={"help": "Task: a task of GLUE in lower case (sst2, cola, mrpc, ...) or pydocs."})
+    output_dir: str = field(metadata={"help": "Folder for metrics.json, ticket.json, the trained model and plots."})
+    data_dir: str | None = _help("Folder with the task's files as GLUE distributes them. Default: read from the hub.")
+    method: Literal["earlybert", "dense", "random", "inverted"] = _help(
+        "earlybert: search, draw and train a ticket. dense: train the whole model. random, inverted: train a "
+        "ticket of the drawn one's widths with random units, or with those of the smallest gates.",
+        "earlybert",
+    )
+    kernels: Literal["auto", "off"] = _help("auto: this library's fused layers. off: stock transformers.", "auto")
+    padding: Literal["none", "longest", "max_length"] | None = _help(
+        "none: padding is not computed (what --kernels auto always does inside). longest, max_length: pad "
+        "batches to the longest example or to --max-length. Default: none with --kernels auto, longest with "
+        "--kernels off."
+    )
+    ticket: str | None = _help("Train this ticket (a ticket.json) instead of searching for one.")
+
+    seed: int = _help("Seed of the classifier, the order of the data, dropout and random tickets.", 42)
+    device: str | None = _help("Device as torch names it. Default: cuda where there is one, else cpu.")
+    dtype: Literal["float32", "bfloat16", "float16"] = _help(
+        "What the model computes in (autocast); parameters and gates are float32.", "float32"
+    )
+
+    max_train_examples: int | None = _help("Use only so many of the first training examples.")
+    max_eval_examples: int | None = _help("Use only so many of the first evaluation examples.")
+    max_length: int = _help("Cut examples to so many tokens.", 128)
+    batch_size: int = _help("Examples in one forward pass of training.", 32)
+    eval_batch_size: int = _help("Examples in one forward pass of evaluation.", 64)
+    gradient_accumulation_steps: int = _help("Forward passes in one optimizer step.", 1)
+
+    num_train_epochs: float | None = _help("Epochs of the training stage. Default: 3 for dense, 2 for tickets.")
+    max_steps: int | None = _help("Optimizer steps of the training stage; replaces --num-train-epochs.")
+    learning_rate: float = _help("Learning rate of the training stage, falling linearly to 0.", 4e-5)
+    warmup_ratio: float = _help("Share of the training stage over which the learning rate rises from 0.", 0.0)
+    weight_decay: float = _help("Weight decay of the weight matrices.", 0.0)
+
+    search_epochs: float = _help("Longest search, in epochs.", 0.2)
+    search_steps: int | None = _help("Longest search in optimizer steps; replaces --search-epochs.")
+    search_learning_rate: float = _help("Constant learning rate of the weights in the search.", 2e-5)
+    gate_learning_rate: float | None = _help("Learning rate of the gates. Default: --search-learning-rate.")
+    gate_l1: float = _help("Weight of the L1 penalty on the gates.", 1e-4)
+    head_ratio: float = _help("Share of the heads of each layer that are dropped.", 1 / 3)
+    neuron_ratio: float = _help("Share of all feed-forward neurons that are dropped.", 0.4)
+    early_bird_interval: int = _help("Optimizer steps between two looks at the ticket while searching.", 10)
+    early_bird_threshold: float = _help("Distance, as a share of chance level, below which a ticket is at rest.", 0.1)
+    early_bird_patience: int = _help("Looks in a row at which the ticket has to be at rest to be drawn early.", 3)
+    min_search_share: float = _help("Share of the longest search before which no ticket is drawn.", 0.25)
+
+    checkpoint_steps: int = _help("Optimizer steps between checkpoints; 0 for only at the end of a stage.", 500)
+    resume: bool = _help("Continue the run in --output-dir; start it if there is none.", False)
+    overwrite_output_dir: bool = _help("Replace the run in --output-dir.", False)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the run has a search stage."""
+        return self.method != "dense" and self.ticket is None
+
+    def resolved(self) -> FinetuneArguments:
+        """The same with every default filled in that depends on another argument."""
+        padding = self.padding or ("none" if self.kernels == "auto" else "longest")
+        epochs = self.num_train_epochs
+        if epochs is None:
+            epochs = 3.0 if self.method == "dense" else 2.0
+        rate = self.search_learning_rate if self.gate_learning_rate is None else self.gate_learning_rate
+        return replace(self, padding=padding, num_train_epochs=epochs, gate_learning_rate=rate)
+
+    def check(self) -> None:
+        """Checks every value by itself and against the others; reads no file.
+
+        Raises:
+            UsageError: naming the flag, what was expected and what was found.
+        """
+        for name, known in (("method", METHODS), ("kernels", KERNELS), ("dtype", DTYPES)):
+            _expect(getattr(self, name) in known, self, name, "one of " + ", ".join(known))
+        _expect(self.padding in (None, *PADDINGS), self, "padding", "one of " + ", ".join(PADDINGS))
+        for name in (
+            "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
+            "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _expect(value is None or value >= 1, self, name, "at least 1")
+        _expect(self.max_length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
+        _expect(self.checkpoint_steps >= 0, self, "checkpoint_steps", "0 or more")
+        _expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
+        for name in (
+            "num_train_epochs",
+            "learning_rate",
+            "search_learning_rate",
+            "gate_learning_rate",
+            "search_epochs",
+        ):
+            value = getattr(self, name)
+            _expect(value is None or 0 < value < float("inf"), self, name, "more than 0")
+        for name in ("weight_decay", "gate_l1"):
+            _expect(0 <= getattr(self, name) < float("inf"), self, name, "0 or more")
+        for name in ("head_ratio", "neuron_ratio", "early_bird_threshold", "warmup_ratio"):
+            _expect(0 <= getattr(self, name) < 1, self, name, "a share from 0 to less than 1")
+        _expect(0 <= self.min_search_share <= 1, self, "min_search_share", "a share from 0 to 1")
+
+        if self.kernels == "off" and self.padding == "none":
+            raise UsageError(
+                "--padding none: stock modules compute padding like any token; use --padding longest, "
+                "or --kernels auto, which leaves padding out"
+            )
+        if self.ticket is not None and self.method == "dense":
+            raise UsageError("--ticket: --method dense trains the whole model and takes no ticket")
+        if self.ticket is not None and self.method == "inverted":
+            raise UsageError("--ticket: --method inverted needs the gates of a search, which a ticket does not hold")
+        if self.resume and self.overwrite_output_dir:
+            raise UsageError(
+                "--resume and --overwrite-output-dir exclude each other: one continues what the other removes"
+            )
+
+
+def flag(name: str) -> str:
+    """The command-line flag of an argument: `max_steps` -> `--max-steps`."""
+    return "--" + name.replace("_", "-")
+
+
+def _expect(holds: bool, args: FinetuneArguments, name: str, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{flag(name)}: expected {expected}, found {getattr(args, name)}")

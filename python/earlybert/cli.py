@@ -1,0 +1,226 @@
+"""The command line `earlybert`. Torch is imported only once the arguments are understood."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from .arguments import FinetuneArguments
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments after the program's name; default those of the process.
+
+    Returns:
+        0 on success, 1 where `verify` finds something wrong, 2 where the user asked for something that cannot
+        be done, 130 where the user interrupted.
+    """
+    commands = ", ".join(_COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog="earlybert",
+        description="Find a lottery ticket in BERT early, and train only that (arXiv 2101.00063).",
+        epilog="commands:\n" + "\n".join(f"  {name:10} {about}" for name, (about, _) in _COMMANDS.items())
+        + "\n\nearlybert COMMAND --help says more about a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help=f"one of {commands}")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("earlybert").setLevel(logging.INFO)
+    try:
+        return _COMMANDS[args.command][1](args.arguments)
+    except UsageError as error:
+        print(f"earlybert: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except Interrupted as interruption:
+        print(f"\nearlybert: {interruption}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print(
+            "\nearlybert: interrupted; the same command with --resume continues from the last checkpoint",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+
+
+def _finetune(argv: list[str]) -> int:
+    args = _parse_finetune("earlybert finetune", argv)
+    args.check()
+    _quiet_transformers()
+    from .finetuning import finetune
+
+    metrics = finetune(args)
+    quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics["eval"].items())
+    seconds = metrics["seconds"]
+    parameters = metrics["parameters"]
+    print(f"{metrics['task']}: {quality}")
+    print(f"seconds: {seconds['total']:.1f} = search {seconds['search']:.1f} + train {seconds['train']:.1f}")
+    print(f"parameters: {parameters['trained']:,} of {parameters['dense']:,}")
+    print(f"written to {args.output_dir}")
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    from .arguments import KERNELS
+    from .compare import COMPARED_METHODS
+
+    parser = argparse.ArgumentParser(
+        prog="earlybert compare",
+        description="Run fine-tuning by several methods and seeds alike and compare quality and time. "
+        "Finished runs are not repeated.",
+        epilog="All other flags are those of `earlybert finetune` and hold for every run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=COMPARED_METHODS,
+        default=["dense", "earlybert", "random", "inverted"],
+        help="dense-short is dense for as many epochs as a ticket; default: all others",
+    )
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["off", "auto"], help="default: both")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
+    own, others = parser.parse_known_args(argv)
+    for argument in others:
+        name = argument.partition("=")[0]
+        if name in ("--method", "--seed"):
+            parser.error(f"{name}: a comparison takes {name}s")
+    template = _parse_finetune("earlybert compare", others)
+    _quiet_transformers()
+    from .compare import compare
+
+    variants = [(method, kernels) for method in own.methods for kernels in own.kernels]
+    print(compare(template, variants, own.seeds)["markdown"])
+    return 0
+
+
+def _demo(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="earlybert demo",
+        description="Train a small BERT on sentences of Python's documentation: stock, with the kernels, and "
+        "as a ticket with the kernels. Takes a few minutes on a CPU and downloads nothing.",
+    )
+    parser.add_argument("--output-dir", default="earlybert-demo", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--overwrite-output-dir", action="store_true", help="repeat runs that are there already")
+    args = parser.parse_args(argv)
+    _quiet_transformers()
+    from .demo import demo
+
+    print(demo(args.output_dir, seed=args.seed, overwrite=args.overwrite_output_dir)["markdown"])
+    return 0
+
+
+def _draw(argv: list[str]) -> int:
+    from .arguments import FinetuneArguments
+
+    parser = argparse.ArgumentParser(
+        prog="earlybert draw", description="Draw a ticket with other ratios from the gates of a search."
+    )
+    parser.add_argument("gates", help="gates.safetensors of a run, or the run's folder")
+    parser.add_argument("output", help="file for the ticket")
+    shown = "default: %(default)s"
+    parser.add_argument("--head-ratio", type=float, default=FinetuneArguments.head_ratio, help=shown)
+    parser.add_argument("--neuron-ratio", type=float, default=FinetuneArguments.neuron_ratio, help=shown)
+    parser.add_argument("--head-scope", choices=("layer", "global"), default="layer", help=shown)
+    parser.add_argument("--neuron-scope", choices=("layer", "global"), default="global", help=shown)
+    parser.add_argument("--multiple-of", type=int, default=1, help="keep a multiple of so many neurons in a layer")
+    args = vars(parser.parse_args(argv))
+    from .drawing import draw, read_gates
+
+    output = args.pop("output")
+    ticket = draw(*read_gates(Path(args.pop("gates"))), **args)
+    ticket.save(output)
+    print(f"{ticket}\nwritten to {output}")
+    return 0
+
+
+def _verify(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="earlybert verify",
+        description="Reload a run's model; check that pruned parameters are gone and outputs are right.",
+    )
+    parser.add_argument("run", help="output directory of a run")
+    args = parser.parse_args(argv)
+    _quiet_transformers()
+    from .verify import verify
+
+    findings = verify(args.run)
+    for finding in findings:
+        print(f"{'ok    ' if finding.holds else 'FAILED'} {finding.what}")
+    return 0 if all(finding.holds for finding in findings) else EXIT_FAILURE
+
+
+def _plot(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="earlybert plot", description="Draw the pictures of a finished run again.")
+    parser.add_argument("run", help="output directory of a run")
+    args = parser.parse_args(argv)
+    from .plots import plot_run
+    from .rundir import RunDirectory
+
+    directory = RunDirectory(args.run)
+    metrics = directory.read_metrics()
+    written = plot_run(directory, metrics, None if metrics["ticket"] is None else directory.read_ticket())
+    print("\n".join(map(str, written)) or "a dense run has nothing to draw")
+    return 0
+
+
+def _env(argv: list[str]) -> int:
+    argparse.ArgumentParser(
+        prog="earlybert env",
+        description="Say what this installation has: versions, extensions, backends of each op.",
+    ).parse_args(argv)
+    from earlybert_kernels import env
+
+    print(env.report())
+    return 0
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "finetune": ("search, draw and train a ticket on a task, or a baseline", _finetune),
+    "compare": ("run several methods over several seeds and compare them", _compare),
+    "demo": ("see all of it in a few minutes on a CPU", _demo),
+    "draw": ("draw a ticket with other ratios from a finished search", _draw),
+    "verify": ("check that a run's parameters are gone and its outputs right", _verify),
+    "plot": ("draw the pictures of a run again", _plot),
+    "env": ("say what this installation has", _env),
+}
+
+
+def _parse_finetune(prog: str, argv: list[str]) -> FinetuneArguments:
+    from transformers.hf_argparser import HfArgumentParser
+
+    from .arguments import FinetuneArguments
+
+    parser = HfArgumentParser(FinetuneArguments, prog=prog)
+    args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def _quiet_transformers() -> None:
+    """A new classifier and a progress bar for weights are no news in a program that asks for them."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Equal runs of several methods over several seeds, and the table that says what came of them."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .arguments import KERNELS, METHODS, FinetuneArguments
+from .errors import UsageError
+from .rundir import RunDirectory, write_json
+
+logger = logging.getLogger(__name__)
+
+#: The methods of `finetune`, and dense training for as many epochs as a ticket is trained.
+COMPARED_METHODS = ("dense", "dense-short", *(method for method in METHODS if method != "dense"))
+
+#: A row of the table: method and kernels.
+Variant = tuple[str, str]
+
+
+def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
+    """Runs every variant with every seed, seed by seed: a machine that slows down slows all of them down.
+
+    Finished runs are not repeated and interrupted ones are continued.
+
+    Args:
+        template: the arguments that all runs share. Runs are in folders of its `output_dir`, where
+            `comparison.json` and `comparison.md` are written.
+        variants: methods (of `COMPARED_METHODS`) and kernels.
+        seeds: at least one.
+
+    Returns:
+        What is in `comparison.json`: one row per variant, and the table as Markdown.
+
+    Raises:
+        UsageError: a run cannot be done as asked; found before the first one begins.
+    """
+    if not variants or not seeds:
+        raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
+    plan = [(variant, seed, _arguments(template, variant, seed)) for seed in seeds for variant in variants]
+    for _, _, args in plan:
+        args.check()
+        RunDirectory(args.output_dir).check(
+            asdict(args.resolved()), resume=args.resume, overwrite=args.overwrite_output_dir
+        )
+
+    from .finetuning import finetune
+
+    results: dict[Variant, dict[int, dict[str, Any]]] = {tuple(variant): {} for variant in variants}
+    for number, (variant, seed, args) in enumerate(plan, start=1):
+        logger.info("run %d of %d: %s, kernels %s, seed %d", number, len(plan), *variant, seed)
+        results[tuple(variant)][seed] = finetune(args)
+    comparison = summarize(results)
+    root = Path(template.output_dir)
+    write_json(root / "comparison.json", comparison)
+    (root / "comparison.md").write_text(comparison["markdown"], encoding="utf-8")
+    return comparison
+
+
+def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> FinetuneArguments:
+    method, kernels = variant
+    if method not in COMPARED_METHODS:
+        raise UsageError(f"--methods: expected one of {', '.join(COMPARED_METHODS)}, found {method}")
+    if kernels not in KERNELS:
+        raise UsageError(f"--kernels: expected one of {', '.join(KERNELS)}, found {kernels}")
+    args = replace(
+        template,
+        method=method.removesuffix("-short"),
+        kernels=kernels,
+        seed=seed,
+        output_dir=str(Path(template.output_dir) / f"{method}-{kernels}-seed{seed}"),
+        resume=not template.overwrite_output_dir,
+    )
+    if method != "dense-short":
+        return args
+    if template.num_train_epochs is not None or template.max_steps is not None:
+        raise UsageError(
+            "--methods dense-short is dense training for a ticket's epochs; with --num-train-epochs or "
+            "--max-steps every method is trained alike, and dense-short would be dense"
+        )
+    return replace(args, num_train_epochs=replace(template, method="earlybert").resolved().num_train_epochs)
+
+
+def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """The table of a comparison.
+
+    Args:
+        results: variant -> seed -> what `finetune` returned.
+
+    Returns:
+        `rows`, `kernel_speedup` (same method, stock over ours), `pruning_speedup` (same kernels, dense over
+        the method), `verdicts` on the drawn ticket, and all of it as `markdown`. Ratios of seconds are
+        between runs of the same seed, and the median over the seeds.
+    """
+    any_run = next(iter(next(iter(results.values())).values()))
+    metric = any_run["main_metric"]
+    rows = []
+    for (method, kernels), runs in results.items():
+        quality = [run["eval"][metric] for run in runs.values()]
+        rows.append(
+            {
+                "method": method,
+                "kernels": kernels,
+                "seeds": list(runs),
+                "quality": statistics.mean(quality),
+                "quality_std": statistics.stdev(quality) if len(quality) > 1 else None,
+                "quality_by_seed": quality,
+                "seconds": {
+                    stage: statistics.median(run["seconds"][stage] for run in runs.values())
+                    for stage in ("search", "train", "total")
+                },
+                "parameters": next(iter(runs.values()))["parameters"]["trained"],
+                "seconds_over_stock_dense": _ratio(results, (method, kernels), ("dense", "off")),
+            }
+        )
+    comparison = {
+        "task": any_run["task"],
+        "model": any_run["model"],
+        "machine": any_run["machine"],
+        "versions": any_run["versions"],
+        "metric": metric,
+        "rows": rows,
+        "kernel_speedup": _speedups(results, lambda method, kernels: ((method, "off"), (method, "auto"))),
+        "pruning_speedup": _speedups(results, lambda method, kernels: (("dense", kernels), (method, kernels))),
+        "verdicts": _verdicts(results, metric),
+    }
+    return comparison | {"markdown": _markdown(comparison)}
+
+
+def _ratio(results: dict, numerator: Variant, denominator: Variant) -> float | None:
+    """Median over the seeds of total seconds over total seconds; None where a side is not there."""
+    above, below = results.get(numerator), results.get(denominator)
+    if above is None or below is None:
+        return None
+    return statistics.median(above[seed]["seconds"]["total"] / below[seed]["seconds"]["total"] for seed in above)
+
+
+def _speedups(results: dict, sides: Any) -> list[dict[str, Any]]:
+    """For every pair of variants that `sides` names: how many times faster the second was."""
+    found = {}
+    for method, kernels in results:
+        slow, fast = sides(method, kernels)
+        ratio = _ratio(results, slow, fast)
+        if slow != fast and ratio is not None:
+            found[slow, fast] = {"of": "-".join(fast), "over": "-".join(slow), "times": ratio}
+    return list(found.values())
+
+
+def _verdicts(results: dict, metric: str) -> list[str]:
+    """One plain sentence per choice of kernels on whether the drawn ticket is better than a random one."""
+    verdicts = []
+    for kernels in KERNELS:
+        drawn, random = results.get(("earlybert", kernels)), results.get(("random", kernels))
+        if drawn is None or random is None:
+            continue
+        gains = [drawn[seed]["eval"][metric] - random[seed]["eval"][metric] for seed in drawn]
+        gain, wins = statistics.mean(gains), sum(g > 0 for g in gains)
+        what = (
+            f"kernels {kernels}: the drawn ticket minus the random one is {gain:+.4f} {metric} on average, "
+            f"ahead with {wins} of {len(gains)} seeds"
+        )
+        if gain <= 0:
+            verdicts.append(f"The ticket does not beat random ({what}).")
+        elif len(gains) < 2:
+            verdicts.append(f"The ticket is ahead of random, on one seed, which proves nothing ({what}).")
+        elif gain <= statistics.stdev(gains) / len(gains) ** 0.5:
+            verdicts.append(f"The ticket does not beat random by more than the seeds differ ({what}).")
+        else:
+            verdicts.append(f"The ticket beats random ({what}).")
+    return verdicts
+
+
+def _markdown(comparison: dict[str, Any]) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in comparison["machine"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in comparison["versions"].items())
+    lines = [
+        f"Task {comparison['task']}, model {comparison['model']}.",
+        f"Machine: {machine}. Versions: {versions}.",
+        f"Seeds: {', '.join(map(str, comparison['rows'][0]['seeds']))}. Quality is mean ± standard deviation "
+        "over the seeds, seconds are medians; the last column is total seconds over those of dense training with "
+        "kernels off.",
+        "",
+        f"| method | kernels | {comparison['metric']} | search s | train s | total s | parameters | of stock dense |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        spread = "" if row["quality_std"] is None else f" ± {row['quality_std']:.4f}"
+        ratio = row["seconds_over_stock_dense"]
+        seconds = row["seconds"]
+        lines.append(
+            f"| {row['method']} | {row['kernels']} | {row['quality']:.4f}{spread} | {seconds['search']:.1f} "
+            f"| {seconds['train']:.1f} | {seconds['total']:.1f} | {row['parameters']:,} "
+            f"| {'' if ratio is None else format(ratio, '.2f')} |"
+        )
+    for title, name in (("Kernels", "kernel_speedup"), ("Pruning", "pruning_speedup")):
+        if comparison[name]:
+            speedups = (f"{s['of']} is {s['times']:.2f} times as fast as {s['over']}" for s in comparison[name])
+            lines += ["", f"{title}: {'; '.join(speedups)}."]
+    for verdict in comparison["verdicts"]:
+        lines += ["", verdict]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,116 @@
+"""From examples to batches: tokens, the order they are seen in, and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .tasks import Examples
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Tokenised examples, not padded.
+
+    Attributes:
+        features: per input of the model, one int64 tensor `(tokens,)` per example.
+        pad_values: per input of the model, what padding is filled with.
+        labels: int64 class indices or float32 targets `(examples,)`.
+    """
+
+    features: dict[str, list[torch.Tensor]]
+    pad_values: dict[str, int]
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self) -> list[int]:
+        """Tokens per example."""
+        return [len(ids) for ids in self.features["input_ids"]]
+
+
+def encode(tokenizer: Any, examples: Examples, *, max_length: int, is_regression: bool) -> EncodedExamples:
+    """Tokenises examples, cut to `max_length` tokens (of a pair, the longer sentence first)."""
+    sentences = [list(column) for column in zip(*examples.texts, strict=True)]
+    encoding = tokenizer(*sentences, truncation=True, max_length=max_length)
+    names = [name for name in tokenizer.model_input_names if name in encoding]
+    return EncodedExamples(
+        features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
+        pad_values={
+            "input_ids": tokenizer.pad_token_id,
+            "token_type_ids": tokenizer.pad_token_type_id,
+            "attention_mask": 0,
+        },
+        labels=torch.tensor(examples.labels, dtype=torch.float32 if is_regression else torch.int64),
+    )
+
+
+def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None, device: torch.device) -> Batch:
+    """The padded batch of some examples, on the device.
+
+    Args:
+        examples: the split.
+        indices: which examples.
+        pad_to: pad to this many tokens; None for the longest of the batch.
+        device: where the batch goes. A copy to a GPU does not wait.
+
+    Returns:
+        The model's inputs `(batch, tokens)` int64, and `labels` `(batch,)`.
+    """
+    batch = {}
+    for name, sequences in examples.features.items():
+        value = examples.pad_values[name]
+        padded = pad_sequence([sequences[i] for i in indices], batch_first=True, padding_value=value)
+        if pad_to is not None:
+            padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=value)
+        batch[name] = padded
+    batch["labels"] = examples.labels[indices]
+    if device.type == "cuda":
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+class TrainingOrder:
+    """Which examples each optimizer step sees.
+
+    The order is a fresh permutation per epoch. It depends on the seed and the epoch and on nothing else, so
+    that every method and every choice of kernels is trained on the same batches, and a resumed run on the
+    ones that were left. Gradient accumulation splits an optimizer step's examples and changes neither them
+    nor their weight.
+    """
+
+    def __init__(self, num_examples: int, *, batch_size: int, accumulation_steps: int, seed: int) -> None:
+        """
+        Args:
+            num_examples: size of the training split.
+            batch_size: examples in one forward pass.
+            accumulation_steps: forward passes in one optimizer step.
+            seed: of the run.
+        """
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.step_size = batch_size * accumulation_steps
+        self.seed = seed
+        self.steps_per_epoch = -(-num_examples // self.step_size)
+
+    def permutation(self, epoch: int) -> list[int]:
+        """All examples in the order of this epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.num_examples, generator=generator).tolist()
+
+    def steps_from(self, step: int) -> Iterator[list[list[int]]]:
+        """Per optimizer step from number `step` (from 0) on, without end: the indices of its batches."""
+        epoch, first = divmod(step, self.steps_per_epoch)
+        while True:
+            order = self.permutation(epoch)
+            for start in range(first * self.step_size, self.num_examples, self.step_size):
+                own = order[start : start + self.step_size]
+                yield [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
+            epoch, first = epoch + 1, 0

@@ -1,0 +1,19 @@
+"""The errors a user can cause: the command line prints them without a traceback."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """Something asked for cannot be done as asked. The message says what was expected and what was found."""
+
+
+class MissingFileError(UsageError, FileNotFoundError):
+    """A file that the command needs is not there. The message names the path and what is needed."""
+
+
+class OutputExistsError(UsageError, FileExistsError):
+    """The output directory already holds something that would be overwritten."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop and the run was put away in good order; the message says how to continue."""

@@ -1,0 +1,59 @@
+"""Judging a model on a task."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .data import EncodedExamples, collate
+from .tasks import Task, compute_metrics
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    examples: EncodedExamples,
+    *,
+    batch_size: int,
+    pad_to: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> np.ndarray:
+    """The model's logits `(examples, outputs)` in float32, with dropout off.
+
+    Batches are made of examples of similar length, which pads them least.
+    """
+    was_training = model.training
+    model.eval()
+    order = np.argsort(examples.lengths(), kind="stable").tolist()
+    starts = range(0, len(order), batch_size)
+    outputs = []
+    for start in tqdm(starts, desc="evaluate", unit="batch", disable=None):
+        batch = collate(examples, order[start : start + batch_size], pad_to=pad_to, device=device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            outputs.append(model(**batch).logits.float())
+    model.train(was_training)
+    logits = torch.empty(len(order), outputs[0].shape[1])
+    logits[torch.tensor(order)] = torch.cat(outputs).cpu()
+    return logits.numpy()
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    splits: dict[str, EncodedExamples],
+    *,
+    batch_size: int,
+    pad_to: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, float]:
+    """The task's metrics on every evaluation split: `metric` on the first, `metric_<split>` on the others."""
+    results = {}
+    for name, examples in splits.items():
+        outputs = predict(model, examples, batch_size=batch_size, pad_to=pad_to, dtype=dtype, device=device)
+        values = compute_metrics(task, outputs, examples.labels.numpy())
+        results |= {f"{metric}_{name}" if name else metric: value for metric, value in values.items()}
+    return results

@@ -1,0 +1,327 @@
+"""Fine-tuning on a task: search, draw, rewind, compact, train, evaluate, save."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+import earlybert_kernels as ek
+
+from .arguments import FinetuneArguments
+from .clock import Stopwatch
+from .data import EncodedExamples, TrainingOrder, encode
+from .detector import EarlyBirdDetector
+from .drawing import draw, inverted_ticket, random_ticket
+from .errors import Interrupted
+from .evaluation import evaluate
+from .interrupt import InterruptRequest
+from .loop import StageSettings, TrainingLoop
+from .machine import describe_machine, versions
+from .preparation import Prepared, prepare, unit_counts
+from .rundir import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(args: FinetuneArguments) -> dict[str, Any]:
+    """Fine-tunes a model by one of the methods and writes the run's folder.
+
+    Args:
+        args: what to do; see `FinetuneArguments`.
+
+    Returns:
+        What is in `metrics.json`:
+
+        - `eval`: the task's metrics on the development set, `main_metric` the name of the first among them.
+        - `seconds`: of the stages. `search` is everything that it takes to have the small model: training
+          with gates, looking at tickets, drawing, rewinding and compacting. `train` is the training stage and
+          `total` the sum of both. `loading`, `tokenizing` and `evaluation` are in none of them.
+        - `steps`: optimizer steps of `search` and `train`.
+        - `parameters`: of the model as it was (`dense`) and as it was trained (`trained`).
+        - `ticket`: kept heads and neurons per layer, None for a dense run.
+        - `search`: whether the early bird was seen or the limit reached, at which step, and every comparison.
+
+    Raises:
+        UsageError: (a ValueError) the run cannot be done as asked; before anything is loaded or written.
+        Interrupted: on SIGINT while training, after a checkpoint has been written.
+    """
+    prepared = prepare(args)
+    directory = prepared.directory
+    if prepared.args.resume and directory.is_finished:
+        logger.info("%s holds this run, finished", directory.path)
+        return directory.read_metrics()
+    directory.start(asdict(prepared.args), resume=prepared.args.resume)
+    return _Run(prepared).execute()
+
+
+class _Run:
+    """One run; its attributes are what the stages hand on to each other."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.args = prepared.args
+        self.directory = prepared.directory
+        self.device = prepared.device
+        self.pad_to = self.args.max_length if self.args.padding == "max_length" else None
+        self.interrupt = InterruptRequest()
+        self.seconds: dict[str, float] = {}
+        #: What the search found; goes into checkpoints of the training stage and into metrics.json.
+        self.search: dict[str, Any] | None = None
+        self.ticket = prepared.ticket
+        self.head_counts, self.neuron_counts = unit_counts(prepared.config)
+
+    def execute(self) -> dict[str, Any]:
+        with self._timed("tokenizing"):
+            train = self._encode(self.prepared.data.train)
+            evals = {name: self._encode(examples) for name, examples in self.prepared.data.evals.items()}
+        self.order = TrainingOrder(
+            len(train),
+            batch_size=self.args.batch_size,
+            accumulation_steps=self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
+        with self._timed("loading"):
+            model = self._load_model()
+        dense_parameters = _count_parameters(model)
+
+        checkpoint = self.directory.load_checkpoint()
+        with self.interrupt.listening():
+            self._obtain_ticket(model, train, checkpoint)
+            loop = self._train(model, train, checkpoint)
+        with self._timed("evaluation"):
+            results = evaluate(
+                model,
+                self.prepared.task,
+                evals,
+                batch_size=self.args.eval_batch_size,
+                pad_to=self.pad_to,
+                dtype=self.prepared.dtype,
+                device=self.device,
+            )
+        metrics = self._metrics(model, loop, results, dense_parameters)
+        self._write(model, metrics)
+        return metrics
+
+    def _encode(self, examples: Any) -> EncodedExamples:
+        return encode(
+            self.prepared.tokenizer,
+            examples,
+            max_length=self.args.max_length,
+            is_regression=self.prepared.task.is_regression,
+        )
+
+    def _load_model(self) -> nn.Module:
+        # The classifier is new: its weights come from the seed, and so are the same for every method.
+        torch.manual_seed(self.args.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.args.model, config=self.prepared.config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+        model.to(self.device)
+        return ek.convert(model) if self.args.kernels == "auto" else model
+
+    def _obtain_ticket(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> None:
+        """Searches if the run does, and leaves `model` compact, with the weights that it came with."""
+        if self.args.method == "dense":
+            self.seconds["search"] = 0.0
+            return
+        if checkpoint is not None and checkpoint["stage"] == "train":
+            self.search = checkpoint["search"]
+            self.ticket = ek.Ticket(*checkpoint["ticket"])
+            self.seconds["search"] = checkpoint["search_seconds"]
+            ek.compact(model, self.ticket)
+            return
+        seconds = 0.0
+        if self.args.searches:
+            start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            seconds = self._search(model, train, checkpoint)
+        watch = Stopwatch(self.device, seconds)
+        with watch.running():
+            if self.args.searches:
+                ek.remove_gates(model)
+                model.load_state_dict(start)
+            elif self.args.method == "random":
+                self.ticket = self._random(self.ticket)
+            ek.compact(model, self.ticket)
+        self.seconds["search"] = watch.seconds
+
+    def _search(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> float:
+        """Trains with gates until the ticket is at rest or the time is up; returns the seconds it took."""
+        args = self.args
+        max_steps = args.search_steps or max(1, round(args.search_epochs * self.order.steps_per_epoch))
+        ek.enable_gates(model)
+        heads, neurons = ek.head_gates(model), ek.neuron_gates(model)
+        settings = StageSettings(
+            name="search",
+            max_steps=max_steps,
+            learning_rate=args.search_learning_rate,
+            schedule="constant",
+            weight_decay=args.weight_decay,
+            gate_learning_rate=args.gate_learning_rate,
+            gate_l1=args.gate_l1,
+            dtype=self.prepared.dtype,
+            pad_to=self.pad_to,
+        )
+        loop = TrainingLoop(model, train, self.order, settings, self.device, gates=[*heads, *neurons])
+        detector = EarlyBirdDetector(
+            self.head_counts,
+            self.neuron_counts,
+            interval=args.early_bird_interval,
+            threshold=args.early_bird_threshold,
+            patience=args.early_bird_patience,
+            min_steps=round(args.min_search_share * max_steps),
+        )
+        if checkpoint is not None:
+            loop.load_state_dict(checkpoint["loop"])
+            detector.load_state_dict(checkpoint["detector"])
+        else:
+            torch.manual_seed(args.seed)  # dropout
+
+        def draw_now() -> ek.Ticket:
+            return draw(heads, neurons, head_ratio=args.head_ratio, neuron_ratio=args.neuron_ratio)
+
+        def after_step(step: int) -> bool:
+            if detector.is_due(step) and detector.update(step, draw_now()):
+                return True
+            self._checkpoint_if_due(loop, {"stage": "search", "detector": detector.state_dict()})
+            return False
+
+        loop.run(after_step)
+        with loop.watch.running():
+            drawn = draw_now()
+        self.ticket = {
+            "earlybert": lambda: drawn,
+            "random": lambda: self._random(drawn),
+            "inverted": lambda: inverted_ticket(drawn, heads, neurons),
+        }[args.method]()
+        self.search = {
+            "drawn_by": "early bird" if detector.fired else "limit",
+            "step": loop.step,
+            "max_steps": max_steps,
+            "threshold": args.early_bird_threshold,
+            "checks": detector.state_dict()["history"],
+            "log": loop.history,
+        }
+        logger.info("ticket drawn by %s after %d of %d steps", self.search["drawn_by"], loop.step, max_steps)
+        names = (("head_gates", heads), ("neuron_gates", neurons))
+        gates = {f"{name}.{i}": gate.detach().cpu() for name, layers in names for i, gate in enumerate(layers)}
+        save_file(gates, self.directory.gates)
+        return loop.watch.seconds
+
+    def _random(self, ticket: ek.Ticket) -> ek.Ticket:
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return random_ticket(ticket, self.head_counts, self.neuron_counts, generator)
+
+    def _train(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> TrainingLoop:
+        args = self.args
+        max_steps = args.max_steps or max(1, round(args.num_train_epochs * self.order.steps_per_epoch))
+        settings = StageSettings(
+            name="train",
+            max_steps=max_steps,
+            learning_rate=args.learning_rate,
+            schedule="linear",
+            warmup_steps=round(args.warmup_ratio * max_steps),
+            weight_decay=args.weight_decay,
+            dtype=self.prepared.dtype,
+            pad_to=self.pad_to,
+        )
+        loop = TrainingLoop(model, train, self.order, settings, self.device)
+        extra = {
+            "stage": "train",
+            "search": self.search,
+            "search_seconds": self.seconds["search"],
+            "ticket": None if self.ticket is None else [self.ticket.heads, self.ticket.neurons],
+        }
+        if checkpoint is not None and checkpoint["stage"] == "train":
+            loop.load_state_dict(checkpoint["loop"])
+        else:
+            torch.manual_seed(args.seed)  # dropout
+            if self.search is not None:
+                self._save_checkpoint(loop, extra)
+
+        def after_step(step: int) -> bool:
+            self._checkpoint_if_due(loop, extra)
+            return False
+
+        loop.run(after_step)
+        self._save_checkpoint(loop, extra)
+        self.seconds["train"] = loop.watch.seconds
+        return loop
+
+    def _checkpoint_if_due(self, loop: TrainingLoop, extra: dict[str, Any]) -> None:
+        every = self.args.checkpoint_steps
+        if self.interrupt.made or (every and loop.step % every == 0):
+            with loop.watch.paused():
+                self._save_checkpoint(loop, extra)
+        if self.interrupt.made:
+            raise Interrupted(
+                f"{self.directory.path}: interrupted in stage {loop.settings.name} after {loop.step} of "
+                f"{loop.settings.max_steps} steps; the same command with --resume continues from there"
+            )
+
+    def _save_checkpoint(self, loop: TrainingLoop, extra: dict[str, Any]) -> None:
+        self.directory.save_checkpoint({**extra, "loop": loop.state_dict()})
+
+    def _metrics(
+        self, model: nn.Module, loop: TrainingLoop, results: dict[str, float], dense_parameters: int
+    ) -> dict[str, Any]:
+        args, ticket = self.args, self.ticket
+        order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
+        seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
+        return {
+            "method": args.method,
+            "task": args.task,
+            "model": args.model,
+            "seed": args.seed,
+            "kernels": args.kernels,
+            "backend": self.prepared.backends,
+            "eval": results,
+            "main_metric": self.prepared.task.main_metric,
+            "seconds": {name: seconds[name] for name in order},
+            "steps": {"search": 0 if self.search is None else self.search["step"], "train": loop.step},
+            "parameters": {"dense": dense_parameters, "trained": _count_parameters(model)},
+            "ticket": None if ticket is None else {
+                "heads": [len(units) for units in ticket.heads],
+                "neurons": [len(units) for units in ticket.neurons],
+                "heads_of": self.head_counts,
+                "neurons_of": self.neuron_counts,
+            },
+            "search": self.search,
+            "train_log": loop.history,
+            "examples": {
+                "train": len(self.prepared.data.train),
+                "eval": {name or "dev": len(examples) for name, examples in self.prepared.data.evals.items()},
+            },
+            "arguments": asdict(args),
+            "versions": versions(),
+            "machine": describe_machine(self.device),
+        }  # fmt: skip
+
+    def _write(self, model: nn.Module, metrics: dict[str, Any]) -> None:
+        from .plots import plot_run  # matplotlib takes a second
+
+        model.save_pretrained(self.directory.model)
+        self.prepared.tokenizer.save_pretrained(self.directory.model)
+        if self.ticket is not None:
+            self.ticket.save(self.directory.ticket)
+        plot_run(self.directory, metrics, self.ticket)
+        write_json(self.directory.metrics, metrics)
+        self.directory.checkpoint.unlink(missing_ok=True)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        watch = Stopwatch(self.device)
+        with watch.running():
+            yield
+        self.seconds[name] = watch.seconds
+
+
+def _count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

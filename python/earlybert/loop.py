@@ -1,0 +1,218 @@
+"""The training loop: one for all stages and methods, which so differ in nothing but their settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from .clock import Stopwatch
+from .data import EncodedExamples, TrainingOrder, collate
+
+#: Optimizer steps between two looks at the loss, each of which waits for the device.
+LOG_INTERVAL = 25
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How one stage is trained.
+
+    Attributes:
+        name: shown at the progress bar.
+        max_steps: optimizer steps.
+        learning_rate: of the weights.
+        schedule: name of a schedule of `transformers.get_scheduler`.
+        warmup_steps: optimizer steps of linear warm-up.
+        weight_decay: of the weight matrices; biases, LayerNorm and gates have none.
+        gate_learning_rate: of the gates, where the model has any.
+        gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
+        dtype: what the forward pass computes in; parameters are float32.
+        pad_to: tokens to pad batches to; None for the longest of a batch.
+    """
+
+    name: str
+    max_steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    gate_learning_rate: float = 0.0
+    gate_l1: float = 0.0
+    dtype: torch.dtype = torch.float32
+    pad_to: int | None = None
+
+
+class TrainingLoop:
+    """Trains a model on batches in a given order. It can be saved after any optimizer step and continued.
+
+    Attributes:
+        step: optimizer steps taken.
+        watch: measures the seconds spent training; use `watch.paused()` for what is not training.
+        history: one record `{"step", "loss", "gate_l1"}` per `LOG_INTERVAL` steps and for the last: the mean
+            task loss since the record before, and the penalty on the gates, which is not in the loss, where
+            there are any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: EncodedExamples,
+        order: TrainingOrder,
+        settings: StageSettings,
+        device: torch.device,
+        gates: list[nn.Parameter] | None = None,
+    ) -> None:
+        """
+        Args:
+            model: a Hugging Face model on `device`, in float32.
+            examples: the training split.
+            order: which examples each step sees.
+            settings: the recipe.
+            device: where to train.
+            gates: those of the model's parameters that are gates.
+        """
+        self.model = model
+        self.examples = examples
+        self.order = order
+        self.settings = settings
+        self.device = device
+        self.gates = gates or []
+        self.step = 0
+        self.watch = Stopwatch(device)
+        self.history: list[dict[str, float]] = []
+
+        own = {id(gate) for gate in self.gates}
+        self._weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        groups = [
+            # BERT's biases and LayerNorm parameters are its only vectors.
+            {"params": [p for p in self._weights if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in self._weights if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        if self.gates:
+            groups.append({"params": self.gates, "weight_decay": 0.0, "lr": settings.gate_learning_rate})
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self.scheduler = get_scheduler(
+            settings.schedule,
+            self.optimizer,
+            num_warmup_steps=settings.warmup_steps,
+            num_training_steps=settings.max_steps,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
+        self._loss = torch.zeros((), device=device)
+
+    def run(self, after_step: Callable[[int], bool] = lambda step: False) -> None:
+        """Trains from `self.step` to the last step.
+
+        Args:
+            after_step: called after every optimizer step with the number of steps taken, on the clock;
+                training stops early when it returns True.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        self.model.train()
+        with (
+            tqdm(
+                total=self.settings.max_steps,
+                initial=self.step,
+                desc=self.settings.name,
+                unit="step",
+                disable=None,
+            ) as bar,
+            self.watch.running(),
+        ):
+            for batches in self.order.steps_from(self.step):
+                if self.step >= self.settings.max_steps:
+                    break
+                self._train_step(batches)
+                self.step += 1
+                bar.update()
+                if self.step % LOG_INTERVAL == 0 or self.step == self.settings.max_steps:
+                    bar.set_postfix(self._log())
+                if after_step(self.step):
+                    break
+
+    def _train_step(self, batches: list[list[int]]) -> None:
+        settings = self.settings
+        count = sum(map(len, batches))
+        for indices in batches:
+            batch = collate(self.examples, indices, pad_to=settings.pad_to, device=self.device)
+            with torch.autocast(self.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+                loss = self.model(**batch).loss
+            # Weighted by examples: the gradient is that of the mean over all examples of the step, however
+            # split.
+            loss = loss * (len(indices) / count)
+            self.scaler.scale(loss).backward()
+            self._loss += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self._weights, MAX_GRAD_NORM)
+        self._add_gate_penalty()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _add_gate_penalty(self) -> None:
+        """Adds the gradient of `lambda * sum|c|` to the gates' gradients.
+
+        Once per optimizer step and after the gradients have been unscaled: as a term of the loss it would be
+        added once per accumulated batch, multiplied by the loss scale, and seen in the logged loss.
+        """
+        if self.settings.gate_l1:
+            for gate in self.gates:
+                gate.grad.add_(gate.sign(), alpha=self.settings.gate_l1)
+
+    def gate_penalty(self) -> float:
+        """`lambda * sum|c|` now."""
+        return self.settings.gate_l1 * sum(gate.detach().abs().sum().item() for gate in self.gates)
+
+    def _log(self) -> dict[str, float]:
+        steps = self.step - (self.history[-1]["step"] if self.history else 0)
+        record = {"step": self.step, "loss": self._loss.item() / steps}
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(
+                f"{self.settings.name}: the loss was not finite in one of the last {steps} steps, at step "
+                f"{self.step}; try a lower learning rate, or bfloat16 in place of float16"
+            )
+        if self.gates:
+            record["gate_l1"] = self.gate_penalty()
+        self._loss.zero_()
+        self.history.append(record)
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training, the state of torch's random numbers (dropout) included."""
+        return {
+            "step": self.step,
+            "seconds": self.watch.seconds,
+            "history": self.history,
+            "loss": self._loss.item(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave, for a loop made with the same arguments."""
+        self.step = state["step"]
+        self.watch = Stopwatch(self.device, state["seconds"])
+        self.history = state["history"]
+        self._loss.fill_(state["loss"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if state["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"], self.device)

@@ -1,0 +1,105 @@
+"""Pictures of a run: how its ticket moved and came to rest, and what it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import earlybert_kernels as ek
+
+from .rundir import RunDirectory
+
+
+def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket | None) -> list[Path]:
+    """Draws what there is to draw of a run into its folder.
+
+    Args:
+        directory: the run's folder.
+        metrics: as in its `metrics.json`.
+        ticket: the ticket it trained; None for a dense run.
+
+    Returns:
+        The files written: `search.png` if the run searched, `ticket.png` if it has a ticket.
+    """
+    written = []
+    if metrics["search"] is not None:
+        _save(search_figure(metrics["search"]), directory.search_plot)
+        written.append(directory.search_plot)
+    if ticket is not None:
+        kept = metrics["ticket"]
+        _save(ticket_figure(ticket, kept["heads_of"], kept["neurons_of"]), directory.ticket_plot)
+        written.append(directory.ticket_plot)
+    return written
+
+
+def search_figure(search: dict[str, Any]) -> Figure:
+    """Distance between consecutive tickets over the steps of the search, as a share of chance level.
+
+    Args:
+        search: entry `search` of `metrics.json`.
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    steps = [check["step"] for check in search["checks"]]
+    axes.plot(steps, [check["heads"] for check in search["checks"]], "o-", label="heads")
+    axes.plot(steps, [check["neurons"] for check in search["checks"]], "s-", label="neurons")
+    axes.axhline(search["threshold"], color="grey", linestyle="--", label="threshold")
+    axes.axvline(search["step"], color="black", linestyle=":", label=f"drawn ({search['drawn_by']})")
+    axes.set(
+        xlabel="optimizer step",
+        ylabel="distance to the ticket before\n(1 = chance)",
+        xlim=(0, search["max_steps"] * 1.02),
+        ylim=(0, None),
+        title="How far the ticket moved from check to check",
+    )
+    axes.legend()
+    return figure
+
+
+def ticket_figure(ticket: ek.Ticket, num_heads: list[int], num_neurons: list[int]) -> Figure:
+    """Which heads a ticket keeps, and how many neurons, layer by layer.
+
+    Args:
+        ticket: what to show.
+        num_heads: heads per layer of the dense model.
+        num_neurons: neurons per layer of the dense model.
+    """
+    layers = len(num_heads)
+    figure = Figure(figsize=(9, 1.6 + 0.3 * layers), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    grid = np.full((layers, max(num_heads)), np.nan)
+    for layer, (kept, count) in enumerate(zip(ticket.heads, num_heads, strict=True)):
+        grid[layer, :count] = 0
+        grid[layer, kept] = 1
+    left.pcolormesh(grid, cmap="Blues", vmin=-0.2, vmax=1.3, edgecolors="white", linewidth=1.5)
+    left.set(
+        xlabel="head",
+        ylabel="layer",
+        xticks=np.arange(max(num_heads)) + 0.5,
+        xticklabels=range(max(num_heads)),
+        yticks=np.arange(layers) + 0.5,
+        yticklabels=range(layers),
+        title=f"Heads: {sum(map(len, ticket.heads))} of {sum(num_heads)} kept (dark)",
+    )
+
+    right.barh(range(layers), num_neurons, color="whitesmoke", edgecolor="lightgrey")
+    bars = right.barh(range(layers), [len(kept) for kept in ticket.neurons], color="steelblue")
+    right.bar_label(bars, label_type="center", color="white")
+    right.set(
+        xlabel="neurons",
+        yticks=range(layers),
+        title=f"Neurons: {sum(map(len, ticket.neurons))} of {sum(num_neurons)} kept",
+    )
+    for axes in (left, right):
+        axes.invert_yaxis()
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # A canvas of its own, and not pyplot, which would choose a window system for the whole process.
+    FigureCanvasAgg(figure).print_png(path)

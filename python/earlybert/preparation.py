@@ -1,0 +1,186 @@
+"""Everything that can be wrong with a run, found out before anything heavy is loaded or written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+import earlybert_kernels as ek
+
+from .arguments import FinetuneArguments
+from .errors import MissingFileError, UsageError
+from .rundir import RunDirectory
+from .tasks import Task, TaskData, get_task
+
+#: The ops that a converted model for sequence classification is made of.
+OPS = ("attention", "feed_forward", "dropout_add_layer_norm")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin.
+
+    Attributes:
+        args: the arguments, with all defaults filled in.
+        directory: where the run writes.
+        task, data: the task and all of its examples.
+        config: the model's, with the task's labels.
+        tokenizer: the model's.
+        device: where the run computes.
+        ticket: the ticket that was given, if one was.
+        backends: per op, the backend that will run it; empty with stock modules.
+    """
+
+    args: FinetuneArguments
+    directory: RunDirectory
+    task: Task
+    data: TaskData
+    config: Any
+    tokenizer: Any
+    device: torch.device
+    ticket: ek.Ticket | None
+    backends: dict[str, str]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return getattr(torch, self.args.dtype)
+
+
+def prepare(args: FinetuneArguments) -> Prepared:
+    """Checks a run and reads what is light: the model's config and tokenizer, the ticket, the data.
+
+    Raises:
+        UsageError: the run cannot be done as asked; the message says why.
+    """
+    args.check()
+    args = args.resolved()
+    directory = RunDirectory(args.output_dir)
+    directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
+    task = get_task(args.task)
+    device = _device(args)
+    config = _config(args, task)
+    ticket = None if args.ticket is None else load_ticket(args.ticket, config)
+    backends = backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
+    tokenizer = _tokenizer(args)
+    data = task.load(None if args.data_dir is None else Path(args.data_dir))
+    data = TaskData(
+        data.train.first(args.max_train_examples),
+        {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
+    )
+    return Prepared(args, directory, task, data, config, tokenizer, device, ticket, backends)
+
+
+def load_ticket(path: str, config: Any) -> ek.Ticket:
+    """Reads a ticket and checks it against a model's config.
+
+    Raises:
+        UsageError: there is no such file, it is not a ticket, or it does not fit the model.
+    """
+    try:
+        ticket = ek.Ticket.load(path)
+        ticket.check_sizes(*unit_counts(config))
+    except FileNotFoundError:
+        raise MissingFileError(f"--ticket {path}: no such file") from None
+    except ValueError as error:
+        raise UsageError(f"--ticket {path}: {error}") from None
+    return ticket
+
+
+def unit_counts(config: Any) -> tuple[list[int], list[int]]:
+    """Heads and neurons per layer of a model with this config, dense or compact."""
+    kept = getattr(config, "ticket", None)
+    if kept is not None:
+        return [len(units) for units in kept.heads], [len(units) for units in kept.neurons]
+    layers = config.num_hidden_layers
+    return [config.num_attention_heads] * layers, [config.intermediate_size] * layers
+
+
+def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Which backend will run each op of a converted model here, found by running it on a few tokens.
+
+    Raises:
+        UsageError: `EARLYBERT_BACKEND` names a backend that cannot.
+    """
+    hidden, neurons = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    x = torch.zeros(4, hidden, device=device, dtype=dtype)
+    qkv = x.view(4, heads, hidden // heads)
+    weight = torch.zeros(hidden, neurons, device=device, dtype=dtype)
+    cu_seqlens = torch.tensor([0, 4], dtype=torch.int32, device=device)
+    tiny = {
+        "attention": (qkv, qkv, qkv, cu_seqlens, 4),
+        "feed_forward": (x, weight.t(), weight[0], weight, x[0]),
+        "dropout_add_layer_norm": (x, x, x[0], x[0]),
+    }
+    forced = os.environ.get("EARLYBERT_BACKEND")
+    in_use = {}
+    for op in OPS:
+        reasons = []
+        for backend in [forced] if forced else ek.ops.backends(op):
+            try:
+                with torch.inference_mode():
+                    getattr(ek.ops, op)(*tiny[op], backend=backend)
+            except (RuntimeError, ValueError) as error:
+                reasons.append(str(error))
+                continue
+            in_use[op] = backend
+            break
+        else:
+            what = f"EARLYBERT_BACKEND={forced}" if forced else "--kernels auto"
+            raise UsageError(f"{what} cannot be used on device {device}: {'; '.join(reasons)}")
+    return in_use
+
+
+def _device(args: FinetuneArguments) -> torch.device:
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"--device {args.device}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {args.device}: torch finds no CUDA device here")
+    if args.dtype == "float16" and device.type != "cuda":
+        raise UsageError(
+            "--dtype float16 needs the loss scaling that torch has for CUDA; use bfloat16 on other devices"
+        )
+    return device
+
+
+def _config(args: FinetuneArguments, task: Task) -> Any:
+    labels: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if not task.is_regression:
+        labels = {
+            "id2label": dict(enumerate(task.labels)),
+            "label2id": {name: i for i, name in enumerate(task.labels)},
+        }
+    try:
+        config = AutoConfig.from_pretrained(args.model, **labels)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {args.model}: no model could be read there: {_first_line(error)}") from None
+    if args.method != "dense" or args.kernels == "auto":
+        try:
+            ek.check_convertible(config)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model {args.model}: {error}") from None
+    positions = getattr(config, "max_position_embeddings", args.max_length)
+    if args.max_length > positions:
+        raise UsageError(
+            f"--max-length: expected at most {positions}, the model's longest input, found {args.max_length}"
+        )
+    return config
+
+
+def _tokenizer(args: FinetuneArguments) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(args.model)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {args.model}: no tokenizer could be read there: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,25 @@
+"""The tasks: how their files are read, and how a model is judged on them."""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+from .base import Examples, Task, TaskData
+from .glue import GLUE_TASKS, GlueTask
+from .metrics import compute_metrics
+from .pydocs import PyDocsTask
+
+#: All tasks by name.
+TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, PyDocsTask())}
+
+__all__ = ["TASKS", "Examples", "GlueTask", "PyDocsTask", "Task", "TaskData", "compute_metrics", "get_task"]
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise UsageError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+    return TASKS[name]

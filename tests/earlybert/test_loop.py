@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import earlybert_kernels as ek
+from earlybert import loop as loop_module
+from earlybert.data import EncodedExamples, TrainingOrder, collate, encode
+from earlybert.evaluation import predict
+from earlybert.loop import StageSettings, TrainingLoop
+from earlybert.tasks import TASKS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_bert: str, toy_sst2: str) -> EncodedExamples:
+    from pathlib import Path
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    train = TASKS["sst2"].read(Path(toy_sst2) / "train.tsv")
+    return encode(tokenizer, train, max_length=16, is_regression=False)
+
+
+@pytest.fixture
+def model(tiny_bert: str) -> nn.Module:
+    """Without dropout, so that runs can be compared; with gates."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    return ek.enable_gates(model)
+
+
+def make_loop(model: nn.Module, examples: EncodedExamples, **changes: Any) -> TrainingLoop:
+    order = {"batch_size": 8, "accumulation_steps": 1, "seed": 1}
+    order |= {name: changes.pop(name) for name in list(changes) if name in order}
+    settings = {
+        "name": "test",
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "gate_learning_rate": 1e-2,
+        "gate_l1": 1e-2,
+    }
+    gates = [*ek.head_gates(model), *ek.neuron_gates(model)]
+    return TrainingLoop(
+        model,
+        examples,
+        TrainingOrder(len(examples), **order),
+        StageSettings(**{**settings, **changes}),
+        CPU,
+        gates=gates,
+    )
+
+
+def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def gradients(model: nn.Module, examples: EncodedExamples, **changes: Any) -> dict[str, torch.Tensor]:
+    """What the optimizer is given at the first step."""
+    own = copy.deepcopy(model)
+    loop = make_loop(own, examples, max_steps=1, **changes)
+    seen = {}
+    loop.optimizer.register_step_pre_hook(
+        lambda *_: seen.update({name: p.grad.clone() for name, p in own.named_parameters()})
+    )
+    loop.run()
+    return seen
+
+
+def test_gradient_and_penalty_do_not_depend_on_accumulation(model: nn.Module, examples: EncodedExamples) -> None:
+    at_once = gradients(model, examples, batch_size=16, gate_l1=0.5)
+    for batch_size, accumulation in ((8, 2), (4, 4), (2, 8)):
+        split = gradients(model, examples, batch_size=batch_size, accumulation_steps=accumulation, gate_l1=0.5)
+        for name, gradient in at_once.items():
+            torch.testing.assert_close(split[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_last_step_of_uneven_batches_weighs_examples_alike(model: nn.Module, examples: EncodedExamples) -> None:
+    few = EncodedExamples({k: v[:10] for k, v in examples.features.items()}, examples.pad_values, examples.labels[:10])
+    at_once = gradients(model, few, batch_size=10)
+    split = gradients(model, few, batch_size=4, accumulation_steps=3)
+    for name, gradient in at_once.items():
+        torch.testing.assert_close(split[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_the_penalty_is_lambda_times_the_sign(model: nn.Module, examples: EncodedExamples) -> None:
+    for gate in (*ek.head_gates(model), *ek.neuron_gates(model)):
+        gate.data.uniform_(-1, 1)
+        gate.data[0] = 0
+    without, with_penalty = (gradients(model, examples, gate_l1=gate_l1) for gate_l1 in (0.0, 0.25))
+    for name, parameter in model.named_parameters():
+        expected = 0.25 * parameter.detach().sign() if name.endswith("gates") else 0 * parameter.detach()
+        torch.testing.assert_close(with_penalty[name] - without[name], expected, rtol=0, atol=1e-6)
+
+
+def test_the_penalty_is_logged_apart_from_the_loss(model: nn.Module, examples: EncodedExamples) -> None:
+    histories = []
+    for gate_l1 in (0.0, 1e-9):
+        loop = make_loop(copy.deepcopy(model), examples, gate_l1=gate_l1, gate_learning_rate=0.0)
+        loop.run()
+        histories.append(loop.history[-1])
+    units = 3 * (4 + 48)
+    assert histories[0]["loss"] == histories[1]["loss"]
+    assert histories[1]["gate_l1"] == pytest.approx(1e-9 * units)
+    assert histories[0]["step"] == 3
+
+
+def test_groups_of_parameters(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples, weight_decay=0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [{names[id(p)] for p in group["params"]} for group in loop.optimizer.param_groups]
+    assert set().union(*groups) == set(names.values())
+    assert sum(map(len, groups)) == len(names)
+    decayed, plain, gates = groups
+    assert all(name.endswith("weight") and "LayerNorm" not in name for name in decayed)
+    assert all(name.endswith("bias") or "LayerNorm" in name for name in plain)
+    assert all(name.endswith(("head_gates", "neuron_gates")) for name in gates)
+    assert [g["weight_decay"] for g in loop.optimizer.param_groups] == [0.1, 0.0, 0.0]
+    assert [g["lr"] for g in loop.optimizer.param_groups] == [1e-3, 1e-3, 1e-2]
+
+
+def test_gates_move_by_their_own_rate(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples, max_steps=1, gate_learning_rate=1e-2)
+    loop.run()
+    moved = torch.cat([(gate.detach() - 1).abs() for gate in loop.gates])
+    # Adam's first step is the learning rate in the direction of the gradient.
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=1e-3, atol=1e-6)
+
+
+def test_weights_are_clipped_and_gates_are_not(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(model, examples, max_steps=1)
+    seen = []
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda params, norm: seen.append((list(params), norm)))
+    loop.run()
+    ((clipped, norm),) = seen
+    own = {id(gate) for gate in loop.gates}
+    assert norm == 1.0
+    assert not own & {id(p) for p in clipped}
+    assert len(clipped) + len(own) == len(list(model.parameters()))
+
+
+def test_the_schedule_falls_to_zero_after_warmup(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples, max_steps=10, schedule="linear", warmup_steps=2)
+    rates = []
+    loop.run(lambda step: rates.append(loop.optimizer.param_groups[0]["lr"]) or False)
+    assert rates == pytest.approx([5e-4, 1e-3, *(1e-3 * left / 8 for left in range(7, -1, -1))])
+
+
+def test_stops_when_told(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples, max_steps=10)
+    loop.run(lambda step: step == 4)
+    assert loop.step == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 2)
+    model.classifier.bias.data.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="not finite in one of the last 2 steps, at step 2"):
+        make_loop(model, examples).run()
+
+
+def test_pauses_are_not_training_time(model: nn.Module, examples: EncodedExamples) -> None:
+    import time
+
+    loop = make_loop(model, examples, max_steps=1)
+
+    def pause(step: int) -> bool:
+        with loop.watch.paused():
+            time.sleep(0.5)
+        return False
+
+    start = time.perf_counter()
+    loop.run(pause)
+    assert 0 < loop.watch.seconds < time.perf_counter() - start - 0.4
+
+
+def test_bfloat16_trains_float32_parameters(model: nn.Module, examples: EncodedExamples) -> None:
+    before = parameters(model)
+    make_loop(model, examples, dtype=torch.bfloat16).run()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "gates" in name)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_every_epoch_sees_every_example_once(accumulation: int) -> None:
+    order = TrainingOrder(50, batch_size=8, accumulation_steps=accumulation, seed=3)
+    steps = order.steps_from(0)
+    epochs = [[next(steps) for _ in range(order.steps_per_epoch)] for _ in range(2)]
+    flat = [[i for batches in epoch for batch in batches for i in batch] for epoch in epochs]
+    assert sorted(flat[0]) == sorted(flat[1]) == list(range(50))
+    assert flat[0] != flat[1]
+    assert all(len(batch) <= 8 for epoch in epochs for batches in epoch for batch in batches)
+
+
+def test_the_order_is_that_of_seed_and_epoch_alone() -> None:
+    first = TrainingOrder(50, batch_size=8, accumulation_steps=1, seed=3)
+    torch.manual_seed(99)
+    second = TrainingOrder(50, batch_size=4, accumulation_steps=2, seed=3)
+    for epoch in range(3):
+        assert first.permutation(epoch) == second.permutation(epoch)
+    assert first.permutation(0) != TrainingOrder(50, batch_size=8, accumulation_steps=1, seed=4).permutation(0)
+
+
+def test_the_order_can_be_taken_up_anywhere() -> None:
+    order = TrainingOrder(50, batch_size=8, accumulation_steps=2, seed=3)
+    steps = order.steps_from(0)
+    whole = [next(steps) for _ in range(12)]
+    for start in range(12):
+        steps = order.steps_from(start)
+        assert [next(steps) for _ in range(12 - start)] == whole[start:]
+
+
+def test_batches_are_padded_right(examples: EncodedExamples) -> None:
+    indices = [3, 0, 5]
+    batch = collate(examples, indices, pad_to=None, device=CPU)
+    longest = max(examples.lengths()[i] for i in indices)
+    assert batch["input_ids"].shape == (3, longest)
+    for row, index in enumerate(indices):
+        length = examples.lengths()[index]
+        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (longest - length)
+        assert batch["input_ids"][row, :length].tolist() == examples.features["input_ids"][index].tolist()
+        assert not batch["input_ids"][row, length:].any()
+    assert batch["labels"].tolist() == [examples.labels[i] for i in indices]
+    assert collate(examples, indices, pad_to=16, device=CPU)["input_ids"].shape == (3, 16)
+
+
+def test_long_examples_are_cut(tiny_bert: str, toy_sst2: str) -> None:
+    from pathlib import Path
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    dev = TASKS["sst2"].read(Path(toy_sst2) / "dev.tsv")
+    encoded = encode(tokenizer, dev, max_length=6, is_regression=False)
+    assert max(encoded.lengths()) == 6
+    assert {ids[-1].item() for ids in encoded.features["input_ids"]} == {tokenizer.sep_token_id}
+
+
+def test_predictions_are_in_the_order_of_the_examples(model: nn.Module, examples: EncodedExamples) -> None:
+    model.train()
+    together = predict(model, examples, batch_size=16, pad_to=None, dtype=torch.float32, device=CPU)
+    assert model.training
+    with torch.no_grad():
+        for index in (0, 7, 89):
+            alone = model.eval()(**collate(examples, [index], pad_to=None, device=CPU)).logits[0]
+            torch.testing.assert_close(torch.from_numpy(together[index]), alone, rtol=1e-4, atol=1e-5)

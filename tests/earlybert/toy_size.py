@@ -1,0 +1,3 @@
+"""The size of the toy BERT that the tests of whole runs train."""
+
+LAYERS, HEADS, NEURONS = 3, 4, 48

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_size import HEADS, LAYERS, NEURONS
+from toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS, WORDS, sentence
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from earlybert import FinetuneArguments
-
-WORDS = {0: ("bad", "dull", "poor", "sad"), 1: ("good", "fine", "great", "warm")}
-FILLERS = ("a", "the", "film", "plot", "is", "and", "very", "story", "with", "##s")
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +24,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words),
-        hidden_size=32,
+        hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         intermediate_size=NEURONS,
@@ -36,12 +33,6 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     BertModel(config).save_pretrained(folder)
     return str(folder)
-
-
-def sentence(generator: random.Random, label: int) -> str:
-    words = generator.choices(FILLERS[:-1], k=generator.randint(2, 9)) + generator.choices(WORDS[label], k=2)
-    generator.shuffle(words)
-    return " ".join(words)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from toy import PER_HEAD, PER_NEURON
 
 import earlybert
 from earlybert import FinetuneArguments, demo, finetune
@@ -164,7 +165,7 @@ def test_compare_prints_the_table(flags: list[str], tmp_path: Path, capsys: pyte
 def test_verify_proves_that_parameters_are_gone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(run)]) == 0
     out = capsys.readouterr().out
-    gone = 3 * 8 * (4 * 32 + 3) + 58 * 65
+    gone = 3 * PER_HEAD + 58 * PER_NEURON
     assert f"3 heads and 58 neurons dropped are {gone:,} parameters" in out
     assert out.count("ok ") == 3
     assert "FAILED" not in out

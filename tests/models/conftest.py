@@ -1,10 +1,23 @@
 """Fixtures for the tests of models."""
 
+from __future__ import annotations
+
 import pytest
-from tiny_bert import ODD
+import torch
+from tiny_bert import ODD, tiny_model
+from transformers import AutoModelForSequenceClassification
 
 
 @pytest.fixture(params=list(ODD))
 def shape(request) -> str:
     """Each odd shape in turn."""
     return request.param
+
+
+@pytest.fixture(params=[*ODD, "minilm"])
+def bert(request) -> torch.nn.Module:
+    """A stock `BertForSequenceClassification` of three labels: each odd shape in turn, then the real MiniLM."""
+    if request.param != "minilm":
+        return tiny_model(request.param)
+    folder = request.getfixturevalue("minilm")
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()

@@ -131,8 +131,8 @@ def test_classification_computes_only_the_first_token_in_the_last_layer():
     assert rows == [18, 18, 18]
 
 
-def test_padded_batch_equals_its_sequences_one_by_one(shape):
-    model = ek.convert(tiny_model(shape))
+def test_padded_batch_equals_its_sequences_one_by_one(bert):
+    model = ek.convert(bert)
     lengths = (5, 1, 9, 3)
     inputs = batch(lengths)
     together = model(**inputs).logits

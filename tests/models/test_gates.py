@@ -37,11 +37,11 @@ def test_enabling_twice_keeps_the_values():
     assert all(torch.equal(a, b) for a, b in zip(before, ek.head_gates(ek.enable_gates(model)), strict=True))
 
 
-def test_folded_gates_equal_unfolded_gates(shape):
+def test_folded_gates_equal_unfolded_gates(bert):
     inputs = {**batch(), "labels": torch.tensor([0, 2, 1, 1])}
     results = []
-    for converted in (False, True):
-        model = gated(shape, converted)
+    for change in (copy.deepcopy, ek.convert):
+        model = ek.enable_gates(change(bert.double()))
         set_gates(model)
         out = model(**inputs)
         out.loss.backward()

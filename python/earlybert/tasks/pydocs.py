@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import UsageError
 from .base import Examples, Task, TaskData
 
-TRAIN_PER_CLASS = 800
+TRAIN_PER_CLASS = 720
 DEV_PER_CLASS = 150
 
 #: Class -> modules and packages whose docstrings it is made of. All are in every Python from 3.10 on.
@@ -52,7 +52,7 @@ _MARK_UP = re.compile(r"[\"'`*]")
 
 @dataclass(frozen=True, kw_only=True)
 class PyDocsTask(Task):
-    """The demonstration task `pydocs`: 4,000 training and 750 development sentences in five equal classes.
+    """The demonstration task `pydocs`: 3,600 training and 750 development sentences in five equal classes.
 
     Deterministic for a given Python version; the documentation differs a little between versions. No sentence
     is in both splits, or in two classes.
@@ -130,11 +130,11 @@ def _docstrings(module: str) -> Iterator[str]:
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """The plain sentences of a text: 5 to 40 words, no code, on one line, without mark-up."""
+    """The plain sentences of a text: 5 to 20 words, no code, on one line, without mark-up."""
     for paragraph in re.split(r"\n\s*\n", text):
         if ">>>" in paragraph or "::" in paragraph:
             continue
         for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
             plain = _MARK_UP.sub("", sentence)
-            if 5 <= len(plain.split()) <= 40 and re.fullmatch(r"[A-Z].*[.!?]", plain):
+            if 5 <= len(plain.split()) <= 20 and re.fullmatch(r"[A-Z].*[.!?]", plain):
                 yield plain

@@ -1,7 +1,7 @@
 """Builds the two extension modules of earlybert_kernels with ninja: `_cpu` (C++) and `_cuda` (nvcc).
 
 Neither links torch, so nothing here imports it, and one build serves every torch version. An extension
-that cannot be built is left out with one line saying why, and the library runs its ops in PyTorch and Triton
+that cannot be built is left out with one line saying why, and the library runs its ops in plain PyTorch
 instead. What was built, how, and what is missing is written to earlybert_kernels/_build.json, which
 `python -m earlybert_kernels.env` prints.
 
@@ -154,12 +154,14 @@ def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
     """The CUDA extension: device code by nvcc, with the CUDA runtime linked statically."""
     archs = cuda_archs()
     gencode = cuda_arch_flags(archs)
-    nvcc = [find_nvcc(), *(["-ccbin", cxx[0]] if os.environ.get("CXX") else [])]
+    nvcc = [find_nvcc(), *(["-ccbin", cxx[-1]] if os.environ.get("CXX") else [])]
     plan = Plan("_cuda", cxx)
     flags = ["-std=c++17", "-O3", "-cudart=static", "-Werror=all-warnings", "-Wno-deprecated-gpu-targets"]
     host = "-Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden"
-    for source in sorted((SOURCES / "cuda").glob("*.cu")):
-        plan.objects.append((source, ".o", [*nvcc, *flags, host, f"--threads={jobs()}", *gencode]))
+    sources = sorted((SOURCES / "cuda").glob("*.cu"))
+    threads = max(1, jobs() // len(sources))  # architectures of one file at a time; ninja runs the files
+    for source in sources:
+        plan.objects.append((source, ".o", [*nvcc, *flags, host, f"--threads={threads}", *gencode]))
     plan.objects.append((SOURCES / "bindings/cuda.cpp", ".o", [*cxx, *CXX_FLAGS, *includes]))
     # torch loads its own CUDA runtime globally; hidden, ours cannot be mixed up with it.
     plan.link = [*nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", *gencode]

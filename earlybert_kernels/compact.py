@@ -34,13 +34,14 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
 
     Raises:
         ValueError: the ticket does not fit the model, or the optimizer holds none of its Parameters.
-        TypeError: the model's family has no adapter, or a class in it has no compact counterpart to be saved as.
+        TypeError: the model's family has no adapter, a class in it has no compact counterpart to be saved as, or
+            the optimizer keeps state of another shape than the Parameter's (Adafactor, say), which cannot be cut.
     """
     family, base = find_base(model)
     family.check_compactable(model, base)
     check_ticket(model, ticket)
-    if optimizer is not None and not _held(optimizer).intersection(base.parameters()):
-        raise ValueError("the optimizer holds none of the model's Parameters: pass the one that trains this model")
+    if optimizer is not None:
+        _check_optimizer(optimizer, base)
     clear_ticket(model)
     before = set(model.parameters())
     remove_gates(model)
@@ -133,8 +134,19 @@ def _kept(parts: LayerParts, heads, neurons) -> dict[str, Tensor]:
     }
 
 
-def _held(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
-    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
+def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not held.intersection(base.parameters()):
+        raise ValueError("the optimizer holds none of the model's Parameters: pass the one that trains this model")
+    for _, parts in layer_parts(base):
+        for linear, name, *_ in _slots(parts):
+            parameter = getattr(linear, name)
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if torch.is_tensor(value) and value.numel() > 1 and value.shape != parameter.shape:
+                    raise TypeError(
+                        f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a Parameter of "
+                        f"shape {tuple(parameter.shape)}, which cannot be cut: build a new optimizer after compact"
+                    )
 
 
 def _drop(optimizer: torch.optim.Optimizer, removed: set[nn.Parameter]) -> None:

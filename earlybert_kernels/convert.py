@@ -29,6 +29,11 @@ def convert(model: Model) -> Model:
     The model keeps its class, its Parameters, its `state_dict` keys and its outputs at every real token; padding
     positions of token-wise outputs become 0. Converting a converted model changes nothing.
 
+    A fused layer reads the weights of the modules inside it and does not call them: forward hooks that are put on
+    those modules later do not run, and replacing one of them (by an adapter or a quantised layer) makes the next
+    forward raise; restore the model first. Across GPUs use DistributedDataParallel: `torch.nn.DataParallel`
+    copies modules in a way that does not reach inside, and the forward says so.
+
     Args:
         model: `transformers.BertModel`, one of its head classes, or any module that holds one of them.
 
@@ -41,6 +46,7 @@ def convert(model: Model) -> Model:
     if is_converted(model):
         return model
     family.check_config(base.config)
+    family.check_base(base)
     stock = base.encoder
     fused = [(layer, EncoderLayer(layer, parts)) for layer, parts in layer_parts(model)]
     for stock_layer, layer in fused:
@@ -64,7 +70,7 @@ def restore(model: Model) -> Model:
     _, base = find_base(model)
     if not is_converted(model):
         return model
-    if any(layer.active_heads is not None for layer in base.encoder.layer):
+    if any(layer.is_masked for layer in base.encoder.layer):
         raise ValueError("a ticket is applied, and stock layers cannot skip units: call clear_ticket or compact first")
     conversion = base._earlybert
     _copy_mode(base.encoder, conversion.stock_encoder)

@@ -24,6 +24,7 @@ VARIABLES = (
     "EARLYBERT_BUILD_CPU",
     "EARLYBERT_BUILD_CUDA",
     "EARLYBERT_CUDA_ARCHS",
+    "CUDA_HOME",
     "CXX",
     "MAX_JOBS",
 )
@@ -91,12 +92,10 @@ def _extensions() -> Iterator[tuple[str, str]]:
 
 
 def _ops() -> Iterator[tuple[str, str]]:
-    for name, table in dispatch._implementations.items():
-        usable = ops.backends(name)
-        yield name, ", ".join(usable)
-        for backend in table:
-            if backend not in usable:
-                yield f"  not {backend}", table[backend].unavailable() or ""
+    for name in ("attention", "dropout_add_layer_norm", "feed_forward", "masked_lm_loss"):
+        yield name, ", ".join(ops.backends(name))
+        for backend, reason in dispatch.unavailable(name).items():
+            yield f"  not {backend}", reason
 
 
 if __name__ == "__main__":

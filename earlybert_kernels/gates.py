@@ -59,7 +59,8 @@ def neuron_gates(model: nn.Module) -> list[nn.Parameter]:
 def remove_gates(model: Model) -> Model:
     """Folds the gates into the weights for good, deletes them and returns the model; its outputs stay the same.
 
-    An optimizer that holds the gates must be built anew, or be handed to `compact`.
+    An optimizer that holds the gates goes on holding them: build it anew. `compact`, given the optimizer, removes
+    gates from both.
     """
     for layer, parts in layer_parts(model):
         heads, neurons = detach(layer)

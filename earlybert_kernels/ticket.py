@@ -94,8 +94,10 @@ class Ticket:
             of: compare only the heads or only the neurons; default both together.
 
         Raises:
-            ValueError: the tickets have different numbers of layers.
+            ValueError: the tickets have different numbers of layers, or `of` is neither.
         """
+        if of not in (None, "heads", "neurons"):
+            raise ValueError(f"of={of!r}: expected 'heads', 'neurons' or None for both")
         if len(self) != len(other):
             raise ValueError(f"tickets of {len(self)} and {len(other)} layers cannot be compared")
         pairs: list[tuple[Sequence[int], Sequence[int]]] = []

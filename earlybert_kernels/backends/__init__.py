@@ -1,10 +1,14 @@
-"""Thin callers of what runs the ops: the two compiled extensions and the Triton kernels."""
+"""Thin callers of what runs the ops: the two compiled extensions."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
 
 
 @cache
@@ -16,7 +20,20 @@ def build_record() -> dict:
         return {}
 
 
-def why_not_built(module: str) -> str:
-    """Why extension `module` (`"_cpu"` or `"_cuda"`) is missing, as far as the build recorded it."""
-    reason = build_record().get(module, {}).get("reason", "this source tree was never built")
-    return f"earlybert_kernels.{module} is not built ({reason})"
+def load_extension(name: str) -> tuple[ModuleType | None, str | None]:
+    """Extension `earlybert_kernels.<name>`, or why there is none, as far as the build recorded it."""
+    try:
+        return importlib.import_module(f"earlybert_kernels.{name}"), None
+    except ModuleNotFoundError:
+        record = build_record()
+        reason = record.get(name, {}).get("reason")
+        if reason is None:
+            reason = f"it was built for Python {record['python']}" if record else "this source tree was never built"
+        return None, f"earlybert_kernels.{name} is not built ({reason})"
+    except ImportError as error:
+        return None, f"earlybert_kernels.{name} cannot be loaded ({error})"
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's data are, 0 for none: what the extensions take."""
+    return 0 if tensor is None else tensor.data_ptr()

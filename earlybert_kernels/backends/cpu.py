@@ -7,32 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import why_not_built
+from . import address, load_extension
 
+# The extension uses OpenMP but links no OpenMP library: two runtimes in one process are two pools of
+# threads that fight for the cores. Its symbols come from the runtime that `import torch` above has
+# loaded for everybody; where torch was built with another one, from the system's.
+if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+    with contextlib.suppress(OSError):  # then loading the extension says what is missing
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
 
-def _load() -> tuple[ModuleType | None, str | None]:
-    """The extension, or why there is none."""
-    # The extension uses OpenMP but links no OpenMP library: two runtimes in one process are two pools of
-    # threads that fight for the cores. Its symbols come from the runtime that `import torch` above has
-    # loaded for everybody; where torch was built with another one, from the system's.
-    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
-        with contextlib.suppress(OSError):  # then the import below says what is missing
-            ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
-    try:
-        return importlib.import_module("earlybert_kernels._cpu"), None
-    except ModuleNotFoundError:
-        return None, why_not_built("_cpu")
-    except ImportError as error:
-        return None, f"earlybert_kernels._cpu cannot be loaded ({error})"
-
-
-extension, missing = _load()
+extension, missing = load_extension("_cpu")
 
 
 def unavailable() -> str | None:
@@ -50,10 +38,6 @@ def refuses(*tensors: Tensor | None) -> str | None:
         if tensor.dtype != torch.float32:
             return f"it takes float32 tensors, got {tensor.dtype}"
     return None
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def dropout_add_layer_norm_forward(
@@ -76,7 +60,7 @@ def dropout_add_layer_norm_forward(
         residual.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
-        _address(seed),
+        address(seed),
         dropout_p,
         eps,
         out.data_ptr(),
@@ -110,9 +94,9 @@ def dropout_add_layer_norm_backward(
         weight.data_ptr(),
         mean.data_ptr(),
         rstd.data_ptr(),
-        _address(seed),
+        address(seed),
         dropout_p,
-        _address(grad_x),
+        address(grad_x),
         grad_residual.data_ptr(),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),

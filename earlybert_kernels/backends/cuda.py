@@ -5,26 +5,12 @@ Importing this loads the extension but touches no GPU and needs no driver.
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from . import why_not_built
+from . import address, load_extension
 
-
-def _load() -> tuple[ModuleType | None, str | None]:
-    """The extension, or why there is none."""
-    try:
-        return importlib.import_module("earlybert_kernels._cuda"), None
-    except ModuleNotFoundError:
-        return None, why_not_built("_cuda")
-    except ImportError as error:
-        return None, f"earlybert_kernels._cuda cannot be loaded ({error})"
-
-
-extension, missing = _load()
+extension, missing = load_extension("_cuda")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CODES = {} if extension is None else {getattr(torch, name): code for name, code in extension.DTYPES.items()}
@@ -57,10 +43,6 @@ def dropout_add_layer_norm_refuses(x: Tensor, residual: Tensor, weight: Tensor, 
     if x.shape[-1] > _MAX_COLS:
         return f"it takes rows of up to {_MAX_COLS} values, got {x.shape[-1]}"
     return refuses(x, residual, weight, bias)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _launch(x: Tensor) -> tuple[int, int]:
@@ -97,7 +79,7 @@ def dropout_add_layer_norm_forward(
             residual.data_ptr(),
             weight.data_ptr(),
             bias.data_ptr(),
-            _address(seed),
+            address(seed),
             dropout_p,
             eps,
             out.data_ptr(),
@@ -140,9 +122,9 @@ def dropout_add_layer_norm_backward(
             weight.data_ptr(),
             mean.data_ptr(),
             rstd.data_ptr(),
-            _address(seed),
+            address(seed),
             dropout_p,
-            _address(grad_x),
+            address(grad_x),
             grad_residual.data_ptr(),
             grad_weight.data_ptr(),
             grad_bias.data_ptr(),

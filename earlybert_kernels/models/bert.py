@@ -6,15 +6,14 @@ import copy
 import functools
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from torch import nn
+from transformers.activations import ACT2FN
 from transformers.models.bert import modeling_bert as hf
-from transformers.utils.generic import can_return_tuple
 
-from ..nn import LayerParts, Packing, make_packing
+from ..nn import LayerParts
 from ..ticket import Ticket
 from . import bert_heads
+from .bert_forward import packed_forward
 from .compact_bert import COMPACT_CLASSES, CompactBertConfig
 from .compact_bert import set_compact as set_compact  # one of the functions of a family
 
@@ -39,6 +38,13 @@ def check_config(config) -> None:
         )
 
 
+def check_base(base: hf.BertModel) -> None:
+    """Raises TypeError if a base model does more than `BertModel`, which its fused forward would leave out."""
+    if type(base).forward is not hf.BertModel.forward:
+        raise TypeError(f"{type(base).__name__} has a forward of its own, which a converted model would not run")
+    _check_plain("encoder", base.encoder, hf.BertEncoder)
+
+
 def parts(layer: nn.Module, name: str) -> LayerParts:
     """The parts of a stock `BertLayer`.
 
@@ -47,6 +53,8 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
             would pass by; the message names it.
     """
     attention = layer.attention
+    hidden_act = attention.self.config.hidden_act
+    activation = type(ACT2FN[hidden_act])
     expected = {
         "": (layer, hf.BertLayer),
         ".attention": (attention, hf.BertAttention),
@@ -54,20 +62,21 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
         ".attention.self.query": (attention.self.query, nn.Linear),
         ".attention.self.key": (attention.self.key, nn.Linear),
         ".attention.self.value": (attention.self.value, nn.Linear),
+        ".attention.self.dropout": (attention.self.dropout, nn.Dropout),
         ".attention.output": (attention.output, hf.BertSelfOutput),
         ".attention.output.dense": (attention.output.dense, nn.Linear),
         ".attention.output.LayerNorm": (attention.output.LayerNorm, nn.LayerNorm),
+        ".attention.output.dropout": (attention.output.dropout, nn.Dropout),
         ".intermediate": (layer.intermediate, hf.BertIntermediate),
         ".intermediate.dense": (layer.intermediate.dense, nn.Linear),
+        ".intermediate.intermediate_act_fn": (layer.intermediate.intermediate_act_fn, activation),
         ".output": (layer.output, hf.BertOutput),
         ".output.dense": (layer.output.dense, nn.Linear),
         ".output.LayerNorm": (layer.output.LayerNorm, nn.LayerNorm),
+        ".output.dropout": (layer.output.dropout, nn.Dropout),
     }
     for suffix, (module, cls) in expected.items():
-        if type(module) is not cls:
-            raise TypeError(f"{name}{suffix} is a {type(module).__name__}, expected a plain {cls.__name__}")
-        if any(map(_is_foreign, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()])):
-            raise TypeError(f"{name}{suffix} carries forward hooks, which a fused layer would not run; remove them")
+        _check_plain(name + suffix, module, cls)
     return LayerParts(
         query=attention.self.query,
         key=attention.self.key,
@@ -81,7 +90,7 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
         output_norm=layer.output.LayerNorm,
         output_dropout=layer.output.dropout,
         head_size=attention.self.attention_head_size,
-        activation=_ACTIVATIONS[layer.attention.self.config.hidden_act],
+        activation=_ACTIVATIONS[hidden_act],
     )
 
 
@@ -128,8 +137,8 @@ def dense_stock(model: nn.Module, base: hf.BertModel) -> nn.Module:
 def connect(base: hf.BertModel, model: nn.Module) -> Callable[[], None]:
     """Routes the base model, and the heads in `model` that gain by it, through packed tokens.
 
-    Forwards are replaced on the instances alone, so that every class, and with it `save_pretrained`, pipelines
-    and `Trainer`, stays what it was.
+    Forwards are replaced on the instances alone: every class, and with it what `save_pretrained`, pipelines and
+    `Trainer` find out about the model, stays what it was.
 
     Returns:
         A function that undoes it.
@@ -146,125 +155,6 @@ def connect(base: hf.BertModel, model: nn.Module) -> Callable[[], None]:
     return functools.partial(_disconnect, handles, rerouted)
 
 
-def encode(
-    base: hf.BertModel,
-    packing: Packing,
-    input_ids: Tensor | None,
-    token_type_ids: Tensor | None,
-    position_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    *,
-    first_token_only: bool = False,
-    hidden_states: list[Tensor] | None = None,
-) -> Tensor:
-    """Embeds and encodes the real tokens of a padded batch: `(B, S)` inputs -> `(T, E)`, or `(B, E)`.
-
-    Padding goes before the embeddings; a token keeps the position that it has in its padded row.
-    """
-    shape = (packing.batch, packing.seq)
-    if position_ids is None:
-        position_ids = torch.arange(packing.seq, device=packing.cu_seqlens.device)
-    position_ids = position_ids.expand(shape)
-    packed = {
-        name: None if value is None else packing.pack(value.expand(*shape, *value.shape[2:])).unsqueeze(0)
-        for name, value in (
-            ("input_ids", input_ids),
-            ("token_type_ids", token_type_ids),
-            ("position_ids", position_ids),
-            ("inputs_embeds", inputs_embeds),
-        )
-    }
-    x = base.embeddings(**packed).squeeze(0)
-    return base.encoder(x, packing, first_token_only=first_token_only, hidden_states=hidden_states)
-
-
-def batch_packing(
-    attention_mask: Tensor | None, input_ids: Tensor | None, inputs_embeds: Tensor | None
-) -> Packing:
-    """The packing of a padded batch, from what a BERT forward is given.
-
-    Raises:
-        ValueError: not exactly one of the inputs was given, or the mask is not `(B, S)`.
-    """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-    tokens = input_ids if input_ids is not None else inputs_embeds
-    batch, seq = tokens.shape[:2]
-    if attention_mask is not None and tuple(attention_mask.shape) != (batch, seq):
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; a converted model takes the padding mask "
-            f"of the batch, ({batch}, {seq}), and no other"
-        )
-    return make_packing(attention_mask, batch, seq, tokens.device)
-
-
-@can_return_tuple
-def packed_forward(
-    base: hf.BertModel,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    token_type_ids: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    inputs_embeds: Tensor | None = None,
-    encoder_hidden_states: Tensor | None = None,
-    encoder_attention_mask: Tensor | None = None,
-    past_key_values=None,
-    use_cache: bool | None = None,
-    output_attentions: bool | None = None,
-    output_hidden_states: bool | None = None,
-    first_token_only: bool = False,
-    **kwargs,
-) -> BaseModelOutputWithPoolingAndCrossAttentions:
-    """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
-
-    Args:
-        first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
-            alone and `last_hidden_state` is `(B, 1, E)`. Ignored when hidden states are asked for.
-
-    Raises:
-        ValueError: attention weights, cross-attention or a cache are asked for, or a row has padding where
-            the pooled token belongs.
-    """
-    config = base.config
-    if output_attentions if output_attentions is not None else config.output_attentions:
-        raise ValueError(
-            "a converted model has no attention weights to return (output_attentions=True): they are never "
-            "written to memory. Call earlybert_kernels.restore(model) first."
-        )
-    if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
-        raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
-    if output_hidden_states is None:
-        output_hidden_states = config.output_hidden_states
-    if not isinstance(output_hidden_states, bool):
-        raise ValueError("a converted model takes output_hidden_states=True or False, not a selection of layers")
-
-    packing = batch_packing(attention_mask, input_ids, inputs_embeds)
-    pooled_is_padding = base.pooler is not None and packing.index is not None and not bool(attention_mask[:, 0].all())
-    if pooled_is_padding:
-        raise ValueError(
-            "BERT pools the first token of a row, and in this batch a row begins with padding: "
-            "pad on the right (tokenizer.padding_side = 'right')"
-        )
-    first_token_only = first_token_only and not output_hidden_states
-    hidden_states = [] if output_hidden_states else None
-    x = encode(
-        base,
-        packing,
-        input_ids,
-        token_type_ids,
-        position_ids,
-        inputs_embeds,
-        first_token_only=first_token_only,
-        hidden_states=hidden_states,
-    )
-    sequence_output = x.unsqueeze(1) if first_token_only else packing.pad(x)
-    return BaseModelOutputWithPoolingAndCrossAttentions(
-        last_hidden_state=sequence_output,
-        pooler_output=None if base.pooler is None else base.pooler(sequence_output),
-        hidden_states=None if hidden_states is None else tuple(packing.pad(h) for h in hidden_states),
-    )
-
-
 def _first_token_only(head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {**kwargs, "first_token_only": True}
 
@@ -274,6 +164,13 @@ def _disconnect(handles: list, rerouted: list[nn.Module]) -> None:
         handle.remove()
     for module in rerouted:
         del module.forward
+
+
+def _check_plain(name: str, module: nn.Module, cls: type) -> None:
+    if type(module) is not cls:
+        raise TypeError(f"{name} is a {type(module).__name__}, expected a plain {cls.__name__}")
+    if any(map(_is_foreign, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()])):
+        raise TypeError(f"{name} carries forward hooks, which a converted model would not run; remove them")
 
 
 def _is_foreign(hook: Callable) -> bool:

@@ -10,6 +10,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import can_return_tuple
 
 from .. import ops
+from .bert_forward import encode
 
 #: Heads that read the pooled token alone: the last layer need compute no other.
 READS_FIRST_TOKEN = (
@@ -81,29 +82,24 @@ def masked_lm_forward(
     Raises:
         ValueError: `skip_logits` without labels.
     """
-    inputs = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-        "inputs_embeds": inputs_embeds,
-    }
+    inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
     if not skip_logits:
-        return type(model).forward(model, **inputs, labels=labels, **kwargs)
+        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+        return type(model).forward(model, **dict(zip(names, inputs, strict=True)), labels=labels, **kwargs)
     if labels is None:
         raise ValueError("skip_logits=True needs labels: without a loss and without logits nothing is left to compute")
     return _labelled_rows_forward(model, inputs, labels, **kwargs)
 
 
 @can_return_tuple
-def _labelled_rows_forward(model: hf.BertForMaskedLM, inputs: dict, labels: Tensor, **kwargs) -> MaskedLMOutput:
-    outputs = model.bert(**inputs, **{**kwargs, "return_dict": True})
-    labels = labels.reshape(-1)
+def _labelled_rows_forward(model: hf.BertForMaskedLM, inputs: tuple, labels: Tensor, **kwargs) -> MaskedLMOutput:
+    packing, x, hidden_states = encode(model.bert, *inputs, **kwargs)
+    labels = packing.pack(labels)
     rows = (labels != -100).nonzero().squeeze(1)
-    hidden = outputs.last_hidden_state.flatten(0, 1).index_select(0, rows)
     head = model.cls.predictions
-    loss = ops.masked_lm_loss(head.transform(hidden), labels[rows], head.decoder.weight, head.decoder.bias)
-    return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states)
+    hidden = head.transform(x.index_select(0, rows))
+    loss = ops.masked_lm_loss(hidden, labels[rows], head.decoder.weight, head.decoder.bias)
+    return MaskedLMOutput(loss=loss, hidden_states=hidden_states)
 
 
 #: Forwards that take the place of the stock ones on a converted head.

@@ -14,6 +14,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertTokenizer
 from transformers.models.bert import modeling_bert as hf
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from ..ticket import Ticket
 
@@ -96,6 +97,9 @@ class _Classes:
         docstring = f"`transformers.{stock.__name__}` with heads and neurons removed layer by layer."
         compact = type(name, (_CompactBert, stock), {"__module__": __name__, "__doc__": docstring})
         self._compact[stock], self._stock[compact] = compact, stock
+        # transformers looks up by class name what a model can record (output_hidden_states), and writes it down
+        # when a model of the class is built; ours are also made by changing the class of a stock one.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(compact), stock._can_record_outputs)
         return compact
 
     def compact(self, cls: type) -> type | None:

@@ -20,7 +20,7 @@ class EncoderLayer(nn.Module):
         parts: the layer's linear layers, norms and dropouts.
         head_gates, neuron_gates: float32 Parameters `(heads,)` and `(neurons,)` while gates are enabled, else None.
         active_heads, active_neurons: int64 indices of the kept units while a ticket is applied, else None.
-        gradient_checkpointing: recompute the layer in the backward pass; set as for any transformers layer.
+        gradient_checkpointing: recompute the layer in the backward pass; transformers' switch sets it for all layers.
     """
 
     def __init__(self, stock: nn.Module, parts: LayerParts) -> None:
@@ -28,12 +28,18 @@ class EncoderLayer(nn.Module):
         for name, child in stock.named_children():
             self.add_module(name, child)
         self.parts = parts
+        self._children = tuple((m, name, child) for m in self.modules() for name, child in m.named_children())
         self.register_parameter("head_gates", None)
         self.register_parameter("neuron_gates", None)
         self.register_buffer("active_heads", None, persistent=False)
         self.register_buffer("active_neurons", None, persistent=False)
         self.gradient_checkpointing = False
         self.training = stock.training
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a ticket is applied that drops units of this layer."""
+        return self.active_heads is not None or self.active_neurons is not None
 
     def extra_repr(self) -> str:
         """Kept of all units, and whether they are gated."""
@@ -54,7 +60,17 @@ class EncoderLayer(nn.Module):
 
         Returns:
             `(T, E)`, or `(B, E)` when `first_token_only`.
+
+        Raises:
+            TypeError: a module inside the layer was replaced after the layer was made.
         """
+        for parent, name, child in () if torch.compiler.is_compiling() else self._children:
+            # The weights are read from `parts`: a module put in another's place would silently not count.
+            if parent._modules.get(name) is not child:
+                raise TypeError(
+                    f"{type(parent).__name__}.{name} was replaced after the model was converted; call "
+                    "earlybert_kernels.restore(model) before changing its modules, and convert it again"
+                )
         return self._feed_forward(self._attention(x, cu_seqlens, max_seqlen, first_token_only))
 
     def _attention(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, first_token_only: bool) -> Tensor:

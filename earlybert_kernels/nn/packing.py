@@ -29,10 +29,10 @@ class Packing(NamedTuple):
         x = x.reshape(self.batch * self.seq, *x.shape[2:])
         return x if self.index is None else x.index_select(0, self.index)
 
-    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
-        """`(T, ...)` -> `(B, S, ...)`: puts `value` where padding was."""
+    def pad(self, x: Tensor) -> Tensor:
+        """`(T, ...)` -> `(B, S, ...)`: puts zeros where padding was."""
         if self.index is not None:
-            x = x.new_full((self.batch * self.seq, *x.shape[1:]), value).index_copy(0, self.index, x)
+            x = x.new_zeros(self.batch * self.seq, *x.shape[1:]).index_copy(0, self.index, x)
         return x.view(self.batch, self.seq, *x.shape[1:])
 
 

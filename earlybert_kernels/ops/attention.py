@@ -66,14 +66,15 @@ def attention(
     check_shape(_OP, "v", v, tuple(k.shape), "that of k")
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"{_OP}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
-    _check_offsets("cu_seqlens", cu_seqlens, k.shape[0])
+    _check_offsets("cu_seqlens", cu_seqlens, k.shape[0], max_seqlen)
     if cu_seqlens_q is not None:
-        _check_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0])
+        _check_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         check_shape(_OP, "cu_seqlens_q", cu_seqlens_q, tuple(cu_seqlens.shape), "that of cu_seqlens")
     check_mask(_OP, "head_mask", head_mask, heads)
     check_gates(_OP, "head_gates", head_gates, heads)
     check_probability(_OP, "dropout_p", dropout_p)
-    check_same_device(_OP, q=q, k=k, v=v, cu_seqlens=cu_seqlens, head_mask=head_mask, head_gates=head_gates)
+    offsets = {"cu_seqlens": cu_seqlens, "cu_seqlens_q": cu_seqlens_q}
+    check_same_device(_OP, q=q, k=k, v=v, **offsets, head_mask=head_mask, head_gates=head_gates)
     run = choose(_OP, backend, q, k, v, cu_seqlens, head_mask, head_gates)
     return run(
         q,
@@ -90,7 +91,7 @@ def attention(
     )
 
 
-def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
+def _check_offsets(name: str, offsets: Tensor, tokens: int, longest: int) -> None:
     if offsets.dtype != torch.int32:
         raise TypeError(f"{_OP}: {name} is {offsets.dtype}, expected torch.int32")
     if offsets.dim() != 1 or offsets.numel() < 1:
@@ -100,3 +101,9 @@ def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
         first, last = int(offsets[0]), int(offsets[-1])
         if first != 0 or last != tokens:
             raise ValueError(f"{_OP}: {name} runs from {first} to {last}, expected 0 to {tokens} tokens")
+        lengths = offsets.diff()
+        if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
+            raise ValueError(
+                f"{_OP}: {name} has sequences of {int(lengths.min())} to {int(lengths.max())} tokens, expected 0 to "
+                f"the longest that was given, {longest}"
+            )

@@ -59,6 +59,12 @@ def backends(name: str) -> list[str]:
     return [b for b in BACKENDS if b in table and table[b].unavailable() is None]
 
 
+def unavailable(name: str) -> dict[str, str]:
+    """The backends that op `name` has but that cannot run in this process, and why."""
+    reasons = {b: _implementations[name][b].unavailable() for b in BACKENDS if b in _implementations[name]}
+    return {backend: reason for backend, reason in reasons.items() if reason is not None}
+
+
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Within the context every op of the process runs on `backend`, or raises if it cannot.

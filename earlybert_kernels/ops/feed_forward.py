@@ -54,7 +54,8 @@ def feed_forward(
     check_shape(_OP, "b_out", b_out, (hidden,), f"({hidden},) to fit w_in")
     check_mask(_OP, "neuron_mask", neuron_mask, neurons)
     check_gates(_OP, "neuron_gates", neuron_gates, neurons)
-    check_same_device(_OP, x=x, w_in=w_in, neuron_mask=neuron_mask, neuron_gates=neuron_gates)
+    weights = {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
+    check_same_device(_OP, x=x, **weights, neuron_mask=neuron_mask, neuron_gates=neuron_gates)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     run = choose(_OP, backend, x, w_in, b_in, w_out, b_out, neuron_mask, neuron_gates)

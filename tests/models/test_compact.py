@@ -205,6 +205,29 @@ def test_compact_takes_the_gates_from_the_optimizer():
     assert not torch.equal(before, model.bert.encoder.layer[0].output.dense.weight)
 
 
+def test_optimizer_state_that_cannot_be_cut_is_refused():
+    model = tiny_model()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(**batch(), labels=torch.tensor([0, 2, 1, 1])).loss.backward()
+    optimizer.step()
+    with pytest.raises(TypeError, match="Adafactor keeps 'row_var' of shape"):
+        ek.compact(model, some_ticket(model), optimizer)
+    assert type(model) is BertForSequenceClassification
+
+
+def test_compact_stock_layers_still_record_hidden_states(tmp_path):
+    model = tiny_model()
+    ticket = some_ticket(model)
+    recorded = ek.convert(ek.compact(model, ticket))(**batch(), output_hidden_states=True).hidden_states
+    mask = batch()["attention_mask"].bool()
+    model.save_pretrained(tmp_path)
+    for again in (ek.restore(model), AutoModelForSequenceClassification.from_pretrained(tmp_path)):
+        hidden_states = again(**batch(), output_hidden_states=True).hidden_states
+        assert len(hidden_states) == 4
+        for ours, theirs in zip(hidden_states, recorded, strict=True):
+            close(ours[mask], theirs[mask])
+
+
 def test_gradients_and_frozen_parameters_survive_the_cut():
     model = tiny_model()
     model.bert.encoder.layer[0].output.dense.weight.requires_grad_(False)
@@ -235,8 +258,10 @@ def test_refusals_come_before_any_change():
     assert all(torch.equal(after[n], t) for n, t in state.items()) and type(model) is BertForSequenceClassification
     with pytest.raises(ValueError, match="convert"):
         ek.apply_ticket(tiny_model(), some_ticket(model))
-    with pytest.raises(ValueError, match="call clear_ticket or compact first"):
-        ek.restore(ek.apply_ticket(model, some_ticket(model)))
+    no_heads = ek.Ticket([range(4)] * 3, some_ticket(model).neurons)
+    for ticket in (some_ticket(model), no_heads):
+        with pytest.raises(ValueError, match="call clear_ticket or compact first"):
+            ek.restore(ek.apply_ticket(model, ticket))
 
     class Custom(BertForSequenceClassification):
         pass

@@ -33,7 +33,9 @@ def assert_same_gradients(model, inputs, tolerance=1e-4):
     ours = gradients(ek.convert(model), inputs)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        if gradient.norm() > 1e-7:  # a key bias has no gradient but rounding: softmax ignores it
+        if name.endswith("key.bias"):  # its gradient is 0 but for rounding: softmax ignores what all scores share
+            assert max(ours[name].norm(), gradient.norm()) < 1e-3 * theirs[name.replace("key", "query")].norm(), name
+        else:
             assert relative_error(ours[name], gradient) < tolerance, name
 
 
@@ -210,12 +212,13 @@ def test_copies_and_pickles_of_a_converted_model_stand_alone():
         torch.testing.assert_close(ek.restore(twin)(**batch()).logits, logits, rtol=1e-5, atol=1e-5)
 
 
-def test_autocast_runs_and_stays_close():
-    model = tiny_model()
-    exact = model(**batch()).logits
+def test_autocast_is_as_exact_as_stock_under_autocast(bert):
+    exact = copy.deepcopy(bert).double()(**batch()).logits
     with torch.autocast("cpu", torch.bfloat16):
-        ours = ek.convert(model)(**batch()).logits
-    torch.testing.assert_close(ours.float(), exact, rtol=0.1, atol=0.1)
+        stock = bert(**batch()).logits
+        ours = ek.convert(bert)(**batch()).logits
+    floor = torch.finfo(torch.bfloat16).eps * exact.abs().max()
+    assert (ours - exact).abs().max() <= 2 * (stock - exact).abs().max() + floor
 
 
 def test_trainer_still_finds_the_labels():
@@ -265,9 +268,40 @@ def test_refused_models_are_named_and_left_alone():
         ek.convert(model)
     assert not ek.is_converted(model)
     model = tiny_model()
+    model.bert.encoder.layer[0].output.dropout = torch.nn.Identity()
+    with pytest.raises(TypeError, match=r"encoder.layer.0.output.dropout is a Identity, expected a plain Dropout"):
+        ek.convert(model)
+    model = tiny_model()
+    model.bert.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.SiLU()
+    with pytest.raises(TypeError, match="intermediate_act_fn is a SiLU"):
+        ek.convert(model)
+
+    class OwnForward(BertModel):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    with pytest.raises(TypeError, match="OwnForward has a forward of its own"):
+        ek.convert(tiny_model(cls=OwnForward))
+    model = tiny_model()
     model.bert.encoder.layer[2].intermediate.register_forward_hook(lambda *_: None)
     with pytest.raises(TypeError, match=r"encoder.layer.2.intermediate carries forward hooks"):
         ek.convert(model)
     pair = torch.nn.ModuleList([tiny_model(), tiny_model()])
     with pytest.raises(TypeError, match="holds 2 encoders"):
         ek.convert(pair)
+
+
+def test_a_module_replaced_after_converting_is_noticed():
+    model = ek.convert(tiny_model())
+    query = model.bert.encoder.layer[1].attention.self.query
+    model.bert.encoder.layer[1].attention.self.query = torch.nn.Linear(24, 24)
+    with pytest.raises(TypeError, match=r"BertSelfAttention.query was replaced after the model was converted.*restore"):
+        model(**batch())
+    model.bert.encoder.layer[1].attention.self.query = query
+    model(**batch())
+
+
+def test_a_batch_on_another_device_is_refused():
+    model = ek.convert(tiny_model())
+    with pytest.raises(ValueError, match="batch is on meta and the model on cpu.*DistributedDataParallel"):
+        model(input_ids=torch.zeros(1, 3, dtype=torch.long, device="meta"))

@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 import torch
 from tiny_bert import batch, some_ticket, tiny_model
 
@@ -11,12 +10,12 @@ import earlybert_kernels as ek
 STEPS = 32
 
 
-def losses(model, lr=1e-3, steps=STEPS):
+def losses(model, lr=1e-3):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     generator = torch.Generator().manual_seed(7)
     model.train()
     history = []
-    for step in range(steps):
+    for step in range(STEPS):
         lengths = tuple(torch.randint(1, 12, (6,), generator=generator).tolist())
         inputs = batch(lengths, seed=step)
         labels = inputs["input_ids"][:, 0] % 3
@@ -29,9 +28,16 @@ def losses(model, lr=1e-3, steps=STEPS):
 
 
 def test_converted_trains_as_stock():
-    model = tiny_model()
+    model = tiny_model().double()
     stock = losses(copy.deepcopy(model))
     assert stock[-8:].mean() < stock[:8].mean()  # it learns, so that the comparison means something
+    torch.testing.assert_close(losses(ek.convert(model)), stock, rtol=1e-8, atol=1e-8)
+
+
+def test_converted_trains_as_stock_in_float32():
+    """With the compiled kernels, where they are built. Adam divides by small moments, which magnifies rounding."""
+    model = tiny_model()
+    stock = losses(copy.deepcopy(model))
     torch.testing.assert_close(losses(ek.convert(model)), stock, rtol=2e-4, atol=2e-4)
 
 
@@ -49,13 +55,12 @@ def test_masked_trains_as_compact():
     torch.testing.assert_close(losses(ek.compact(model, ticket)), masked, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("steps", [32])
-def test_real_weights_train_as_stock(minilm, steps):
+def test_real_weights_train_as_stock(minilm):
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(
         minilm, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    stock = losses(copy.deepcopy(model), lr=5e-5, steps=steps)
-    torch.testing.assert_close(losses(ek.convert(model), lr=5e-5, steps=steps), stock, rtol=1e-3, atol=1e-3)
+    stock = losses(copy.deepcopy(model), lr=5e-5)
+    torch.testing.assert_close(losses(ek.convert(model), lr=5e-5), stock, rtol=2e-4, atol=2e-4)

@@ -43,6 +43,8 @@ def test_distance():
     assert a.distance(b, of="heads") == 0.5
     assert a.distance(b, of="neurons") == 0
     assert a.distance(ek.Ticket([[2, 3]], [[4, 5, 6, 7]])) == 1
+    with pytest.raises(ValueError, match="of='head': expected 'heads', 'neurons' or None"):
+        a.distance(b, of="head")
     with pytest.raises(ValueError, match="1 and 2 layers"):
         a.distance(ek.Ticket([[0], [0]], [[0], [0]]))
 

@@ -133,6 +133,7 @@ def test_dropout_is_off_at_zero_unbiased_above_and_seeded():
         ({"dropout_p": 1.0}, ValueError, r"in \[0, 1\)"),
         ({"cu_seqlens": torch.tensor([0, 3])}, TypeError, "expected torch.int32"),
         ({"cu_seqlens": torch.tensor([0, 3], dtype=torch.int32)}, ValueError, "runs from 0 to 3, expected 0 to 5"),
+        ({"max_seqlen": 2}, ValueError, "sequences of 2 to 3 tokens, expected 0 to the longest that was given, 2"),
         ({"k": torch.zeros(5, 3, 3, dtype=torch.float64)}, ValueError, "k has shape"),
         ({"v": torch.zeros(5, 3, 4)}, TypeError, "expected one dtype"),
         ({"max_seqlen_q": 1}, ValueError, "together"),

@@ -1,0 +1,123 @@
+"""What runs inside a converted BERT: real tokens in, real tokens through, padding only where it is asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.bert import modeling_bert as hf
+from transformers.utils.generic import can_return_tuple
+
+from ..nn import Packing, make_packing
+
+
+@can_return_tuple
+def packed_forward(
+    base: hf.BertModel,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    past_key_values=None,
+    use_cache: bool | None = None,
+    first_token_only: bool = False,
+    **kwargs,
+) -> BaseModelOutputWithPoolingAndCrossAttentions:
+    """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
+
+    Args:
+        first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
+            alone and `last_hidden_state` is `(B, 1, E)`. Ignored when hidden states are asked for.
+
+    Raises:
+        ValueError: attention weights, cross-attention or a cache are asked for, or a row has padding where
+            the pooled token belongs.
+    """
+    if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
+        raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
+    inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+    packing, x, hidden_states = encode(base, *inputs, first_token_only=first_token_only, **kwargs)
+    if base.pooler is not None and packing.index is not None and not bool(attention_mask[:, 0].all()):
+        raise ValueError(
+            "BERT pools the first token of a row, and in this batch a row begins with padding: "
+            "pad on the right (tokenizer.padding_side = 'right')"
+        )
+    sequence_output = x.unsqueeze(1) if first_token_only and hidden_states is None else packing.pad(x)
+    return BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=sequence_output,
+        pooler_output=None if base.pooler is None else base.pooler(sequence_output),
+        hidden_states=hidden_states,
+    )
+
+
+def encode(
+    base: hf.BertModel,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    *,
+    first_token_only: bool = False,
+    output_attentions: bool | None = None,
+    output_hidden_states: bool | None = None,
+    **kwargs,
+) -> tuple[Packing, Tensor, tuple[Tensor, ...] | None]:
+    """Embeds and encodes the real tokens of a padded `(B, S)` batch.
+
+    Padding goes before the embeddings; a token keeps the position that it has in its padded row.
+
+    Returns:
+        Where the real tokens were; the last layer's output, `(T, E)` or, with `first_token_only` and no hidden
+        states asked for, `(B, E)`; and the hidden states `(B, S, E)`, if they were asked for.
+
+    Raises:
+        ValueError: attention weights or a selection of hidden states are asked for, not exactly one of the inputs
+            was given, the mask is not `(B, S)`, or the batch is on another device than the model.
+    """
+    if output_attentions if output_attentions is not None else base.config.output_attentions:
+        raise ValueError(
+            "a converted model has no attention weights to return (output_attentions=True): they are never "
+            "written to memory. Call earlybert_kernels.restore(model) first."
+        )
+    if output_hidden_states is None:
+        output_hidden_states = base.config.output_hidden_states
+    if not isinstance(output_hidden_states, bool):
+        raise ValueError("a converted model takes output_hidden_states=True or False, not a selection of layers")
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    device = base.get_input_embeddings().weight.device
+    if tokens.device != device:
+        raise ValueError(
+            f"the batch is on {tokens.device} and the model on {device}. If torch.nn.DataParallel put it there: "
+            "it cannot copy a converted model; use DistributedDataParallel (torchrun) instead"
+        )
+    shape = tuple(tokens.shape[:2])
+    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; a converted model takes the padding mask "
+            f"of the batch, {shape}, and no other"
+        )
+    packing = make_packing(attention_mask, *shape, device)
+    if position_ids is None:
+        position_ids = torch.arange(packing.seq, device=device)
+    named = {
+        "input_ids": input_ids,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids.expand(shape),
+        "inputs_embeds": inputs_embeds,
+    }
+    packed = {
+        name: None if value is None else packing.pack(value.expand(*shape, *value.shape[2:])).unsqueeze(0)
+        for name, value in named.items()
+    }
+    x = base.embeddings(**packed).squeeze(0)
+    hidden_states: list[Tensor] | None = [] if output_hidden_states else None
+    x = base.encoder(
+        x, packing, first_token_only=first_token_only and not output_hidden_states, hidden_states=hidden_states
+    )
+    return packing, x, None if hidden_states is None else tuple(map(packing.pad, hidden_states))

@@ -55,13 +55,16 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield package, "not installed"
 
 
-def _processors() -> Iterator[tuple[str, str]]:
-    name = platform.processor() or platform.machine()
+def cpu_name() -> str:
+    """What the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":", 1)[1].strip() if models else name
-    yield "cpu", f"{name}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _processors() -> Iterator[tuple[str, str]]:
+    yield "cpu", f"{cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         yield "gpu", f"none that torch sees (torch built for CUDA {torch.version.cuda or 'no'})"
         return

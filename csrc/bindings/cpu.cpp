@@ -3,14 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "../common/counter_rng.h"
+#include "../cpu/attention.h"
 #include "../cpu/dropout_add_layer_norm.h"
 
 namespace py = pybind11;
@@ -93,6 +96,56 @@ void dropout_add_layer_norm_backward(int64_t rows, int64_t cols, Address grad_ou
             at<float>(grad_bias), partials.get()});
 }
 
+bool forward(const AttentionForward& arguments) {
+#define EARLYBERT_FUNCTION attention_forward
+  EARLYBERT_FOR_EACH_ISA(EARLYBERT_TRY_ISA)
+#undef EARLYBERT_FUNCTION
+  return false;
+}
+
+bool backward(const AttentionBackward& arguments) {
+#define EARLYBERT_FUNCTION attention_backward
+  EARLYBERT_FOR_EACH_ISA(EARLYBERT_TRY_ISA)
+#undef EARLYBERT_FUNCTION
+  return false;
+}
+
+// An address, and the strides of tokens and heads.
+using HeadsAt = std::tuple<Address, int64_t, int64_t>;
+
+// sizes: sequences, heads, head_size, tokens_q, max_seqlen, max_seqlen_q.
+AttentionInputs attention_inputs(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+                                 const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates,
+                                 Address seed, double dropout_p, double scale) {
+  const auto heads = [&](int which) {
+    const auto& [address, token_stride, head_stride] = qkv[static_cast<std::size_t>(which)];
+    return Heads{at<const float>(address), token_stride, head_stride};
+  };
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], at<const int32_t>(cu_seqlens),
+          at<const int32_t>(cu_seqlens_q), heads(0), heads(1), heads(2), at<const bool>(head_mask),
+          at<const float>(head_gates), at<const int64_t>(seed), dropout_p, static_cast<float>(scale)};
+}
+
+void attention_forward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+                       const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
+                       double dropout_p, double scale, Address out, Address logsumexp) {
+  const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
+                                                  seed, dropout_p, scale);
+  if (!forward({inputs, at<float>(out), at<float>(logsumexp)})) throw std::bad_alloc();
+}
+
+void attention_backward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+                        const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
+                        double dropout_p, double scale, Address grad_out, Address logsumexp, Address grad_q,
+                        Address grad_k, Address grad_v, Address grad_gates) {
+  const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
+                                                  seed, dropout_p, scale);
+  if (!backward({inputs, at<const float>(grad_out), at<const float>(logsumexp), at<float>(grad_q),
+                 at<float>(grad_k), at<float>(grad_v), at<float>(grad_gates)})) {
+    throw std::bad_alloc();
+  }
+}
+
 std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2,
                                                                 uint32_t c3, uint32_t k0, uint32_t k1) {
   const Words w = philox(Words{c0, c1, c2, c3}, k0, k1);
@@ -109,6 +162,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("philox", &philox_words, "Philox-4x32-10 of a counter (4 words) under a key (2 words).");
 
   using release = py::call_guard<py::gil_scoped_release>;
+  m.def("attention_forward", &attention_forward, release());
+  m.def("attention_backward", &attention_backward, release());
   m.def("dropout_add_layer_norm_forward", &dropout_add_layer_norm_forward, release());
   m.def("dropout_add_layer_norm_backward", &dropout_add_layer_norm_backward, release());
 }

@@ -3,7 +3,7 @@
 //
 // To stay out of each other's way these files call no inline function or template with external linkage
 // (nothing from the C++ library either): the linker keeps a single copy of those, and it may be one with
-// instructions that the processor lacks. Helpers are `static inline`, scratch memory comes from the caller.
+// instructions that the processor lacks. Helpers are `static`, scratch memory comes from the caller or malloc.
 #pragma once
 
 #if defined(__x86_64__)

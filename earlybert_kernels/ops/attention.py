@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..backends import cpu
 from .checks import check_gates, check_mask, check_probability, check_same_device, check_shape
 from .dispatch import choose, register
+from .seeds import draw_seed
 
 _OP = "attention"
-register(_OP, "reference", reference.attention)
 
 
 def attention(
@@ -46,7 +47,8 @@ def attention(
         dropout_p: probability of dropping an attention weight; applied whenever it is above 0, so pass 0 to
             evaluate.
         softmax_scale: factor on the scores; default `D ** -0.5`.
-        backend: one of `ops.backends("attention")`; default: the best that takes these tensors.
+        backend: one of `ops.backends("attention")`; default: the best that takes these tensors. `cpu` takes
+            float32.
 
     Returns:
         `(T, H, D)` like q.
@@ -107,3 +109,86 @@ def _check_offsets(name: str, offsets: Tensor, tokens: int, longest: int) -> Non
                 f"{_OP}: {name} has sequences of {int(lengths.min())} to {int(lengths.max())} tokens, expected 0 to "
                 f"the longest that was given, {longest}"
             )
+
+
+def _run_compiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_q: Tensor | None,
+    max_seqlen_q: int | None,
+    head_mask: Tensor | None,
+    head_gates: Tensor | None,
+    dropout_p: float,
+    softmax_scale: float | None,
+) -> Tensor:
+    if cu_seqlens_q is None:
+        cu_seqlens_q, max_seqlen_q = cu_seqlens, max_seqlen
+    scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    seed = draw_seed(dropout_p, q.device)
+    packing = (cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q)
+    return torch.ops.earlybert.attention(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale)[0]
+
+
+register(_OP, "reference", reference.attention)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.attention_refuses)
+
+
+# The dispatcher's side. With a seed, the weight of query t (its packed row), key j (its place in the sequence) and
+# head h is kept where `counter_rng.keep_mask(seed, (H, Tq, max_seqlen rounded up to a multiple of 4), p)[h, t, j]` is.
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_q, SymInt max_seqlen_q,"
+    " Tensor? head_mask, Tensor? head_gates, Tensor? seed, float dropout_p, float scale"
+)
+torch.library.define(
+    f"earlybert::{_OP}", f"({_INPUTS}) -> (Tensor out, Tensor logsumexp)", tags=torch.Tag.pt2_compliant_tag
+)
+torch.library.define(
+    f"earlybert::{_OP}_backward",
+    f"(Tensor grad_out, Tensor logsumexp, {_INPUTS})"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_gates)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.impl(f"earlybert::{_OP}", "cpu", cpu.attention_forward)
+torch.library.impl(f"earlybert::{_OP}_backward", "cpu", cpu.attention_backward)
+
+
+@torch.library.register_fake(f"earlybert::{_OP}")
+def _forward_shapes(q, *inputs):
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.register_fake(f"earlybert::{_OP}_backward")
+def _backward_shapes(grad_out, logsumexp, q, k, v, cu_seqlens, *inputs):
+    head_gates = inputs[4]
+    gates = q.new_empty(0) if head_gates is None else head_gates.new_empty(head_gates.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), gates
+
+
+def _save(ctx, inputs, output):
+    q, k, v, cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q, *rest, ctx.dropout_p, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, cu_seqlens, cu_seqlens_q, *rest, output[1])
+
+
+def _backward(ctx, grad_out, grad_logsumexp):
+    q, k, v, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed, logsumexp = ctx.saved_tensors
+    packing = (cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q)
+    *grads, grad_gates = torch.ops.earlybert.attention_backward(
+        grad_out, logsumexp, q, k, v, *packing, head_mask, head_gates, seed, ctx.dropout_p, ctx.scale
+    )
+    return *grads, None, None, None, None, None, None if head_gates is None else grad_gates, None, None, None
+
+
+torch.library.register_autograd(f"earlybert::{_OP}", _backward, setup_context=_save)
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(f"{_OP}: only the 'reference' backend can be differentiated twice")
+
+
+torch.library.register_autograd(f"earlybert::{_OP}_backward", _no_double_backward)

@@ -9,6 +9,7 @@ from .. import reference
 from ..backends import cpu, cuda
 from .checks import check_probability, check_same_device, check_shape
 from .dispatch import choose, register
+from .seeds import draw_seed
 
 _OP = "dropout_add_layer_norm"
 
@@ -87,10 +88,7 @@ def _run_compiled(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, 
     residual = residual.to(torch.promote_types(x.dtype, residual.dtype))
     if weight.dtype != bias.dtype or weight.dtype != residual.dtype or x.dtype != residual.dtype:
         weight, bias = weight.float(), bias.float()
-    seed = None
-    if dropout_p > 0.0:
-        seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=x.device)
-    return seeded(x, residual, weight, bias, seed, dropout_p, eps)
+    return seeded(x, residual, weight, bias, draw_seed(dropout_p, x.device), dropout_p, eps)
 
 
 register(_OP, "reference", reference.dropout_add_layer_norm)

@@ -18,6 +18,13 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+#: What to do after Ctrl-C, for the commands that can go on from where they were.
+_CONTINUE = {
+    "finetune": "the same command with --resume, and without --overwrite-output-dir, continues",
+    "compare": "the same command without --overwrite-output-dir continues",
+    "demo": "the same command without --overwrite-output-dir continues",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -26,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
 
     Returns:
-        0 on success, 1 where `verify` finds something wrong, 2 where the user asked for something that cannot
-        be done, 130 where the user interrupted.
+        0 on success, 1 where `verify` finds something wrong or training diverges, 2 where the user asked for
+        something that cannot be done, 130 where the user interrupted.
     """
     commands = ", ".join(_COMMANDS)
     parser = argparse.ArgumentParser(
@@ -47,14 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except Interrupted as interruption:
-        print(f"\nearlybert: {interruption}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        print(
-            "\nearlybert: interrupted; the same command with --resume continues from the last checkpoint",
-            file=sys.stderr,
-        )
+    except FloatingPointError as error:
+        print(f"earlybert: error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        what = str(interruption) or "interrupted"
+        advice = f"; {_CONTINUE[args.command]} from the last checkpoint" if args.command in _CONTINUE else ""
+        print(f"\nearlybert: {what}{advice}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -82,8 +88,9 @@ def _compare(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="earlybert compare",
         description="Run fine-tuning by several methods and seeds alike and compare quality and time. "
-        "Finished runs are not repeated.",
-        epilog="All other flags are those of `earlybert finetune` and hold for every run.",
+        "Finished runs are not repeated and interrupted ones are continued.",
+        epilog="All other flags are those of `earlybert finetune` and hold for every run. --resume changes nothing: "
+        "only --overwrite-output-dir begins anew.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -145,7 +152,10 @@ def _draw(argv: list[str]) -> int:
 
     output = args.pop("output")
     ticket = draw(*read_gates(Path(args.pop("gates"))), **args)
-    ticket.save(output)
+    try:
+        ticket.save(output)
+    except OSError as error:
+        raise UsageError(f"{output}: the ticket cannot be written there: {error.strerror}") from None
     print(f"{ticket}\nwritten to {output}")
     return 0
 

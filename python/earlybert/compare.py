@@ -21,11 +21,15 @@ COMPARED_METHODS = ("dense", "dense-short", *(method for method in METHODS if me
 #: A row of the table: method and kernels.
 Variant = tuple[str, str]
 
+#: A gain counts when it has been seen with so many seeds and is more than so many standard errors.
+MIN_SEEDS = 3
+MIN_STANDARD_ERRORS = 2
+
 
 def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
     """Runs every variant with every seed, seed by seed: a machine that slows down slows all of them down.
 
-    Finished runs are not repeated and interrupted ones are continued.
+    Finished runs are not repeated and interrupted ones are continued, unless the template says overwrite.
 
     Args:
         template: the arguments that all runs share. Runs are in folders of its `output_dir`, where
@@ -37,7 +41,8 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
         What is in `comparison.json`: one row per variant, and the table as Markdown.
 
     Raises:
-        UsageError: a run cannot be done as asked; found before the first one begins.
+        UsageError: a run cannot be done as asked, or a finished one was done with other versions, on another
+            machine or by other backends; found before the first one begins.
     """
     if not variants or not seeds:
         raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
@@ -47,6 +52,7 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
         RunDirectory(args.output_dir).check(
             asdict(args.resolved()), resume=args.resume, overwrite=args.overwrite_output_dir
         )
+    _check_finished([args for _, _, args in plan])
 
     from .finetuning import finetune
 
@@ -72,8 +78,8 @@ def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> Fine
         method=method.removesuffix("-short"),
         kernels=kernels,
         seed=seed,
-        output_dir=str(Path(template.output_dir) / f"{method}-{kernels}-seed{seed}"),
-        resume=not template.overwrite_output_dir,
+        output_dir=str(Path(template.output_dir) / _name(variant, seed)),
+        resume=template.resume or not template.overwrite_output_dir,
     )
     if method != "dense-short":
         return args
@@ -85,6 +91,46 @@ def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> Fine
     return replace(args, num_train_epochs=replace(template, method="earlybert").resolved().num_train_epochs)
 
 
+def _name(variant: Variant, seed: int) -> str:
+    return f"{'-'.join(variant)}-seed{seed}"
+
+
+def _check_finished(runs: Sequence[FinetuneArguments]) -> None:
+    """Checks finished runs against each other, and against what those that are still to do will be done with."""
+    records, to_do = [], {}
+    for args in runs:
+        directory = RunDirectory(args.output_dir)
+        if args.resume and directory.is_finished:
+            records.append((f"run {directory.path.name}", args.kernels, directory.read_metrics()))
+        else:
+            to_do[args.kernels] = args
+    if records and to_do:
+        from .preparation import environment
+
+        records += [("a run that begins now", kernels, environment(args)) for kernels, args in to_do.items()]
+    _check_alike(records)
+
+
+def _check_alike(records: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+    """Raises UsageError unless all runs share versions and machine, and backends where they share the kernels.
+
+    Args:
+        records: of each run what to call it, its kernels, and its `versions`, `machine` and `backend`.
+    """
+    seen: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for name, kernels, record in records:
+        for what, group in (("versions", None), ("machine", None), ("backend", kernels)):
+            values = record[what]
+            first, expected = seen.setdefault((what, group), (name, values))
+            differing = sorted(key for key in {*values, *expected} if values.get(key) != expected.get(key))
+            if differing:
+                ours, theirs = (", ".join(f"{key} {side.get(key)}" for key in differing) for side in (values, expected))
+                raise UsageError(
+                    f"{name} and {first} cannot be compared: the {what} of one is {ours}, of the other {theirs}; "
+                    "repeat the runs with --overwrite-output-dir, or give another --output-dir"
+                )
+
+
 def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     """The table of a comparison.
 
@@ -93,9 +139,17 @@ def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, An
 
     Returns:
         `rows`, `kernel_speedup` (same method, stock over ours), `pruning_speedup` (same kernels, dense over
-        the method), `verdicts` on the drawn ticket, and all of it as `markdown`. Ratios of seconds are
-        between runs of the same seed, and the median over the seeds.
+        the method), `verdicts` on the drawn ticket, `noise` (a sentence, where there is but one seed) and all
+        of it as `markdown`. Ratios of seconds are between runs of the same seed, and the median over the seeds.
+        The ticket beats random only where at least `MIN_SEEDS` seeds were run and the mean gain, seed by seed,
+        exceeds `MIN_STANDARD_ERRORS` of its standard errors.
+
+    Raises:
+        UsageError: the runs were done with different versions, machines or backends.
     """
+    _check_alike(
+        [(f"run {_name(v, seed)}", v[1], metrics) for v, runs in results.items() for seed, metrics in runs.items()]
+    )
     any_run = next(iter(next(iter(results.values())).values()))
     metric = any_run["main_metric"]
     rows = []
@@ -127,6 +181,7 @@ def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, An
         "kernel_speedup": _speedups(results, lambda method, kernels: ((method, "off"), (method, "auto"))),
         "pruning_speedup": _speedups(results, lambda method, kernels: (("dense", kernels), (method, kernels))),
         "verdicts": _verdicts(results, metric),
+        "noise": _noise(rows, metric, next(iter(any_run["examples"]["eval"].values()))),
     }
     return comparison | {"markdown": _markdown(comparison)}
 
@@ -158,20 +213,35 @@ def _verdicts(results: dict, metric: str) -> list[str]:
         if drawn is None or random is None:
             continue
         gains = [drawn[seed]["eval"][metric] - random[seed]["eval"][metric] for seed in drawn]
-        gain, wins = statistics.mean(gains), sum(g > 0 for g in gains)
+        gain, wins, count = statistics.mean(gains), sum(g > 0 for g in gains), len(gains)
+        error = statistics.stdev(gains) / count**0.5 if count > 1 else None
         what = (
-            f"kernels {kernels}: the drawn ticket minus the random one is {gain:+.4f} {metric} on average, "
-            f"ahead with {wins} of {len(gains)} seeds"
+            f"kernels {kernels}: the drawn ticket minus the random one is {gain:+.4f} {metric} on average, standard "
+            f"error {'unknown' if error is None else format(error, '.4f')}, n = {count}, ahead with {wins}"
         )
         if gain <= 0:
-            verdicts.append(f"The ticket does not beat random ({what}).")
-        elif len(gains) < 2:
-            verdicts.append(f"The ticket is ahead of random, on one seed, which proves nothing ({what}).")
-        elif gain <= statistics.stdev(gains) / len(gains) ** 0.5:
-            verdicts.append(f"The ticket does not beat random by more than the seeds differ ({what}).")
+            verdict = "The ticket does not beat random"
+        elif count < MIN_SEEDS:
+            verdict = f"The ticket is ahead of random, but with fewer than {MIN_SEEDS} seeds, which proves nothing"
+        elif gain <= MIN_STANDARD_ERRORS * error:
+            verdict = f"The ticket is not ahead of random by more than {MIN_STANDARD_ERRORS} standard errors"
         else:
-            verdicts.append(f"The ticket beats random ({what}).")
+            verdict = f"The ticket beats random, by more than {MIN_STANDARD_ERRORS} standard errors"
+        verdicts.append(f"{verdict} ({what}).")
     return verdicts
+
+
+def _noise(rows: list[dict[str, Any]], metric: str, examples: int) -> str | None:
+    """How far apart qualities must be to mean anything; None with several seeds, whose spread the table shows."""
+    if len(rows[0]["seeds"]) > 1:
+        return None
+    if metric != "accuracy":  # no share of right answers, so that the formula does not hold
+        return f"With one seed, small differences of {metric} are noise."
+    noise = max((row["quality"] * (1 - row["quality"]) / examples) ** 0.5 for row in rows)
+    return (
+        f"With one seed, differences of {metric} within about {noise:.4f} are noise: sqrt(q(1-q)/n) of a quality q "
+        f"on n = {examples} evaluation examples."
+    )
 
 
 def _markdown(comparison: dict[str, Any]) -> str:
@@ -200,6 +270,7 @@ def _markdown(comparison: dict[str, Any]) -> str:
         if comparison[name]:
             speedups = (f"{s['of']} is {s['times']:.2f} times as fast as {s['over']}" for s in comparison[name])
             lines += ["", f"{title}: {'; '.join(speedups)}."]
-    for verdict in comparison["verdicts"]:
-        lines += ["", verdict]
+    for sentence in (*comparison["verdicts"], comparison["noise"]):
+        if sentence is not None:
+            lines += ["", sentence]
     return "\n".join(lines) + "\n"

@@ -16,4 +16,4 @@ class OutputExistsError(UsageError, FileExistsError):
 
 
 class Interrupted(Exception):
-    """The user asked to stop and the run was put away in good order; the message says how to continue."""
+    """The user asked to stop and the run was put away in good order; the message says where."""

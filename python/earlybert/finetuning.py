@@ -20,13 +20,14 @@ from .clock import Stopwatch
 from .data import EncodedExamples, TrainingOrder, encode
 from .detector import EarlyBirdDetector
 from .drawing import draw, inverted_ticket, random_ticket
-from .errors import Interrupted
+from .errors import Interrupted, UsageError
 from .evaluation import evaluate
 from .interrupt import InterruptRequest
 from .loop import StageSettings, TrainingLoop
 from .machine import describe_machine, versions
-from .preparation import Prepared, prepare, unit_counts
+from .preparation import Prepared, first_line, prepare, unit_counts
 from .rundir import write_json
+from .verify import model_size
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         - `search`: whether the early bird was seen or the limit reached, at which step, and every comparison.
 
     Raises:
-        UsageError: (a ValueError) the run cannot be done as asked; before anything is loaded or written.
+        UsageError: (a ValueError) the run cannot be done as asked; before anything is written, and, unless it
+            is for the model's weights, before anything is loaded.
+        FloatingPointError: the loss, or an output of the trained model, is not finite.
         Interrupted: on SIGINT while training, after a checkpoint has been written.
     """
     prepared = prepare(args)
@@ -58,7 +61,6 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     if prepared.args.resume and directory.is_finished:
         logger.info("%s holds this run, finished", directory.path)
         return directory.read_metrics()
-    directory.start(asdict(prepared.args), resume=prepared.args.resume)
     return _Run(prepared).execute()
 
 
@@ -90,8 +92,10 @@ class _Run:
         )
         with self._timed("loading"):
             model = self._load_model()
-        dense_parameters = _count_parameters(model)
+        dense_parameters = model_size(model)
 
+        # Not before all is there that the run needs: this removes an earlier run.
+        self.directory.start(asdict(self.args), resume=self.args.resume)
         checkpoint = self.directory.load_checkpoint()
         with self.interrupt.listening():
             self._obtain_ticket(model, train, checkpoint)
@@ -121,9 +125,18 @@ class _Run:
     def _load_model(self) -> nn.Module:
         # The classifier is new: its weights come from the seed, and so are the same for every method.
         torch.manual_seed(self.args.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.args.model, config=self.prepared.config, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
+        name = self.args.model
+        try:
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=self.prepared.config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # of a classifier for another number of labels
+                output_loading_info=True,
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--model {name}: no weights could be read there: {first_line(error)}") from None
+        _check_loaded(name, model, found)
         model.to(self.device)
         return ek.convert(model) if self.args.kernels == "auto" else model
 
@@ -263,7 +276,7 @@ class _Run:
         if self.interrupt.made:
             raise Interrupted(
                 f"{self.directory.path}: interrupted in stage {loop.settings.name} after {loop.step} of "
-                f"{loop.settings.max_steps} steps; the same command with --resume continues from there"
+                f"{loop.settings.max_steps} steps, with a checkpoint to resume from"
             )
 
     def _save_checkpoint(self, loop: TrainingLoop, extra: dict[str, Any]) -> None:
@@ -286,7 +299,7 @@ class _Run:
             "main_metric": self.prepared.task.main_metric,
             "seconds": {name: seconds[name] for name in order},
             "steps": {"search": 0 if self.search is None else self.search["step"], "train": loop.step},
-            "parameters": {"dense": dense_parameters, "trained": _count_parameters(model)},
+            "parameters": {"dense": dense_parameters, "trained": model_size(model)},
             "ticket": None if ticket is None else {
                 "heads": [len(units) for units in ticket.heads],
                 "neurons": [len(units) for units in ticket.neurons],
@@ -323,5 +336,18 @@ class _Run:
         self.seconds[name] = watch.seconds
 
 
-def _count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _check_loaded(name: str, model: nn.Module, found: dict[str, Any]) -> None:
+    """Raises UsageError if the encoder would be trained from random weights.
+
+    transformers fills in whatever a checkpoint lacks. The classifier is the task's, and a model that was
+    pre-trained on masked words alone has no pooler; all else must be there.
+    """
+    base = model.base_model_prefix
+    absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    absent = sorted(key for key in absent if key.startswith(f"{base}.") and not key.startswith(f"{base}.pooler."))
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise UsageError(
+            f"--model {name}: expected the weights of a whole encoder, found none, or none of the config's shape, "
+            f"for {', '.join(absent[:3])}{more}"
+        )

@@ -14,6 +14,7 @@ import earlybert_kernels as ek
 
 from .arguments import FinetuneArguments
 from .errors import MissingFileError, UsageError
+from .machine import describe_machine, versions
 from .rundir import RunDirectory
 from .tasks import Task, TaskData, get_task
 
@@ -74,6 +75,22 @@ def prepare(args: FinetuneArguments) -> Prepared:
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
     )
     return Prepared(args, directory, task, data, config, tokenizer, device, ticket, backends)
+
+
+def environment(args: FinetuneArguments) -> dict[str, Any]:
+    """What a run with these arguments would now be done with: `versions`, `machine` and `backend` of metrics.json.
+
+    Raises:
+        UsageError: the device, the model or the backend is not there.
+    """
+    args = args.resolved()
+    device = _device(args)
+    config = _config(args, get_task(args.task))
+    return {
+        "versions": versions(),
+        "machine": describe_machine(device),
+        "backend": backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {},
+    }
 
 
 def load_ticket(path: str, config: Any) -> ek.Ticket:
@@ -144,24 +161,23 @@ def _device(args: FinetuneArguments) -> torch.device:
         raise UsageError(f"--device {args.device}: {error}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {args.device}: torch finds no CUDA device here")
-    if args.dtype == "float16" and device.type != "cuda":
+    if args.dtype == "float16" and device.type not in ("cuda", "cpu"):
         raise UsageError(
-            "--dtype float16 needs the loss scaling that torch has for CUDA; use bfloat16 on other devices"
+            f"--dtype float16 needs autocast and loss scaling, which cuda and cpu have; use bfloat16 on device {device}"
         )
     return device
 
 
 def _config(args: FinetuneArguments, task: Task) -> Any:
-    labels: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if not task.is_regression:
-        labels = {
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {name: i for i, name in enumerate(task.labels)},
-        }
     try:
-        config = AutoConfig.from_pretrained(args.model, **labels)
+        config = AutoConfig.from_pretrained(args.model)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--model {args.model}: no model could be read there: {_first_line(error)}") from None
+        raise UsageError(f"--model {args.model}: no model could be read there: {first_line(error)}") from None
+    # After reading, and all of it: the model may come from a task of another kind, whose loss would stay.
+    names = task.labels or ("LABEL_0",)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
     if args.method != "dense" or args.kernels == "auto":
         try:
             ek.check_convertible(config)
@@ -179,8 +195,9 @@ def _tokenizer(args: FinetuneArguments) -> Any:
     try:
         return AutoTokenizer.from_pretrained(args.model)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--model {args.model}: no tokenizer could be read there: {_first_line(error)}") from None
+        raise UsageError(f"--model {args.model}: no tokenizer could be read there: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
     return str(error).strip().split("\n")[0]

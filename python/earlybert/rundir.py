@@ -16,6 +16,10 @@ from .errors import MissingFileError, OutputExistsError, UsageError
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 _FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps")
+#: Arguments that may be paths of what a run reads.
+_INPUTS = ("model", "ticket", "data_dir")
+#: What arguments.json has where this library wrote it.
+_MARKS_OF_A_RUN = {"model", "task", "method"}
 
 
 class RunDirectory:
@@ -39,45 +43,82 @@ class RunDirectory:
         """Checks, without writing, that a run with these arguments may use the folder.
 
         Raises:
-            OutputExistsError: the folder is in use and neither `resume` nor `overwrite` is given.
-            UsageError: `resume` is given and the folder holds a run with other arguments.
+            OutputExistsError: the folder holds a run and neither `resume` nor `overwrite` is given, or it
+                holds something else.
+            UsageError: `resume` is given and the folder holds a run with other arguments; or `overwrite` is
+                given and would remove what the run is to read.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputExistsError(f"--output-dir {self.path}: expected a folder, found a file")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        if not (resume or overwrite):
-            state = "a finished run" if self.is_finished else "files already"
+        if not self._holds_run():
             raise OutputExistsError(
-                f"--output-dir {self.path} holds {state}; give another folder, --resume to continue a run, "
+                f"--output-dir {self.path} holds other files, which are no run's; give another folder, or an empty one"
+            )
+        if overwrite:
+            self._check_inputs_stay(arguments)
+        elif resume:
+            self._check_same_run(arguments)
+        else:
+            state = "a finished run" if self.is_finished else "an unfinished run"
+            raise OutputExistsError(
+                f"--output-dir {self.path} holds {state}; give another folder, --resume to continue the run, "
                 "or --overwrite-output-dir to replace it"
             )
-        if resume and self.arguments.exists():
-            before = read_json(self.arguments)
-            for name in sorted(set(before) | set(arguments)):
-                if name not in _FREE_ARGUMENTS and before.get(name) != arguments.get(name):
+
+    def _holds_run(self) -> bool:
+        """Whether the folder is a run's: only there may files be removed, or taken for results."""
+        if not self.arguments.exists():
+            return False
+        content = read_json(self.arguments)
+        return isinstance(content, dict) and set(content) >= _MARKS_OF_A_RUN
+
+    def _check_inputs_stay(self, arguments: dict[str, Any]) -> None:
+        for name in _INPUTS:
+            value = arguments.get(name)
+            if value is None or not Path(value).exists():  # no path, or the name of something on the hub
+                continue
+            for output in self._outputs:
+                if Path(value).resolve().is_relative_to(output.resolve()):
                     raise UsageError(
-                        f"--resume: the run in {self.path} was started with --{name.replace('_', '-')} "
-                        f"{before.get(name)}, and is now given {arguments.get(name)}; a run can only be "
-                        "continued with the arguments that it was started with"
+                        f"--overwrite-output-dir would remove {output}, which --{name.replace('_', '-')} {value} "
+                        "is to be read from; give another --output-dir"
                     )
 
+    def _check_same_run(self, arguments: dict[str, Any]) -> None:
+        before = read_json(self.arguments)
+        for name in sorted(set(before) | set(arguments)):
+            if name not in _FREE_ARGUMENTS and before.get(name) != arguments.get(name):
+                raise UsageError(
+                    f"--resume: the run in {self.path} was started with --{name.replace('_', '-')} "
+                    f"{before.get(name)}, and is now given {arguments.get(name)}; a run can only be "
+                    "continued with the arguments that it was started with"
+                )
+
     def start(self, arguments: dict[str, Any], *, resume: bool) -> None:
-        """Makes the folder ready: without `resume`, files of an earlier run are removed."""
+        """Makes the folder, which `check` has let pass, ready: without `resume`, an earlier run is removed."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            # metrics.json first: what is left of a finished run must not pass for one.
-            for path in (
-                self.metrics,
-                self.checkpoint,
-                self.gates,
-                self.ticket,
-                self.search_plot,
-                self.ticket_plot,
-            ):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(self.model, ignore_errors=True)
+            for path in self._outputs:
+                if path == self.model:
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         write_json(self.arguments, arguments)
+
+    @property
+    def _outputs(self) -> tuple[Path, ...]:
+        """What a run writes and `start` removes, in this order: without metrics.json no run passes for finished."""
+        return (
+            self.metrics,
+            self.checkpoint,
+            self.gates,
+            self.ticket,
+            self.search_plot,
+            self.ticket_plot,
+            self.model,
+        )
 
     @property
     def is_finished(self) -> bool:

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
 
-from .errors import UsageError
+from .errors import MissingFileError, UsageError
+from .preparation import first_line
 from .rundir import RunDirectory
 
 #: Largest difference of logits that float32 arithmetic in another order explains.
@@ -29,20 +30,42 @@ def verify(path: str) -> list[Finding]:
     """Reloads the model of a finished run and looks whether its ticket was really cut out.
 
     Raises:
-        UsageError: the folder has no finished run, or a dense one, of which nothing was pruned.
+        UsageError: the folder has no finished run, or a dense one, of which nothing was pruned; or the
+            run's model is not there.
     """
     directory = RunDirectory(path)
     metrics = directory.read_metrics()
     if metrics["ticket"] is None:
         raise UsageError(f"{path}: expected a run with a ticket, found a {metrics['method']} one: nothing was pruned")
     ticket = directory.read_ticket()
-    model = AutoModelForSequenceClassification.from_pretrained(directory.model).eval()
+    if not directory.model.is_dir():
+        raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(directory.model).eval()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{directory.model}: no model could be read there: {first_line(error)}") from None
     stock = ek.to_stock(model).eval()
+    # A run that began with a compact model has a ticket of that one's units, which the model no longer numbers.
+    config = stock.config
+    sizes = metrics["ticket"]["heads_of"], metrics["ticket"]["neurons_of"]
+    layers = config.num_hidden_layers
+    from_dense = sizes == ([config.num_attention_heads] * layers, [config.intermediate_size] * layers)
     return [
+        *([_ticket_cut(model, ticket)] if from_dense else []),
         _parameters_gone(model, stock, ticket),
         _file_agrees(directory, model),
         _logits_agree(model, stock),
     ]
+
+
+def _ticket_cut(model: torch.nn.Module, ticket: ek.Ticket) -> Finding:
+    """The units of the dense model that the model says it has are the ticket's."""
+    kept = getattr(model.config, "ticket", None)
+    if kept is None:
+        return Finding(False, "the model is a dense one, of which no ticket was cut")
+    heads, neurons = (sum(map(len, units)) for units in (kept.heads, kept.neurons))
+    agrees = "exactly those" if kept == ticket else "not those"
+    return Finding(kept == ticket, f"the model has {heads} heads and {neurons} neurons, {agrees} of ticket.json")
 
 
 def _parameters_gone(model: torch.nn.Module, stock: torch.nn.Module, ticket: ek.Ticket) -> Finding:

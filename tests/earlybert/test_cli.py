@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from toy import PER_HEAD, PER_NEURON
 
 import earlybert
-from earlybert import FinetuneArguments, demo, finetune
+from earlybert import FinetuneArguments, cli, demo, finetune
 from earlybert.cli import main
 from earlybert.compare import Variant
 from earlybert.loop import TrainingLoop
@@ -129,7 +129,8 @@ def test_an_interrupted_run_says_how_to_continue(
         patch.setattr(TrainingLoop, "_train_step", lambda *a: step(*a) or signal.raise_signal(signal.SIGINT))
         assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
     err = capsys.readouterr().err
-    assert "interrupted in stage search after 1 of 4 steps; the same command with --resume continues" in err
+    assert "interrupted in stage search after 1 of 4 steps, with a checkpoint" in err
+    assert "the same command with --resume, and without --overwrite-output-dir, continues from the last" in err
     assert "Traceback" not in err
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--resume"]) == 0
 
@@ -144,10 +145,34 @@ def test_an_interrupt_outside_of_training(
 
     monkeypatch.setattr(finetuning, "evaluate", interrupt)
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
-    assert "--resume continues from the last checkpoint" in capsys.readouterr().err
+    assert "interrupted; the same command with --resume" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(TrainingLoop, "_train_step", lambda *a: pytest.fail("it trained again"))
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "verify", "draw"])
+def test_commands_without_resume_do_not_advise_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    def interrupt(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, command, ("", interrupt))
+    assert main([command]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err
+    assert "--resume" not in err
+
+
+def test_training_that_diverges_is_one_line_and_exit_1(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--method", "dense"]
+    assert main([*argv, "--learning-rate", "1e30"]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("earlybert: error: ")]
+    assert len(error) == 1
+    assert "not finite" in error[0]
 
 
 def test_compare_prints_the_table(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +192,8 @@ def test_verify_proves_that_parameters_are_gone(run: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     gone = 3 * PER_HEAD + 58 * PER_NEURON
     assert f"3 heads and 58 neurons dropped are {gone:,} parameters" in out
-    assert out.count("ok ") == 3
+    assert "ok     the model has 9 heads and 86 neurons, exactly those of ticket.json" in out
+    assert out.count("ok ") == 4
     assert "FAILED" not in out
 
 
@@ -176,6 +202,36 @@ def test_verify_fails_when_the_ticket_is_another(own_run: Path, capsys: pytest.C
     Ticket(ticket.heads, [units[1:] for units in ticket.neurons]).save(own_run / "ticket.json")
     assert main(["verify", str(own_run)]) == 1
     assert "FAILED 3 heads and 61 neurons" in capsys.readouterr().out
+
+
+def test_verify_fails_when_other_units_were_cut(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ticket = Ticket.load(own_run / "ticket.json")
+    mirrored = [[47 - unit for unit in units] for units in ticket.neurons]
+    Ticket(ticket.heads, mirrored).save(own_run / "ticket.json")
+    assert main(["verify", str(own_run)]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED the model has 9 heads and 86 neurons, not those of ticket.json" in out
+    assert out.count("ok ") == 3
+
+
+def test_verify_of_a_run_that_began_with_a_compact_model(
+    flags: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ticket names units of that model, which the result does not: there is one finding less."""
+    argv = ["finetune", *flags, "--model", str(run / "model"), "--output-dir", str(tmp_path / "out")]
+    assert main(argv) == 0
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("ok ") == 3
+
+
+def test_verify_needs_the_model(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_run / "model" / "model.safetensors").unlink()
+    assert main(["verify", str(own_run)]) == 2
+    assert "no model could be read there" in capsys.readouterr().err
+    shutil.rmtree(own_run / "model")
+    assert main(["verify", str(own_run)]) == 2
+    assert "model: no such folder; expected the model of the run" in capsys.readouterr().err
 
 
 def test_verify_fails_when_the_file_holds_more(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +294,8 @@ def test_draw_makes_tickets_of_other_sizes(own_run: Path, capsys: pytest.Capture
     assert "neuron_ratio: expected a share" in capsys.readouterr().err
     assert main(["draw", str(own_run / "model"), str(smaller)]) == 2
     assert "no such file" in capsys.readouterr().err
+    assert main(["draw", str(own_run), str(own_run / "nowhere" / "t.json")]) == 2
+    assert "nowhere/t.json: the ticket cannot be written there: No such file" in capsys.readouterr().err
 
 
 def test_env_reports(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,11 +76,41 @@ def test_everything_is_checked_before_the_first_run(
         compare(template, [("dense", "fast")], [1])
     with pytest.raises(UsageError, match="at least one"):
         compare(template, [("dense", "auto")], [])
+    with pytest.raises(UsageError, match="exclude each other"):
+        compare(arguments(resume=True, overwrite_output_dir=True), [("dense", "auto")], [1])
     run = tmp_path / "dense-auto-seed2"
     run.mkdir()
-    (run / "arguments.json").write_text(json.dumps({"seed": 7}))
+    (run / "arguments.json").write_text(json.dumps({"model": "m", "task": "sst2", "method": "dense"}))
     with pytest.raises(UsageError, match="can only be continued with the arguments"):
         compare(template, [("dense", "auto")], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("what", "key", "other"),
+    [("versions", "torch", "1.0"), ("machine", "threads", 99), ("backend", "attention", "magic")],
+)
+def test_finished_runs_of_another_kind_are_not_compared(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, key: str, other: Any
+) -> None:
+    template = arguments(output_dir=str(tmp_path), max_steps=1, search_steps=1)
+    compare(template, [("dense", "auto")], [1])
+    path = tmp_path / "dense-auto-seed1" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics[what][key] = other
+    path.write_text(json.dumps(metrics))
+    monkeypatch.setattr(finetuning._Run, "execute", lambda run: pytest.fail("a run began"))
+    with pytest.raises(UsageError, match=rf"run dense-auto-seed1 cannot be compared: the {what} .* {key} {other};"):
+        compare(template, [("dense", "auto"), ("random", "auto")], [1])
+    # Alone it is still a result.
+    assert compare(template, [("dense", "auto")], [1])["rows"][0]["seeds"] == [1]
+
+
+def test_the_table_refuses_runs_of_another_kind() -> None:
+    fast, slow = result(0.8, 1), result(0.8, 1)
+    fast["backend"], slow["backend"] = {"attention": "cpu"}, {"attention": "reference"}
+    summarize({("dense", "auto"): {1: fast}, ("dense", "off"): {1: slow}})
+    with pytest.raises(UsageError, match="run random-auto-seed1 and run dense-auto-seed1 cannot be compared"):
+        summarize({("dense", "auto"): {1: fast}, ("random", "auto"): {1: slow}})
 
 
 def result(quality: float, total: float) -> dict[str, Any]:
@@ -93,6 +123,8 @@ def result(quality: float, total: float) -> dict[str, Any]:
         "model": "m",
         "machine": {"cpu": "c", "threads": 2},
         "versions": {"torch": "t"},
+        "backend": {},
+        "examples": {"train": 900, "eval": {"dev": 400, "mismatched": 100}},
     }
 
 
@@ -122,9 +154,10 @@ def test_the_arithmetic_of_the_table() -> None:
     [
         ([0.8, 0.8], [0.81, 0.82], "The ticket does not beat random (kernels auto: "),
         ([0.8, 0.9], [0.8, 0.9], "The ticket does not beat random (kernels auto: "),
-        ([0.9, 0.8], [0.8, 0.89], "The ticket does not beat random by more than the seeds differ"),
-        ([0.9, 0.91], [0.8, 0.8], "The ticket beats random"),
-        ([0.9], [0.8], "on one seed, which proves nothing"),
+        ([0.8, 0.85, 0.84], [0.8] * 3, "The ticket is not ahead of random by more than 2 standard errors"),
+        ([0.81, 0.85, 0.86], [0.8] * 3, "The ticket beats random, by more than 2 standard errors (kernels auto: "),
+        ([0.9, 0.91], [0.8, 0.8], "ahead of random, but with fewer than 3 seeds, which proves nothing"),
+        ([0.9], [0.8], "ahead of random, but with fewer than 3 seeds, which proves nothing"),
     ],
 )
 def test_it_says_so_when_the_ticket_does_not_win(ticket: list[float], random: list[float], verdict: str) -> None:
@@ -137,3 +170,27 @@ def test_it_says_so_when_the_ticket_does_not_win(ticket: list[float], random: li
     assert len(comparison["verdicts"]) == 1
     assert verdict in comparison["verdicts"][0]
     assert comparison["verdicts"][0] in comparison["markdown"]
+
+
+def test_a_verdict_shows_its_numbers() -> None:
+    gains = {1: 0.01, 2: 0.05, 3: 0.06}
+    comparison = summarize(
+        {
+            ("earlybert", "off"): {seed: result(0.8 + gain, 10) for seed, gain in gains.items()},
+            ("random", "off"): {seed: result(0.8, 10) for seed in gains},
+        }
+    )
+    # The sample's standard deviation is sqrt(7) / 100, over sqrt(3).
+    assert "is +0.0400 accuracy on average, standard error 0.0153, n = 3, ahead with 3" in comparison["markdown"]
+    assert comparison["noise"] is None
+
+
+def test_one_seed_comes_with_a_warning() -> None:
+    runs = {("dense", "off"): {1: result(0.9, 10)}, ("dense", "auto"): {1: result(0.8, 5)}}
+    comparison = summarize(runs)
+    # sqrt(0.8 * 0.2 / 400)
+    assert "differences of accuracy within about 0.0200 are noise" in comparison["markdown"]
+    assert "n = 400 evaluation examples" in comparison["noise"]
+    for (run,) in (seeds.values() for seeds in runs.values()):
+        run["eval"], run["main_metric"] = {"pearson": -0.1}, "pearson"
+    assert summarize(runs)["noise"] == "With one seed, small differences of pearson are noise."

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy import LAYERS, NEURONS, PER_HEAD, PER_NEURON
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, draw, finetune
@@ -174,7 +174,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(
     finetune(whole)
     with monkeypatch.context() as patch:
         interrupt_at(patch, stage, step)
-        with pytest.raises(Interrupted, match=rf"interrupted in stage {stage} after {step} of .* --resume"):
+        with pytest.raises(Interrupted, match=rf"interrupted in stage {stage} after {step} of .* checkpoint"):
             finetune(make("parts"))
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
     assert not (tmp_path / "parts" / "metrics.json").exists()
@@ -242,12 +242,17 @@ def test_a_used_folder_is_refused(arguments: Make) -> None:
         finetune(args)
 
 
-def test_a_folder_with_other_files_is_refused_and_they_survive(arguments: Make, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(arguments: Make, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds files already"):
+    with pytest.raises(FileExistsError, match="holds other files"):
         finetune(arguments(method="dense"))
-    finetune(arguments(method="dense", overwrite_output_dir=True))
+
+
+def test_files_beside_a_run_survive_its_being_overwritten(arguments: Make, tmp_path: Path) -> None:
+    finetune(arguments(method="dense", max_steps=1))
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    finetune(arguments(method="dense", max_steps=1, overwrite_output_dir=True))
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -313,6 +318,15 @@ def test_a_regression(arguments: Make, tmp_path: Path) -> None:
     assert metrics["eval"]["pearson"] > 0.9
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert (model.config.problem_type, model.config.num_labels) == ("regression", 1)
+    # From there to a task with classes, and back: the loss is the new task's.
+    sst2, back = str(tmp_path / "sst2"), str(tmp_path / "back")
+    finetune(arguments(model=str(tmp_path / "run" / "model"), method="dense", max_steps=2, output_dir=sst2))
+    config = AutoConfig.from_pretrained(f"{sst2}/model")
+    assert (config.problem_type, config.num_labels) == ("single_label_classification", 2)
+    stsb = {"task": "stsb", "data_dir": str(tmp_path), "max_steps": 2, "output_dir": back}
+    finetune(arguments(model=f"{sst2}/model", method="dense", **stsb))
+    config = AutoConfig.from_pretrained(f"{back}/model")
+    assert (config.problem_type, config.num_labels) == ("regression", 1)
 
 
 def test_bfloat16_runs(arguments: Make) -> None:

@@ -193,6 +193,26 @@ def test_bfloat16_trains_float32_parameters(model: nn.Module, examples: EncodedE
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "gates" in name)
 
 
+def test_float16_gives_the_optimizer_the_gradient_of_float32(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipping and penalty see gradients without the loss scale, whose first value is 65,536."""
+    monkeypatch.setattr(loop_module, "MAX_GRAD_NORM", 0.01)
+    recipe = {"batch_size": 8, "accumulation_steps": 2, "gate_l1": 0.5}
+    exact, half = (gradients(model, examples, dtype=dtype, **recipe) for dtype in (torch.float32, torch.float16))
+    for name, gradient in exact.items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(
+            half[name], gradient, rtol=0.05, atol=1e-4 if "gates" not in name else 5e-3, msg=name
+        )
+    weights = [gradient for name, gradient in half.items() if "gates" not in name]
+    assert torch.cat([gradient.flatten() for gradient in weights]).norm().item() == pytest.approx(0.01, rel=1e-3)
+    before = parameters(model)
+    make_loop(model, examples, dtype=torch.float16, **recipe).run()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "gates" in name)
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_every_epoch_sees_every_example_once(accumulation: int) -> None:
     order = TrainingOrder(50, batch_size=8, accumulation_steps=accumulation, seed=3)

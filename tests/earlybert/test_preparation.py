@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy import HEADS, LAYERS, NEURONS
-from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+)
 
 from earlybert import FinetuneArguments, finetune
-from earlybert.errors import UsageError
+from earlybert.errors import OutputExistsError, UsageError
+from earlybert.preparation import _config
+from earlybert.tasks import TASKS
 
 Make = Callable[..., FinetuneArguments]
 
@@ -37,7 +48,7 @@ Make = Callable[..., FinetuneArguments]
         ({"data_dir": "/nowhere"}, "/nowhere/train.tsv: no such file; task sst2 needs train.tsv, dev.tsv"),
         ({"model": "/nowhere"}, "--model /nowhere: no model could be read there"),
         ({"device": "toaster"}, "--device toaster"),
-        ({"dtype": "float16"}, "--dtype float16 needs"),
+        ({"dtype": "float16", "device": "meta"}, "--dtype float16 needs autocast and loss scaling"),
     ],
 )
 def test_refused_before_anything_is_loaded_or_written(
@@ -110,3 +121,85 @@ def test_a_broken_row_is_found_before_the_model_is_loaded(
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=r"dev.tsv:3: expected 2 tab-separated columns, found 1"):
         finetune(arguments(data_dir=str(tmp_path)))
+
+
+def test_a_model_whose_weights_are_not_there_is_refused(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("encoder.layer", "encoder.block"): tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"found none.*bert.encoder.layer.0.attention.* and \d+ more"):
+        finetune(arguments(model=str(folder)))
+    name = "encoder.layer.1.output.dense.weight"
+    save_file(weights | {name: weights[name][:, 1:].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(UsageError, match=rf"none of the config's shape, for bert.{name}$"):
+        finetune(arguments(model=str(folder)))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="no weights could be read there"):
+        finetune(arguments(model=str(folder)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_masked_words_needs_no_pooler(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "mlm"))
+    BertForMaskedLM(BertConfig.from_pretrained(tiny_bert)).save_pretrained(folder)
+    assert finetune(arguments(model=str(folder), method="dense", max_steps=1))["steps"]["train"] == 1
+
+
+@pytest.mark.parametrize("name", ["model", "ticket", "data_dir"])
+def test_overwriting_does_not_remove_what_the_run_reads(arguments: Make, tmp_path: Path, name: str) -> None:
+    finetune(arguments(max_steps=1, search_steps=1))
+    run = tmp_path / "run"
+    (tmp_path / "link").symlink_to(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    path = tmp_path / "link" / ("ticket.json" if name == "ticket" else "model")
+    with pytest.raises(UsageError, match=f"--overwrite-output-dir would remove .*, which --{name.replace('_', '-')} "):
+        finetune(arguments(overwrite_output_dir=True, **{name: str(path)}))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_overwriting_removes_nothing_before_the_model_is_loaded(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune(arguments(method="dense", max_steps=1))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", fail)
+    with pytest.raises(UsageError, match="no weights could be read there: the disk is gone"):
+        finetune(arguments(method="dense", overwrite_output_dir=True))
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite_output_dir"])
+@pytest.mark.parametrize("foreign", ["metrics.json", "arguments.json", "model/mine.txt"])
+def test_a_folder_that_is_no_runs_is_left_alone(arguments: Make, tmp_path: Path, foreign: str, flag: str) -> None:
+    path = tmp_path / "run" / foreign
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(OutputExistsError, match="holds other files, which are no run's"):
+        finetune(arguments(method="dense", **{flag: True}))
+    assert path.read_text() == "{}"
+
+
+def test_a_tasks_kind_does_not_depend_on_the_model_it_starts_from(
+    arguments: Make, tiny_bert: str, tmp_path: Path
+) -> None:
+    regression = Path(shutil.copytree(tiny_bert, tmp_path / "regression"))
+    config = BertConfig.from_pretrained(tiny_bert)
+    config.num_labels, config.problem_type = 1, "regression"
+    BertForSequenceClassification(config).save_pretrained(regression)
+    classes = Path(shutil.copytree(tiny_bert, tmp_path / "classes"))
+    config.num_labels, config.problem_type = 3, "single_label_classification"
+    BertForSequenceClassification(config).save_pretrained(classes)
+    for model, task in ((regression, "sst2"), (regression, "rte"), (classes, "stsb"), (classes, "sst2")):
+        config = _config(arguments(model=str(model), task=task), TASKS[task])
+        kind = "regression" if task == "stsb" else "single_label_classification"
+        assert (config.problem_type, config.num_labels) == (kind, 1 if task == "stsb" else 2)
+        assert config.label2id == {name: index for index, name in config.id2label.items()}
+    metrics = finetune(arguments(model=str(regression), method="dense", max_steps=2))
+    saved = AutoConfig.from_pretrained(tmp_path / "run" / "model")
+    assert saved.problem_type == "single_label_classification"
+    assert metrics["train_log"][-1]["loss"] < 2, "a cross entropy"

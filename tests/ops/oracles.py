@@ -7,8 +7,11 @@ import math
 import torch
 
 
-def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None):
-    """Softmax attention of each sequence and head alone; `lengths` are host integers."""
+def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None, keep=None, dropout_p=0.0):
+    """Softmax attention of each sequence and head alone; `lengths` are host integers.
+
+    `keep`, bool (heads, queries, keys of the longest sequence or more), says which weights dropout keeps.
+    """
     heads, size = q.shape[1:]
     scale = 1 / math.sqrt(size) if scale is None else scale
     rows, start, start_q = [], 0, 0
@@ -19,6 +22,8 @@ def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None):
             scores = q[start_q : start_q + length_q, h] @ k[start : start + length, h].T * scale
             weights = torch.exp(scores - scores.max(dim=1, keepdim=True).values)
             weights = weights / weights.sum(dim=1, keepdim=True)
+            if keep is not None:
+                weights = weights * keep[h, start_q : start_q + length_q, :length] / (1 - dropout_p)
             out = weights @ v[start : start + length, h]
             per_head.append(out if gates is None else out * gates[h])
         rows.append(torch.stack(per_head, dim=1))

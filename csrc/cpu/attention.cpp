@@ -1,0 +1,247 @@
+#include "attention.h"
+
+#include <cstdlib>
+
+#include "dropout.h"
+#include "vec.h"
+
+namespace earlybert {
+namespace EARLYBERT_ISA {
+
+// Queries that are worked on together: their scores against all keys are the largest tile in memory.
+static constexpr int64_t kQueries = 32;
+
+// Below this many scores waking the other threads costs more than they save.
+static constexpr int64_t kParallelScores = 4096;
+
+// Where things stand in one thread's scratch memory, and the padded sizes that let every row be whole vectors.
+struct Tiles {
+  int64_t keys, size;  // max_seqlen and head_size, rounded up
+  float *k, *v;        // (max_seqlen, size)
+  float *k_columns, *v_columns;   // (head_size, keys): transposed
+  float *q, *rows;                // (kQueries, size)
+  float *scores, *grad_scores;    // (kQueries, keys)
+  float* dropout;                 // (keys,)
+  float *grad_k, *grad_v;         // (max_seqlen, size)
+};
+
+// Lays the tiles out in `memory`; returns how many floats they take.
+static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles* tiles) {
+  tiles->keys = round_up(in.max_seqlen, kVec);
+  tiles->size = round_up(in.head_size, kVec);
+  int64_t used = 0;
+  const auto take = [&](int64_t floats) {
+    float* place = memory == nullptr ? nullptr : memory + used;
+    used += round_up(floats, 16);
+    return place;
+  };
+  const int64_t tokens = in.max_seqlen * tiles->size, columns = in.head_size * tiles->keys;
+  tiles->k = take(tokens), tiles->v = take(tokens);
+  tiles->k_columns = take(columns), tiles->v_columns = take(columns);
+  tiles->q = take(kQueries * tiles->size), tiles->rows = take(kQueries * tiles->size);
+  tiles->scores = take(kQueries * tiles->keys), tiles->grad_scores = take(kQueries * tiles->keys);
+  tiles->dropout = take(tiles->keys);
+  tiles->grad_k = take(tokens), tiles->grad_v = take(tokens);
+  return used;
+}
+
+// Rows of one head, each padded with zeros to `size` floats.
+static void copy_rows(const Heads& source, int64_t head, int64_t token, int64_t tokens, int64_t head_size,
+                      int64_t size, float* target) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* row = source.data + (token + t) * source.token_stride + head * source.head_stride;
+    for (int64_t d = 0; d < head_size; ++d) target[t * size + d] = row[d];
+    for (int64_t d = head_size; d < size; ++d) target[t * size + d] = 0.0f;
+  }
+}
+
+// (tokens, size) rows -> (head_size, keys) columns, padded with zeros.
+static void transpose(const float* rows, int64_t tokens, int64_t head_size, int64_t size, int64_t keys,
+                      float* columns) {
+  const int64_t padded = round_up(tokens, kVec);
+  for (int64_t d = 0; d < head_size; ++d) {
+    for (int64_t t = 0; t < tokens; ++t) columns[d * keys + t] = rows[t * size + d];
+    for (int64_t t = tokens; t < padded; ++t) columns[d * keys + t] = 0.0f;
+  }
+}
+
+static void write_rows(const float* rows, int64_t tokens, int64_t size, float factor, int64_t heads,
+                       int64_t head, int64_t head_size, int64_t token, float* target) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* out = target + ((token + t) * heads + head) * head_size;
+    for (int64_t d = 0; d < head_size; ++d) out[d] = rows[t * size + d] * factor;
+  }
+}
+
+static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_size, int64_t token,
+                      float* target) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* out = target + ((token + t) * heads + head) * head_size;
+    for (int64_t d = 0; d < head_size; ++d) out[d] = 0.0f;
+  }
+}
+
+// The dropout factors of one query's weights. An element's index is that in a (heads, tokens_q, max_seqlen rounded
+// up to 4) tensor, whichever heads are computed.
+static inline void dropout_row(const AttentionInputs& in, const Dropout& dropout, int64_t head, int64_t query,
+                               int64_t keys, float* factors) {
+  const int64_t first = (head * in.tokens_q + query) * round_up(in.max_seqlen, 4);
+  dropout_scales(dropout, static_cast<uint64_t>(first), keys, factors);
+}
+
+// One sequence: its first token and its length, of queries or keys.
+struct Span {
+  int64_t first, length;
+};
+static inline Span span(const int32_t* cu_seqlens, int64_t sequence) {
+  return {cu_seqlens[sequence], cu_seqlens[sequence + 1] - cu_seqlens[sequence]};
+}
+
+static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles& t, int64_t sequence,
+                         int64_t head) {
+  const AttentionInputs& in = a.in;
+  const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
+  if ((in.head_mask != nullptr && !in.head_mask[head]) || keys.length == 0) {
+    zero_rows(queries.length, in.heads, head, in.head_size, queries.first, a.out);
+    for (int64_t i = 0; i < queries.length; ++i) a.logsumexp[head * in.tokens_q + queries.first + i] = 0.0f;
+    return;
+  }
+  const int64_t width = round_up(keys.length, kVec);
+  const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
+  copy_rows(in.k, head, keys.first, keys.length, in.head_size, t.size, t.k);
+  transpose(t.k, keys.length, in.head_size, t.size, t.keys, t.k_columns);
+  copy_rows(in.v, head, keys.first, keys.length, in.head_size, t.size, t.v);
+
+  for (int64_t begin = 0; begin < queries.length; begin += kQueries) {
+    const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
+    const int64_t first = queries.first + begin;
+    copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
+    gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
+    for (int64_t i = 0; i < count; ++i) {
+      float* row = t.scores + i * t.keys;
+      // Columns behind the last key hold 0: put what can be no maximum there, and later no weight.
+      for (int64_t j = keys.length; j < width; ++j) row[j] = row[0];
+      Vec largest = load(row) * in.scale;
+      for (int64_t j = 0; j < width; j += kVec) {
+        const Vec scaled = load(row + j) * in.scale;
+        store(row + j, scaled);
+        largest = max(largest, scaled);
+      }
+      const float top = max_lanes(largest);
+      for (int64_t j = 0; j < width; j += kVec) store(row + j, exp_negative(load(row + j) - top));
+      for (int64_t j = keys.length; j < width; ++j) row[j] = 0.0f;
+      Vec sums = {};
+      for (int64_t j = 0; j < width; j += kVec) sums += load(row + j);
+      const float total = sum_lanes(sums);
+      a.logsumexp[head * in.tokens_q + first + i] = top + __builtin_logf(total);
+      const float inverse = 1.0f / total;
+      if (in.seed != nullptr) {
+        dropout_row(in, dropout, head, first + i, keys.length, t.dropout);
+        for (int64_t j = 0; j < keys.length; ++j) row[j] *= t.dropout[j] * inverse;
+      } else {
+        for (int64_t j = 0; j < width; j += kVec) store(row + j, load(row + j) * inverse);
+      }
+    }
+    gemm(count, t.size, keys.length, {t.scores, t.keys, 1}, t.v, t.size, t.rows, t.size, false);
+    write_rows(t.rows, count, t.size, gate, in.heads, head, in.head_size, first, a.out);
+  }
+}
+
+// With S the scaled scores, P = softmax(S), F the dropout factors, c the gate and G the gradient of the output:
+//   grad_v = c (P F)^T G;  grad_P = c F (G v^T);  grad_c = sum P F (G v^T)
+//   grad_S = P (grad_P - rowsum(P grad_P)) = c P (F (G v^T) - g)  with  g = rowsum(P F (G v^T))
+static void backward_head(const AttentionBackward& a, const Dropout& dropout, const Tiles& t, int64_t sequence,
+                          int64_t head) {
+  const AttentionInputs& in = a.in;
+  const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
+  float grad_gate = 0.0f;
+  if ((in.head_mask != nullptr && !in.head_mask[head]) || keys.length == 0 || queries.length == 0) {
+    zero_rows(queries.length, in.heads, head, in.head_size, queries.first, a.grad_q);
+    zero_rows(keys.length, in.heads, head, in.head_size, keys.first, a.grad_k);
+    zero_rows(keys.length, in.heads, head, in.head_size, keys.first, a.grad_v);
+    if (a.grad_gates != nullptr) a.grad_gates[sequence * in.heads + head] = 0.0f;
+    return;
+  }
+  const int64_t width = round_up(keys.length, kVec);
+  const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
+  const Heads grad_out = {a.grad_out, in.heads * in.head_size, in.head_size};
+  copy_rows(in.k, head, keys.first, keys.length, in.head_size, t.size, t.k);
+  transpose(t.k, keys.length, in.head_size, t.size, t.keys, t.k_columns);
+  copy_rows(in.v, head, keys.first, keys.length, in.head_size, t.size, t.v);
+  transpose(t.v, keys.length, in.head_size, t.size, t.keys, t.v_columns);
+
+  for (int64_t begin = 0; begin < queries.length; begin += kQueries) {
+    const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
+    const int64_t first = queries.first + begin;
+    copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
+    copy_rows(grad_out, head, first, count, in.head_size, t.size, t.rows);
+    gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
+    gemm(count, width, in.head_size, {t.rows, t.size, 1}, t.v_columns, t.keys, t.grad_scores, t.keys, false);
+    for (int64_t i = 0; i < count; ++i) {
+      float *p = t.scores + i * t.keys, *grad = t.grad_scores + i * t.keys;
+      const float logsumexp = a.logsumexp[head * in.tokens_q + first + i];
+      // Rounding may leave a score a little above the logarithm of the sum that it is part of.
+      for (int64_t j = 0; j < width; j += kVec) {
+        store(p + j, exp_negative(-max(splat(logsumexp) - load(p + j) * in.scale, Vec{})));
+      }
+      for (int64_t j = keys.length; j < width; ++j) p[j] = 0.0f;
+      if (in.seed != nullptr) {
+        dropout_row(in, dropout, head, first + i, keys.length, t.dropout);
+        for (int64_t j = 0; j < keys.length; ++j) grad[j] *= t.dropout[j];
+      }
+      Vec sums = {};
+      for (int64_t j = 0; j < width; j += kVec) sums += load(p + j) * load(grad + j);
+      const float g = sum_lanes(sums), factor = gate * in.scale;
+      grad_gate += g;
+      for (int64_t j = 0; j < width; j += kVec) store(grad + j, load(p + j) * (load(grad + j) - g) * factor);
+      if (in.seed != nullptr) {
+        for (int64_t j = 0; j < keys.length; ++j) p[j] *= t.dropout[j];
+      }
+    }
+    const bool accumulate = begin > 0;
+    gemm(keys.length, t.size, count, {t.scores, 1, t.keys}, t.rows, t.size, t.grad_v, t.size, accumulate);
+    gemm(keys.length, t.size, count, {t.grad_scores, 1, t.keys}, t.q, t.size, t.grad_k, t.size, accumulate);
+    gemm(count, t.size, keys.length, {t.grad_scores, t.keys, 1}, t.k, t.size, t.rows, t.size, false);
+    write_rows(t.rows, count, t.size, 1.0f, in.heads, head, in.head_size, first, a.grad_q);
+  }
+  write_rows(t.grad_k, keys.length, t.size, 1.0f, in.heads, head, in.head_size, keys.first, a.grad_k);
+  write_rows(t.grad_v, keys.length, t.size, gate, in.heads, head, in.head_size, keys.first, a.grad_v);
+  if (a.grad_gates != nullptr) a.grad_gates[sequence * in.heads + head] = grad_gate;
+}
+
+// Calls `work` for every sequence and head, each with the tiles of the thread it runs on. Sequences and heads share
+// no output, so the result is the same for any number of threads.
+template <typename Arguments>
+static bool for_each_head(const Arguments& a,
+                          void (*work)(const Arguments&, const Dropout&, const Tiles&, int64_t, int64_t)) {
+  const AttentionInputs& in = a.in;
+  const Dropout dropout = make_dropout(in.seed != nullptr ? static_cast<uint64_t>(*in.seed) : 0, in.dropout_p);
+  const int64_t pairs = in.sequences * in.heads;
+  Tiles unplaced;
+  const int64_t floats = lay_out(in, nullptr, &unplaced);
+  bool enough = true;
+#pragma omp parallel if (pairs > 1 && pairs * in.max_seqlen * in.max_seqlen_q >= kParallelScores)
+  {
+    float* memory = static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(floats) * sizeof(float)));
+    Tiles tiles;
+    if (memory != nullptr) lay_out(in, memory, &tiles);
+    // Every thread has to come here, with memory or without.
+#pragma omp for schedule(dynamic)
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      if (memory == nullptr) {
+#pragma omp atomic write
+        enough = false;
+      } else {
+        work(a, dropout, tiles, pair / in.heads, pair % in.heads);
+      }
+    }
+    std::free(memory);
+  }
+  return enough;
+}
+
+bool attention_forward(const AttentionForward& a) { return for_each_head(a, forward_head); }
+bool attention_backward(const AttentionBackward& a) { return for_each_head(a, backward_head); }
+
+}  // namespace EARLYBERT_ISA
+}  // namespace earlybert

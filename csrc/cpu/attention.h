@@ -1,0 +1,52 @@
+// Attention over packed sequences of float32 heads, each sequence and head alone.
+#pragma once
+
+#include <cstdint>
+
+#include "instruction_sets.h"
+
+namespace earlybert {
+
+// Queries, keys or values: element (token, head, d) is at data[token * token_stride + head * head_stride + d].
+struct Heads {
+  const float* data;
+  int64_t token_stride, head_stride;
+};
+
+// What forward and backward are both given.
+struct AttentionInputs {
+  int64_t sequences, heads, head_size;
+  int64_t tokens_q, max_seqlen, max_seqlen_q;
+  const int32_t *cu_seqlens, *cu_seqlens_q;  // (sequences + 1,)
+  Heads q, k, v;
+  const bool* head_mask;    // (heads,): false is not computed; or null: all are
+  const float* head_gates;  // (heads,), or null: 1
+  const int64_t* seed;      // one value, or null: no dropout
+  double dropout_p;
+  float scale;
+};
+
+struct AttentionForward {
+  AttentionInputs in;
+  float* out;         // (tokens_q, heads, head_size)
+  float* logsumexp;   // (heads, tokens_q), of the scaled scores; 0 for heads that are not computed
+};
+
+struct AttentionBackward {
+  AttentionInputs in;
+  const float* grad_out;               // (tokens_q, heads, head_size)
+  const float* logsumexp;              // from forward
+  float *grad_q, *grad_k, *grad_v;     // contiguous, shaped as q, k and v
+  float* grad_gates;                   // (sequences, heads): each sequence's part; null without gates
+};
+
+// Both return false when memory for the tiles could not be had.
+#define EARLYBERT_DECLARE(ISA)                      \
+  namespace ISA {                                   \
+  bool attention_forward(const AttentionForward&);   \
+  bool attention_backward(const AttentionBackward&); \
+  }
+EARLYBERT_FOR_EACH_ISA(EARLYBERT_DECLARE)
+#undef EARLYBERT_DECLARE
+
+}  // namespace earlybert

@@ -1,0 +1,118 @@
+// One vector register of floats, as wide as the instruction set has it, and a matrix product on top.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace earlybert {
+namespace EARLYBERT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVec = 16;
+constexpr int kGemmRows = 8;  // 16 of the 32 registers accumulate
+#elif defined(__AVX2__)
+constexpr int kVec = 8;
+constexpr int kGemmRows = 4;  // 8 of 16
+#else
+constexpr int kVec = 4;
+constexpr int kGemmRows = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kVec)));
+typedef int32_t VecInt __attribute__((vector_size(4 * kVec)));
+
+static inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+static inline Vec splat(float x) { return Vec{} + x; }
+static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+static inline float sum_lanes(Vec v) {
+  float lanes[kVec], total = 0.0f;
+  store(lanes, v);
+  for (int i = 0; i < kVec; ++i) total += lanes[i];
+  return total;
+}
+static inline float max_lanes(Vec v) {
+  float lanes[kVec];
+  store(lanes, v);
+  float largest = lanes[0];
+  for (int i = 1; i < kVec; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
+static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87.
+// x = n log 2 + r with |r| <= log(2) / 2, and a polynomial for e^r (the minimax one of Cephes' expf).
+static inline Vec exp_negative(Vec x) {
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  x = max(x, splat(-87.0f));
+  const Vec shifted = x * 1.44269504f + magic;
+  const Vec n = shifted - magic;
+  const VecInt exponent = reinterpret_cast<VecInt>(shifted) - reinterpret_cast<VecInt>(magic);
+  const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(p) + (exponent << 23));
+}
+
+// A factor of a product: element (i, p) is at data[i * row + p * col].
+struct Matrix {
+  const float* data;
+  int64_t row, col;
+};
+
+template <int kRows, int kCols>
+static inline __attribute__((always_inline)) void gemm_block(int64_t depth, const Matrix& a, const float* b,
+                                                             int64_t ldb, float* c, int64_t ldc,
+                                                             bool accumulate) {
+  Vec sums[kRows][kCols];
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kCols; ++j) sums[i][j] = accumulate ? load(c + i * ldc + j * kVec) : Vec{};
+  }
+  for (int64_t p = 0; p < depth; ++p) {
+    Vec right[kCols];
+    for (int j = 0; j < kCols; ++j) right[j] = load(b + p * ldb + j * kVec);
+    for (int i = 0; i < kRows; ++i) {
+      const Vec left = splat(a.data[i * a.row + p * a.col]);
+      for (int j = 0; j < kCols; ++j) sums[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kCols; ++j) store(c + i * ldc + j * kVec, sums[i][j]);
+  }
+}
+
+template <int kCols>
+static inline void gemm_columns(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c,
+                                int64_t ldc, bool accumulate) {
+  int64_t i = 0;
+  for (; i + kGemmRows <= rows; i += kGemmRows, a.data += kGemmRows * a.row, c += kGemmRows * ldc) {
+    gemm_block<kGemmRows, kCols>(depth, a, b, ldb, c, ldc, accumulate);
+  }
+  for (; i + 2 <= rows; i += 2, a.data += 2 * a.row, c += 2 * ldc) {
+    gemm_block<2, kCols>(depth, a, b, ldb, c, ldc, accumulate);
+  }
+  if (i < rows) gemm_block<1, kCols>(depth, a, b, ldb, c, ldc, accumulate);
+}
+
+// c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. b and c are row-major with
+// leading dimensions ldb and ldc; cols is a multiple of kVec. Made for the small products of attention.
+static inline void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix a, const float* b, int64_t ldb,
+                        float* c, int64_t ldc, bool accumulate) {
+  int64_t j = 0;
+  for (; j + 2 * kVec <= cols; j += 2 * kVec) gemm_columns<2>(rows, depth, a, b + j, ldb, c + j, ldc, accumulate);
+  if (j < cols) gemm_columns<1>(rows, depth, a, b + j, ldb, c + j, ldc, accumulate);
+}
+
+}  // namespace EARLYBERT_ISA
+}  // namespace earlybert

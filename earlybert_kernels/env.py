@@ -95,7 +95,7 @@ def _extensions() -> Iterator[tuple[str, str]]:
 
 
 def _ops() -> Iterator[tuple[str, str]]:
-    for name in ("attention", "dropout_add_layer_norm", "feed_forward", "masked_lm_loss"):
+    for name in dispatch.op_names():
         yield name, ", ".join(ops.backends(name))
         for backend, reason in dispatch.unavailable(name).items():
             yield f"  not {backend}", reason

@@ -47,6 +47,11 @@ def register(
     _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses)
 
 
+def op_names() -> list[str]:
+    """The names of all ops."""
+    return sorted(_implementations)
+
+
 def backends(name: str) -> list[str]:
     """The backends that can run op `name` in this process, best first.
 
@@ -54,7 +59,7 @@ def backends(name: str) -> list[str]:
         ValueError: there is no op of that name.
     """
     if name not in _implementations:
-        raise ValueError(f"no op named {name!r}; the ops are {', '.join(sorted(_implementations))}")
+        raise ValueError(f"no op named {name!r}; the ops are {', '.join(op_names())}")
     table = _implementations[name]
     return [b for b in BACKENDS if b in table and table[b].unavailable() is None]
 

@@ -12,8 +12,8 @@ from .gates import remove_gates
 from .masking import check_ticket, clear_ticket
 from .models import find_base, layer_parts
 from .nn import LayerParts
-from .nn.units import fold_gates, head_rows
 from .ticket import Ticket
+from .units import fold_gates, head_rows
 
 Model = TypeVar("Model", bound=nn.Module)
 

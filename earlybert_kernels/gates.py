@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .models import layer_parts
 from .nn import EncoderLayer, LayerParts
-from .nn.units import check_gate_dtype, fold_gates, per_column
+from .units import check_gate_dtype, fold_gates, per_column
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -15,6 +15,7 @@
 #include "../common/counter_rng.h"
 #include "../cpu/attention.h"
 #include "../cpu/dropout_add_layer_norm.h"
+#include "../cpu/linear.h"
 
 namespace py = pybind11;
 using namespace earlybert;
@@ -59,28 +60,27 @@ void use_instruction_set(const std::string& wanted) {
   throw std::invalid_argument("this processor or build has no instruction set '" + wanted + "'");
 }
 
-// Calls `function` as compiled for the instruction set in use.
-#define EARLYBERT_TRY_ISA(ISA) \
-  if (current() == #ISA) return ISA::EARLYBERT_FUNCTION(arguments);
+// Calls a function as compiled for the instruction set in use.
+#if defined(__x86_64__)
+#define EARLYBERT_CALL(FUNCTION, ...)                                   \
+  (current() == "avx512" ? avx512::FUNCTION(__VA_ARGS__)                \
+   : current() == "avx2" ? avx2::FUNCTION(__VA_ARGS__) : baseline::FUNCTION(__VA_ARGS__))
+#else
+#define EARLYBERT_CALL(FUNCTION, ...) baseline::FUNCTION(__VA_ARGS__)
+#endif
 
-void forward(const DropoutAddLayerNormForward& arguments) {
-#define EARLYBERT_FUNCTION dropout_add_layer_norm_forward
-  EARLYBERT_FOR_EACH_ISA(EARLYBERT_TRY_ISA)
-#undef EARLYBERT_FUNCTION
-}
-
-void backward(const DropoutAddLayerNormBackward& arguments) {
-#define EARLYBERT_FUNCTION dropout_add_layer_norm_backward
-  EARLYBERT_FOR_EACH_ISA(EARLYBERT_TRY_ISA)
-#undef EARLYBERT_FUNCTION
+// For kernels that allocate scratch memory and say whether they could.
+void check(bool enough_memory) {
+  if (!enough_memory) throw std::bad_alloc();
 }
 
 void dropout_add_layer_norm_forward(int64_t rows, int64_t cols, Address x, Address residual, Address weight,
                                     Address bias, Address seed, double dropout_p, double eps, Address out,
                                     Address mean, Address rstd) {
-  forward({rows, cols, at<const float>(x), at<const float>(residual), at<const float>(weight),
-           at<const float>(bias), at<const int64_t>(seed), dropout_p, eps, at<float>(out), at<float>(mean),
-           at<float>(rstd)});
+  const DropoutAddLayerNormForward arguments = {
+      rows, cols, at<const float>(x), at<const float>(residual), at<const float>(weight), at<const float>(bias),
+      at<const int64_t>(seed), dropout_p, eps, at<float>(out), at<float>(mean), at<float>(rstd)};
+  EARLYBERT_CALL(dropout_add_layer_norm_forward, arguments);
 }
 
 void dropout_add_layer_norm_backward(int64_t rows, int64_t cols, Address grad_out, Address x, Address residual,
@@ -90,24 +90,11 @@ void dropout_add_layer_norm_backward(int64_t rows, int64_t cols, Address grad_ou
   // Not std::vector: the kernel writes every element before it reads one.
   const std::unique_ptr<float[]> partials(
       new float[static_cast<std::size_t>(dropout_add_layer_norm_blocks(rows) * 2 * cols)]);
-  backward({rows, cols, at<const float>(grad_out), at<const float>(x), at<const float>(residual),
-            at<const float>(weight), at<const float>(mean), at<const float>(rstd), at<const int64_t>(seed),
-            dropout_p, at<float>(grad_x), at<float>(grad_residual), at<float>(grad_weight),
-            at<float>(grad_bias), partials.get()});
-}
-
-bool forward(const AttentionForward& arguments) {
-#define EARLYBERT_FUNCTION attention_forward
-  EARLYBERT_FOR_EACH_ISA(EARLYBERT_TRY_ISA)
-#undef EARLYBERT_FUNCTION
-  return false;
-}
-
-bool backward(const AttentionBackward& arguments) {
-#define EARLYBERT_FUNCTION attention_backward
-  EARLYBERT_FOR_EACH_ISA(EARLYBERT_TRY_ISA)
-#undef EARLYBERT_FUNCTION
-  return false;
+  const DropoutAddLayerNormBackward arguments = {
+      rows, cols, at<const float>(grad_out), at<const float>(x), at<const float>(residual), at<const float>(weight),
+      at<const float>(mean), at<const float>(rstd), at<const int64_t>(seed), dropout_p, at<float>(grad_x),
+      at<float>(grad_residual), at<float>(grad_weight), at<float>(grad_bias), partials.get()};
+  EARLYBERT_CALL(dropout_add_layer_norm_backward, arguments);
 }
 
 // An address, and the strides of tokens and heads.
@@ -131,7 +118,8 @@ void attention_forward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, 
                        double dropout_p, double scale, Address out, Address logsumexp) {
   const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
                                                   seed, dropout_p, scale);
-  if (!forward({inputs, at<float>(out), at<float>(logsumexp)})) throw std::bad_alloc();
+  const AttentionForward arguments = {inputs, at<float>(out), at<float>(logsumexp)};
+  check(EARLYBERT_CALL(attention_forward, arguments));
 }
 
 void attention_backward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
@@ -140,10 +128,39 @@ void attention_backward(const std::array<int64_t, 6>& sizes, Address cu_seqlens,
                         Address grad_k, Address grad_v, Address grad_gates) {
   const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
                                                   seed, dropout_p, scale);
-  if (!backward({inputs, at<const float>(grad_out), at<const float>(logsumexp), at<float>(grad_q),
-                 at<float>(grad_k), at<float>(grad_v), at<float>(grad_gates)})) {
-    throw std::bad_alloc();
-  }
+  const AttentionBackward arguments = {inputs, at<const float>(grad_out), at<const float>(logsumexp),
+                                       at<float>(grad_q), at<float>(grad_k), at<float>(grad_v),
+                                       at<float>(grad_gates)};
+  check(EARLYBERT_CALL(attention_backward, arguments));
+}
+
+// sizes: tokens, in, out, and the strides of rows of x and of the weight. picks: x_rows, out_units, in_units, in_scale.
+LinearInputs linear_inputs(const std::array<int64_t, 5>& sizes, Address x, Address weight,
+                           const std::array<Address, 4>& picks) {
+  return {sizes[0], sizes[1], sizes[2], at<const float>(x), sizes[3], at<const int64_t>(picks[0]),
+          at<const float>(weight), sizes[4], at<const int64_t>(picks[1]), at<const int64_t>(picks[2]),
+          at<const float>(picks[3])};
+}
+
+void linear_forward(const std::array<int64_t, 5>& sizes, Address x, Address weight,
+                    const std::array<Address, 4>& picks, Address bias, int activation, Address preactivation,
+                    Address y, int64_t y_stride) {
+  const LinearForward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(bias),
+                                   static_cast<Activation>(activation), at<float>(preactivation), at<float>(y),
+                                   y_stride};
+  check(EARLYBERT_CALL(linear_forward, arguments));
+}
+
+void linear_backward(const std::array<int64_t, 5>& sizes, Address x, Address weight,
+                     const std::array<Address, 4>& picks, Address grad_y, int64_t grad_y_stride,
+                     int64_t weight_rows, int64_t weight_columns, Address grad_x, int64_t grad_x_stride,
+                     bool accumulate, int activation, Address preactivation, Address grad_weight,
+                     Address grad_bias, Address grad_in_scale) {
+  const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(grad_y), grad_y_stride,
+                                    weight_rows, weight_columns, at<float>(grad_x), grad_x_stride, accumulate,
+                                    static_cast<Activation>(activation), at<const float>(preactivation),
+                                    at<float>(grad_weight), at<float>(grad_bias), at<float>(grad_in_scale)};
+  check(EARLYBERT_CALL(linear_backward, arguments));
 }
 
 std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2,
@@ -166,4 +183,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("attention_backward", &attention_backward, release());
   m.def("dropout_add_layer_norm_forward", &dropout_add_layer_norm_forward, release());
   m.def("dropout_add_layer_norm_backward", &dropout_add_layer_norm_backward, release());
+  m.def("linear_forward", &linear_forward, release());
+  m.def("linear_backward", &linear_backward, release());
 }

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace earlybert {
 namespace EARLYBERT_ISA {
 
@@ -27,7 +31,32 @@ static inline Vec load(const float* p) {
   return v;
 }
 static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
-static inline Vec splat(float x) { return Vec{} + x; }
+static inline Vec splat(float x) { return x - Vec{}; }  // + would have to turn -0 into 0
+
+// The first `count` floats at p, zeros behind them; memory behind them is not touched. Any count will do: one of 0 or
+// less is none, one of kVec or more all.
+static inline Vec load_some(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+  const __mmask16 some = count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(some, p));
+#else
+  if (count >= kVec) return load(p);
+  float lanes[kVec] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+#endif
+}
+static inline void store_some(float* p, Vec v, int64_t count) {
+#if defined(__AVX512F__)
+  const __mmask16 some = count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+  _mm512_mask_storeu_ps(p, some, reinterpret_cast<__m512>(v));
+#else
+  if (count >= kVec) return store(p, v);
+  float lanes[kVec];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+#endif
+}
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 static inline float sum_lanes(Vec v) {

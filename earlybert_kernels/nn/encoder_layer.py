@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from .parts import LayerParts
-from .units import fold_gates, head_rows
 
 
 class EncoderLayer(nn.Module):
@@ -71,58 +70,37 @@ class EncoderLayer(nn.Module):
                     f"{type(parent).__name__}.{name} was replaced after the model was converted; call "
                     "earlybert_kernels.restore(model) before changing its modules, and convert it again"
                 )
-        return self._feed_forward(self._attention(x, cu_seqlens, max_seqlen, first_token_only))
-
-    def _attention(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, first_token_only: bool) -> Tensor:
-        parts, size = self.parts, self.parts.head_size
-        projections = [parts.query, parts.key, parts.value]
-        weights = [linear.weight for linear in projections]
-        biases = [linear.bias for linear in projections]
-        out_weight, gates = parts.attention_output.weight, self.head_gates
-        if self.active_heads is not None:
-            rows = head_rows(self.active_heads, size)
-            weights = [w.index_select(0, rows) for w in weights]
-            biases = [b.index_select(0, rows) for b in biases]
-            out_weight = out_weight.index_select(1, rows)
-            gates = None if gates is None else gates.index_select(0, self.active_heads)
-        if gates is not None:
-            out_weight = fold_gates(out_weight, gates, columns=size)
-
-        residual, query_packing = x, {}
-        if first_token_only:
-            residual = x.index_select(0, cu_seqlens[:-1])
-            starts = torch.arange(cu_seqlens.numel(), dtype=torch.int32, device=x.device)
-            query_packing = {"cu_seqlens_q": starts, "max_seqlen_q": 1}
-        inputs = (residual, x, x)
-        heads = weights[0].shape[0] // size
-        q, k, v = (
-            nn.functional.linear(i, w, b).view(-1, heads, size)
-            for i, w, b in zip(inputs, weights, biases, strict=True)
+        parts = self.parts
+        x = ops.attention_sublayer(
+            x,
+            cu_seqlens,
+            max_seqlen,
+            *(p for linear in parts.attention_linears for p in (linear.weight, linear.bias)),
+            parts.attention_norm.weight,
+            parts.attention_norm.bias,
+            head_size=parts.head_size,
+            active_heads=self.active_heads,
+            head_gates=self.head_gates,
+            first_token_only=first_token_only,
+            attention_dropout_p=_rate(parts.attention_dropout),
+            dropout_p=_rate(parts.attention_output_dropout),
+            eps=parts.attention_norm.eps,
         )
-        context = ops.attention(
-            q, k, v, cu_seqlens, max_seqlen, dropout_p=_rate(parts.attention_dropout), **query_packing
+        return ops.feed_forward_sublayer(
+            x,
+            parts.intermediate.weight,
+            parts.intermediate.bias,
+            parts.output.weight,
+            parts.output.bias,
+            parts.output_norm.weight,
+            parts.output_norm.bias,
+            active_neurons=self.active_neurons,
+            neuron_gates=self.neuron_gates,
+            activation=parts.activation,
+            dropout_p=_rate(parts.output_dropout),
+            eps=parts.output_norm.eps,
         )
-        h = nn.functional.linear(context.flatten(1), out_weight, parts.attention_output.bias)
-        return _add_norm(h, residual, parts.attention_norm, parts.attention_output_dropout)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        parts, gates = self.parts, self.neuron_gates
-        w_in, b_in, w_out = parts.intermediate.weight, parts.intermediate.bias, parts.output.weight
-        if self.active_neurons is not None:
-            w_in, b_in = w_in.index_select(0, self.active_neurons), b_in.index_select(0, self.active_neurons)
-            w_out = w_out.index_select(1, self.active_neurons)
-            gates = None if gates is None else gates.index_select(0, self.active_neurons)
-        if gates is not None:
-            w_out = fold_gates(w_out, gates)
-        h = ops.feed_forward(x, w_in, b_in, w_out, parts.output.bias, activation=parts.activation)
-        return _add_norm(h, x, parts.output_norm, parts.output_dropout)
 
 
 def _rate(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
-
-
-def _add_norm(x: Tensor, residual: Tensor, norm: nn.LayerNorm, dropout: nn.Dropout) -> Tensor:
-    return ops.dropout_add_layer_norm(
-        x, residual, norm.weight, norm.bias, dropout_p=_rate(dropout), eps=norm.eps
-    )

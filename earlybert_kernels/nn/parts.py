@@ -32,6 +32,11 @@ class LayerParts:
     activation: str
 
     @property
+    def attention_linears(self) -> tuple[nn.Linear, ...]:
+        """The four of the attention sublayer, in the order in which `ops.attention_sublayer` takes them."""
+        return self.query, self.key, self.value, self.attention_output
+
+    @property
     def num_heads(self) -> int:
         """Heads that the layer has now."""
         return self.query.weight.shape[0] // self.head_size

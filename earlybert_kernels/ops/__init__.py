@@ -1,9 +1,20 @@
 """The ops: one function each, the same on every backend. `backends(name)` says where one can run."""
 
 from .attention import attention
+from .attention_sublayer import attention_sublayer
 from .dispatch import backends, use_backend
 from .dropout_add_layer_norm import dropout_add_layer_norm
 from .feed_forward import feed_forward
+from .feed_forward_sublayer import feed_forward_sublayer
 from .masked_lm_loss import masked_lm_loss
 
-__all__ = ["attention", "backends", "dropout_add_layer_norm", "feed_forward", "masked_lm_loss", "use_backend"]
+__all__ = [
+    "attention",
+    "attention_sublayer",
+    "backends",
+    "dropout_add_layer_norm",
+    "feed_forward",
+    "feed_forward_sublayer",
+    "masked_lm_loss",
+    "use_backend",
+]

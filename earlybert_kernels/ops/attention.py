@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import cpu
 from .checks import check_gates, check_mask, check_probability, check_same_device, check_shape
+from .custom import Kernels, define
 from .dispatch import choose, register
 from .seeds import draw_seed
 
@@ -68,9 +71,9 @@ def attention(
     check_shape(_OP, "v", v, tuple(k.shape), "that of k")
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"{_OP}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
-    _check_offsets("cu_seqlens", cu_seqlens, k.shape[0], max_seqlen)
+    check_offsets(_OP, "cu_seqlens", cu_seqlens, k.shape[0], max_seqlen)
     if cu_seqlens_q is not None:
-        _check_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
+        check_offsets(_OP, "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         check_shape(_OP, "cu_seqlens_q", cu_seqlens_q, tuple(cu_seqlens.shape), "that of cu_seqlens")
     check_mask(_OP, "head_mask", head_mask, heads)
     check_gates(_OP, "head_gates", head_gates, heads)
@@ -93,21 +96,22 @@ def attention(
     )
 
 
-def _check_offsets(name: str, offsets: Tensor, tokens: int, longest: int) -> None:
+def check_offsets(op: str, name: str, offsets: Tensor, tokens: int, longest: int, least: int = 0) -> None:
+    """Raises unless `offsets` cuts `tokens` rows into sequences of `least` to `longest` tokens."""
     if offsets.dtype != torch.int32:
-        raise TypeError(f"{_OP}: {name} is {offsets.dtype}, expected torch.int32")
+        raise TypeError(f"{op}: {name} is {offsets.dtype}, expected torch.int32")
     if offsets.dim() != 1 or offsets.numel() < 1:
-        raise ValueError(f"{_OP}: {name} has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
+        raise ValueError(f"{op}: {name} has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
     # Values are read on the CPU only: elsewhere that would make the host wait for the device.
     if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
-        first, last = int(offsets[0]), int(offsets[-1])
-        if first != 0 or last != tokens:
-            raise ValueError(f"{_OP}: {name} runs from {first} to {last}, expected 0 to {tokens} tokens")
-        lengths = offsets.diff()
-        if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
+        values = offsets.tolist()
+        if values[0] != 0 or values[-1] != tokens:
+            raise ValueError(f"{op}: {name} runs from {values[0]} to {values[-1]}, expected 0 to {tokens} tokens")
+        lengths = [end - begin for begin, end in itertools.pairwise(values)]
+        if lengths and (min(lengths) < least or max(lengths) > longest):
             raise ValueError(
-                f"{_OP}: {name} has sequences of {int(lengths.min())} to {int(lengths.max())} tokens, expected 0 to "
-                f"the longest that was given, {longest}"
+                f"{op}: {name} has sequences of {min(lengths)} to {max(lengths)} tokens, expected {least} to the "
+                f"longest that was given, {longest}"
             )
 
 
@@ -134,7 +138,7 @@ def _run_compiled(
 
 
 register(_OP, "reference", reference.attention)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.attention_refuses)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
 
 
 # The dispatcher's side. With a seed, the weight of query t (its packed row), key j (its place in the sequence) and
@@ -144,25 +148,12 @@ _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_q, SymInt max_seqlen_q,"
     " Tensor? head_mask, Tensor? head_gates, Tensor? seed, float dropout_p, float scale"
 )
-torch.library.define(
-    f"earlybert::{_OP}", f"({_INPUTS}) -> (Tensor out, Tensor logsumexp)", tags=torch.Tag.pt2_compliant_tag
-)
-torch.library.define(
-    f"earlybert::{_OP}_backward",
-    f"(Tensor grad_out, Tensor logsumexp, {_INPUTS})"
-    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_gates)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.impl(f"earlybert::{_OP}", "cpu", cpu.attention_forward)
-torch.library.impl(f"earlybert::{_OP}_backward", "cpu", cpu.attention_backward)
 
 
-@torch.library.register_fake(f"earlybert::{_OP}")
 def _forward_shapes(q, *inputs):
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
-@torch.library.register_fake(f"earlybert::{_OP}_backward")
 def _backward_shapes(grad_out, logsumexp, q, k, v, cu_seqlens, *inputs):
     head_gates = inputs[4]
     gates = q.new_empty(0) if head_gates is None else head_gates.new_empty(head_gates.shape)
@@ -175,7 +166,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(q, k, v, cu_seqlens, cu_seqlens_q, *rest, output[1])
 
 
-def _backward(ctx, grad_out, grad_logsumexp):
+def _gradients(ctx, grad_out, grad_logsumexp):
     q, k, v, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed, logsumexp = ctx.saved_tensors
     packing = (cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q)
     *grads, grad_gates = torch.ops.earlybert.attention_backward(
@@ -184,11 +175,15 @@ def _backward(ctx, grad_out, grad_logsumexp):
     return *grads, None, None, None, None, None, None if head_gates is None else grad_gates, None, None, None
 
 
-torch.library.register_autograd(f"earlybert::{_OP}", _backward, setup_context=_save)
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(f"{_OP}: only the 'reference' backend can be differentiated twice")
-
-
-torch.library.register_autograd(f"earlybert::{_OP}_backward", _no_double_backward)
+define(
+    _OP,
+    (
+        f"({_INPUTS}) -> (Tensor out, Tensor logsumexp)",
+        f"(Tensor grad_out, Tensor logsumexp, {_INPUTS})"
+        " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_gates)",
+    ),
+    kernels={"cpu": Kernels(cpu.attention.forward, cpu.attention.backward)},
+    shapes=Kernels(_forward_shapes, _backward_shapes),
+    save=_save,
+    gradients=_gradients,
+)

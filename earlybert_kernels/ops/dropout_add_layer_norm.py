@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import cpu, cuda
 from .checks import check_probability, check_same_device, check_shape
+from .custom import Kernels, define
 from .dispatch import choose, register
 from .seeds import draw_seed
 
@@ -96,20 +97,7 @@ register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.ref
 register(_OP, "cuda", _run_compiled, unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses)
 
 
-# The dispatcher's side: the schemas, an implementation for each device, shapes for the compiler, autograd.
-
-torch.library.define(
-    f"earlybert::{_OP}",
-    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed, float dropout_p, float eps)"
-    " -> (Tensor out, Tensor mean, Tensor rstd)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    f"earlybert::{_OP}_backward",
-    "(Tensor grad_out, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, Tensor? seed,"
-    " float dropout_p) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+# The dispatcher's side.
 
 
 def _shares_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
@@ -117,30 +105,20 @@ def _shares_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
     return seed is None and x.dtype == residual.dtype
 
 
-def _backward_on(backend):
+def _backward_with(kernel):
     def run(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
-        grad_x, *grads = backend.dropout_add_layer_norm_backward(
-            grad_out, x, residual, weight, mean, rstd, seed, dropout_p
-        )
+        grad_x, *grads = kernel(grad_out, x, residual, weight, mean, rstd, seed, dropout_p)
         # A functional op may not return one tensor twice, so the absent one is empty.
         return (x.new_empty(0) if grad_x is None else grad_x, *grads)
 
     return run
 
 
-torch.library.impl(f"earlybert::{_OP}", "cpu", cpu.dropout_add_layer_norm_forward)
-torch.library.impl(f"earlybert::{_OP}", "cuda", cuda.dropout_add_layer_norm_forward)
-torch.library.impl(f"earlybert::{_OP}_backward", "cpu", _backward_on(cpu))
-torch.library.impl(f"earlybert::{_OP}_backward", "cuda", _backward_on(cuda))
-
-
-@torch.library.register_fake(f"earlybert::{_OP}")
 def _forward_shapes(x, residual, weight, bias, seed, dropout_p, eps):
     statistics = x.new_empty(x.shape[:-1], dtype=torch.float32)
     return residual.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-@torch.library.register_fake(f"earlybert::{_OP}_backward")
 def _backward_shapes(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
     grad_x = x.new_empty(0) if _shares_gradient(x, residual, seed) else x.new_empty(x.shape)
     return grad_x, residual.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
@@ -153,7 +131,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, residual, weight, mean, rstd, seed)
 
 
-def _backward(ctx, grad_out, grad_mean, grad_rstd):
+def _gradients(ctx, grad_out, grad_mean, grad_rstd):
     x, residual, weight, mean, rstd, seed = ctx.saved_tensors
     grad_x, grad_residual, grad_weight, grad_bias = torch.ops.earlybert.dropout_add_layer_norm_backward(
         grad_out, x, residual, weight, mean, rstd, seed, ctx.dropout_p
@@ -163,11 +141,19 @@ def _backward(ctx, grad_out, grad_mean, grad_rstd):
     return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
-torch.library.register_autograd(f"earlybert::{_OP}", _backward, setup_context=_save)
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(f"{_OP}: only the 'reference' backend can be differentiated twice")
-
-
-torch.library.register_autograd(f"earlybert::{_OP}_backward", _no_double_backward)
+define(
+    _OP,
+    (
+        "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed, float dropout_p, float eps)"
+        " -> (Tensor out, Tensor mean, Tensor rstd)",
+        "(Tensor grad_out, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, Tensor? seed,"
+        " float dropout_p) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
+    ),
+    kernels={
+        "cpu": Kernels(cpu.dropout_add_layer_norm.forward, _backward_with(cpu.dropout_add_layer_norm.backward)),
+        "cuda": Kernels(cuda.dropout_add_layer_norm_forward, _backward_with(cuda.dropout_add_layer_norm_backward)),
+    },
+    shapes=Kernels(_forward_shapes, _backward_shapes),
+    save=_save,
+    gradients=_gradients,
+)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import reference
+from ..backends import cpu
 from ..reference.feed_forward import ACTIVATIONS
 from .checks import check_gates, check_mask, check_same_device, check_shape
+from .custom import Kernels, define
 from .dispatch import choose, register
 
 _OP = "feed_forward"
-register(_OP, "reference", reference.feed_forward)
 
 
 def feed_forward(
@@ -69,3 +71,70 @@ def feed_forward(
         neuron_gates=neuron_gates,
         activation=activation,
     )
+
+
+def _run_compiled(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    *,
+    neuron_mask: Tensor | None,
+    neuron_gates: Tensor | None,
+    activation: str,
+) -> Tensor:
+    active = None if neuron_mask is None else neuron_mask.nonzero().squeeze(1)
+    return torch.ops.earlybert.feed_forward(x, w_in, b_in, w_out, b_out, active, neuron_gates, activation)[0]
+
+
+register(_OP, "reference", reference.feed_forward)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+
+
+# The dispatcher's side; `active` are the indices of the neurons to compute.
+
+
+def _forward_shapes(x, w_in, b_in, w_out, b_out, active, gates, activation):
+    neurons = w_in.shape[0] if active is None else active.shape[0]
+    return x.new_empty(x.shape), x.new_empty((x.shape[0], neurons))
+
+
+def _backward_kernel(grad_out, preactivation, x, w_in, w_out, active, gates, activation):
+    *grads, grad_gates = cpu.feed_forward.backward(grad_out, preactivation, x, w_in, w_out, active, gates, activation)
+    return *grads, x.new_empty(0) if grad_gates is None else grad_gates
+
+
+def _backward_shapes(grad_out, preactivation, x, w_in, w_out, active, gates, activation):
+    neurons, hidden = w_in.shape
+    sizes = (x.shape, w_in.shape, (neurons,), w_out.shape, (hidden,))
+    return *(x.new_empty(size) for size in sizes), x.new_empty(0 if gates is None else (neurons,))
+
+
+def _save(ctx, inputs, output):
+    x, w_in, _, w_out, _, active, gates, ctx.activation = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], x, w_in, w_out, active, gates)
+
+
+def _gradients(ctx, grad_out, grad_preactivation):
+    saved = ctx.saved_tensors
+    gates = saved[5]
+    *grads, grad_gates = torch.ops.earlybert.feed_forward_backward(grad_out, *saved, ctx.activation)
+    return *grads, None, None if gates is None else grad_gates, None
+
+
+define(
+    _OP,
+    (
+        "(Tensor x, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, Tensor? active, Tensor? gates,"
+        " str activation) -> (Tensor out, Tensor preactivation)",
+        "(Tensor grad_out, Tensor preactivation, Tensor x, Tensor w_in, Tensor w_out, Tensor? active, Tensor? gates,"
+        " str activation) -> (Tensor grad_x, Tensor grad_w_in, Tensor grad_b_in, Tensor grad_w_out,"
+        " Tensor grad_b_out, Tensor grad_gates)",
+    ),
+    kernels={"cpu": Kernels(cpu.feed_forward.forward, _backward_kernel)},
+    shapes=Kernels(_forward_shapes, _backward_shapes),
+    save=_save,
+    gradients=_gradients,
+)

@@ -1,8 +1,17 @@
 """What each op means, in plain PyTorch for any dtype: the definition every backend is tested against."""
 
 from .attention import attention
+from .attention_sublayer import attention_sublayer
 from .dropout_add_layer_norm import dropout_add_layer_norm
 from .feed_forward import feed_forward
+from .feed_forward_sublayer import feed_forward_sublayer
 from .masked_lm_loss import masked_lm_loss
 
-__all__ = ["attention", "dropout_add_layer_norm", "feed_forward", "masked_lm_loss"]
+__all__ = [
+    "attention",
+    "attention_sublayer",
+    "dropout_add_layer_norm",
+    "feed_forward",
+    "feed_forward_sublayer",
+    "masked_lm_loss",
+]

@@ -1,0 +1,276 @@
+// Matrix products at the width of a transformer's linear layers: c = a b, blocked for the caches, both factors
+// packed. Rows and columns can be picked by index and scaled while they are packed, which makes a masked or a gated
+// layer cost what a compact one does. How c is cut into tasks depends on the number of threads, but the order in
+// which each element is summed does not.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "../common/macros.h"
+#include "vec.h"
+
+namespace earlybert {
+namespace EARLYBERT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 14;  // 28 of the 32 registers accumulate
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;  // 12 of 16
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr int kTileCols = 2 * kVec;
+constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // floats of a packed column of a's tile
+
+constexpr int64_t kDepth = 384;     // summed at a time: a tile of a then fits the nearest cache
+constexpr int64_t kBlockCols = 384; // columns of b packed at a time: they fit the second
+
+// Below this many multiplications waking the other threads costs more than they save.
+constexpr int64_t kParallelProducts = 1 << 18;
+
+// A factor of a product. `outer` runs over the rows of the left or the columns of the right factor, `inner` over what
+// is summed; element (o, p) is data[at(outer_index, o) * outer + at(inner_index, p) * inner], where a missing index
+// picks o or p itself, times outer_scale[o] and inner_scale[p] where there are such.
+struct Factor {
+  const float* data;
+  int64_t outer, inner;
+  const int64_t* outer_index;
+  const int64_t* inner_index;
+  const float* outer_scale;
+  const float* inner_scale;
+};
+
+static inline int64_t at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Transposes kVec rows of kVec floats: column p goes to target + p * step.
+static inline void transpose_square(const float* const* rows, float* target, int64_t step) {
+#if defined(__GNUC__) && !defined(__clang__)
+  Vec v[kVec];
+  for (int i = 0; i < kVec; ++i) v[i] = load(rows[i]);
+  EARLYBERT_UNROLL
+  for (int half = kVec / 2; half > 0; half /= 2) {
+    VecInt low, high;
+    for (int lane = 0; lane < kVec; ++lane) {
+      low[lane] = (lane & half) == 0 ? lane : kVec + lane - half;
+      high[lane] = (lane & half) == 0 ? lane + half : kVec + lane;
+    }
+    EARLYBERT_UNROLL
+    for (int i = 0; i < kVec; ++i) {
+      if ((i & half) != 0) continue;
+      const Vec a = v[i], b = v[i + half];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+  for (int p = 0; p < kVec; ++p) store(target + p * step, v[p]);
+#else
+  for (int p = 0; p < kVec; ++p) {
+    for (int i = 0; i < kVec; ++i) target[p * step + i] = rows[i][p];
+  }
+#endif
+}
+
+// Packs elements (first ... first + count) x (begin ... begin + depth) of a factor: element (o, p) goes to
+// target[p * width + o - first]; what is missing to `width`, a multiple of kVec, becomes 0.
+static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
+                 float* __restrict target) {
+  if (f.inner == 1 && f.inner_index == nullptr) {
+    for (int64_t o = 0; o < width; o += kVec) {
+      const float* rows[kVec];
+      for (int i = 0; i < kVec; ++i) {  // a row that is missing repeats the last and is overwritten below
+        rows[i] = f.data + at(f.outer_index, first + min(o + i, count - 1)) * f.outer + begin;
+      }
+      int64_t p = 0;
+      for (; p + kVec <= depth; p += kVec) {
+        const float* here[kVec];
+        for (int i = 0; i < kVec; ++i) here[i] = rows[i] + p;
+        transpose_square(here, target + p * width + o, width);
+      }
+      for (; p < depth; ++p) {
+        for (int i = 0; i < kVec; ++i) target[p * width + o + i] = rows[i][p];
+      }
+    }
+    if (count < width) {
+      for (int64_t p = 0; p < depth; ++p) {
+        for (int64_t o = count; o < width; ++o) target[p * width + o] = 0.0f;
+      }
+    }
+  } else {
+    for (int64_t p = 0; p < depth; ++p) {
+      const float* source = f.data + at(f.inner_index, begin + p) * f.inner;
+      float* row = target + p * width;
+      if (f.outer == 1 && f.outer_index == nullptr) {
+        for (int64_t o = 0; o < width; o += kVec) store(row + o, load_some(source + first + o, count - o));
+      } else {
+        for (int64_t o = 0; o < count; ++o) row[o] = source[at(f.outer_index, first + o) * f.outer];
+        for (int64_t o = count; o < width; ++o) row[o] = 0.0f;
+      }
+    }
+  }
+  if (f.inner_scale != nullptr) {
+    for (int64_t p = 0; p < depth; ++p) {
+      for (int64_t o = 0; o < width; ++o) target[p * width + o] *= f.inner_scale[begin + p];
+    }
+  }
+  if (f.outer_scale != nullptr) {
+    for (int64_t p = 0; p < depth; ++p) {
+      for (int64_t o = 0; o < count; ++o) target[p * width + o] *= f.outer_scale[first + o];
+    }
+  }
+}
+
+// One tile: c (kRows x kCols vectors) = or += a b, from panels of kRowPanel and kTileCols floats.
+template <int kRows, int kCols>
+static inline __attribute__((always_inline)) void tile(int64_t depth, const float* a, const float* b, float* c,
+                                                       int64_t ldc, bool accumulate) {
+  Vec sums[kRows][kCols];
+  EARLYBERT_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    EARLYBERT_UNROLL
+    for (int j = 0; j < kCols; ++j) sums[i][j] = Vec{};
+  }
+  for (int64_t p = 0; p < depth; ++p, a += kRowPanel, b += kTileCols) {
+    Vec right[kCols];
+    EARLYBERT_UNROLL
+    for (int j = 0; j < kCols; ++j) right[j] = load(b + j * kVec);
+    EARLYBERT_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const Vec left = splat(a[i]);
+      EARLYBERT_UNROLL
+      for (int j = 0; j < kCols; ++j) sums[i][j] += left * right[j];
+    }
+  }
+  EARLYBERT_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    EARLYBERT_UNROLL
+    for (int j = 0; j < kCols; ++j) {
+      float* out = c + i * ldc + j * kVec;
+      store(out, accumulate ? load(out) + sums[i][j] : sums[i][j]);
+    }
+  }
+}
+
+using Tile = void (*)(int64_t, const float*, const float*, float*, int64_t, bool);
+
+template <int kRows>
+static void tile_rows(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, bool accumulate) {
+  tile<kRows, 2>(depth, a, b, c, ldc, accumulate);
+}
+
+// Tiles of fewer rows, for the last ones of a block.
+static inline Tile tile_of(int64_t rows) {
+  switch (rows) {
+    case 1: return tile_rows<1>;
+    case 2: return tile_rows<2>;
+    case 3: return tile_rows<3>;
+    case 4: return tile_rows<4>;
+    case 5: return tile_rows<5>;
+#if defined(__AVX512F__)
+    case 6: return tile_rows<6>;
+    case 7: return tile_rows<7>;
+    case 8: return tile_rows<8>;
+    case 9: return tile_rows<9>;
+    case 10: return tile_rows<10>;
+    case 11: return tile_rows<11>;
+    case 12: return tile_rows<12>;
+    case 13: return tile_rows<13>;
+#endif
+    default: return tile_rows<kTileRows>;
+  }
+}
+
+// Where a product goes: row i at data + at(row_index, i) * ld.
+struct Product {
+  float* data;
+  int64_t ld;
+  const int64_t* row_index;
+};
+
+struct NoEpilogue {
+  void operator()(float*, int64_t, int64_t, int64_t) const {}
+};
+
+// c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. When an element is complete,
+// epilogue(pointer, row, column, count) is called with the run of a row that it is in, which is at most kTileCols
+// long and lies in the nearest cache. Returns false when memory for the panels could not be had.
+template <typename Epilogue>
+static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b, const Product& c,
+                 bool accumulate, int threads, const Epilogue& epilogue) {
+  if (rows == 0 || cols == 0) return true;
+  // As many blocks of columns as threads if the rest of the rows still pays for packing them, then blocks of rows.
+  const int64_t panels = (cols + kTileCols - 1) / kTileCols;
+  if (rows * cols * depth < kParallelProducts) threads = 1;
+  const int64_t most = kBlockCols / kTileCols;
+  int64_t column_blocks = (panels + most - 1) / most;
+  column_blocks = min(panels, (column_blocks + threads - 1) / threads * threads);
+  const int64_t block_panels = (panels + column_blocks - 1) / column_blocks;
+  column_blocks = (panels + block_panels - 1) / block_panels;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t row_blocks = min(tiles, (threads + column_blocks - 1) / column_blocks);
+  const int64_t block_tiles = (tiles + row_blocks - 1) / row_blocks;
+  bool enough = true;
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const std::size_t a_floats = kDepth * kRowPanel;
+    const std::size_t floats = a_floats + static_cast<std::size_t>(block_panels * kTileCols * kDepth);
+    float* memory = static_cast<float*>(std::aligned_alloc(64, floats * sizeof(float)));
+    float* b_panels = memory + a_floats;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < column_blocks * row_blocks; ++task) {
+      if (memory == nullptr) {
+#pragma omp atomic write
+        enough = false;
+        continue;
+      }
+      const int64_t first_col = task % column_blocks * block_panels * kTileCols;
+      const int64_t end_col = min(cols, first_col + block_panels * kTileCols);
+      const int64_t first_tile = task / column_blocks * block_tiles;
+      const int64_t end_tile = min(tiles, first_tile + block_tiles);
+      int64_t begin = 0;
+      do {  // once even when there is nothing to sum
+        const int64_t part = min(kDepth, depth - begin);
+        const bool first_part = begin == 0, last_part = begin + part == depth;
+        for (int64_t j = first_col; j < end_col; j += kTileCols) {
+          pack(b, j, min(kTileCols, cols - j), begin, part, kTileCols, b_panels + (j - first_col) * part);
+        }
+        for (int64_t t = first_tile; t < end_tile; ++t) {
+          // Rows are spread evenly over the tiles.
+          const int64_t row = t * rows / tiles, count = (t + 1) * rows / tiles - row;
+          pack(a, row, count, begin, part, kRowPanel, memory);
+          const Tile run = tile_of(count);
+          for (int64_t j = first_col; j < end_col; j += kTileCols) {
+            const float* panel = b_panels + (j - first_col) * part;
+            const int64_t width = min(kTileCols, cols - j);
+            const bool add = accumulate || !first_part;
+            if (width == kTileCols && c.row_index == nullptr) {
+              run(part, memory, panel, c.data + row * c.ld + j, c.ld, add);
+            } else {
+              float edge[kTileRows * kTileCols];
+              run(part, memory, panel, edge, kTileCols, false);
+              for (int64_t i = 0; i < count; ++i) {
+                float* out = c.data + at(c.row_index, row + i) * c.ld + j;
+                for (int64_t n = 0; n < width; ++n) {
+                  out[n] = add ? out[n] + edge[i * kTileCols + n] : edge[i * kTileCols + n];
+                }
+              }
+            }
+            if (last_part) {
+              for (int64_t i = 0; i < count; ++i) {
+                epilogue(c.data + at(c.row_index, row + i) * c.ld + j, row + i, j, width);
+              }
+            }
+          }
+        }
+        begin += part;
+      } while (begin < depth);
+    }
+    std::free(memory);
+  }
+  return enough;
+}
+
+}  // namespace EARLYBERT_ISA
+}  // namespace earlybert

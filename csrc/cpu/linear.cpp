@@ -1,0 +1,152 @@
+#include "linear.h"
+
+#include <omp.h>
+
+#include "activation.h"
+#include "gemm.h"
+
+namespace earlybert {
+namespace EARLYBERT_ISA {
+
+// Columns that one thread sums over all rows at a time, and rows that are summed before they join the total: adding
+// thousands of values to one number in turn loses more than the sum of a few hundred of them does.
+static constexpr int64_t kSumCols = 64;
+static constexpr int64_t kSumRows = 64;
+
+static inline Activated activate(Activation activation, Vec x) {
+  switch (activation) {
+    case Activation::gelu: return gelu(x);
+    case Activation::gelu_tanh: return gelu_tanh(x);
+    case Activation::relu: return relu(x);
+    case Activation::none: break;
+  }
+  return {x, splat(1.0f)};
+}
+
+struct BiasAndActivation {
+  const LinearForward& a;
+  void operator()(float* y, int64_t row, int64_t column, int64_t count) const {
+    float* preactivation = a.preactivation + row * a.inputs.out + column;
+    for (int64_t i = 0; i < count; i += kVec) {
+      Vec v = load_some(y + i, count - i);
+      if (a.bias != nullptr) {
+        if (a.inputs.out_units == nullptr) {
+          v += load_some(a.bias + column + i, count - i);
+        } else {
+          for (int64_t n = i; n < count && n < i + kVec; ++n) v[n - i] += a.bias[a.inputs.out_units[column + n]];
+        }
+      }
+      if (a.activation != Activation::none) {
+        store_some(preactivation + i, v, count - i);
+        v = activate(a.activation, v).value;
+      }
+      store_some(y + i, v, count - i);
+    }
+  }
+};
+
+bool linear_forward(const LinearForward& a) {
+  const LinearInputs& in = a.inputs;
+  const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
+  const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
+  return gemm(in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false, omp_get_max_threads(),
+              BiasAndActivation{a});
+}
+
+// Multiplies a gradient by the slope of the activation that its argument went through, and computes that
+// activation's value on the way.
+struct Slope {
+  const LinearBackward& a;
+  float* activated;
+  void operator()(float* grad_x, int64_t row, int64_t column, int64_t count) const {
+    if (a.activation == Activation::none) return;
+    const float* preactivation = a.preactivation + row * a.inputs.in + column;
+    for (int64_t i = 0; i < count; i += kVec) {
+      const Activated h = activate(a.activation, load_some(preactivation + i, count - i));
+      store_some(activated + row * a.inputs.in + column + i, h.value, count - i);
+      store_some(grad_x + i, load_some(grad_x + i, count - i) * h.slope, count - i);
+    }
+  }
+};
+
+static void sum_rows(const LinearBackward& a) {
+  const LinearInputs& in = a.inputs;
+#pragma omp parallel for schedule(static) if (in.tokens * in.out >= kParallelProducts)
+  for (int64_t begin = 0; begin < in.out; begin += kSumCols) {
+    const int64_t count = min(kSumCols, in.out - begin);
+    float total[kSumCols] = {};
+    for (int64_t first = 0; first < in.tokens; first += kSumRows) {
+      float part[kSumCols] = {};
+      const int64_t end = min(in.tokens, first + kSumRows);
+      for (int64_t t = first; t < end; ++t) {
+        const float* grad = a.grad_y + t * a.grad_y_stride + begin;
+        for (int64_t c = 0; c < kSumCols; c += kVec) store(part + c, load(part + c) + load_some(grad + c, count - c));
+      }
+      for (int64_t c = 0; c < kSumCols; ++c) total[c] += part[c];
+    }
+    for (int64_t c = 0; c < count; ++c) a.grad_bias[at(in.out_units, begin + c)] = total[c];
+  }
+}
+
+// Spreads the gradient of the kept and scaled part of the weight, (out, in), over the whole weight, and sums up the
+// scales' own.
+static void unpick(const LinearBackward& a, const float* grad) {
+  const LinearInputs& in = a.inputs;
+#pragma omp parallel for schedule(static) if (in.in * in.out >= kParallelProducts)
+  for (int64_t begin = 0; begin < in.in; begin += kSumCols) {
+    const int64_t count = min(kSumCols, in.in - begin);
+    float total[kSumCols] = {};
+    for (int64_t o = 0; o < in.out; ++o) {
+      const float* source = grad + o * in.in + begin;
+      const int64_t row = at(in.out_units, o);
+      const float* weight = in.weight + row * in.weight_stride;
+      float* target = a.grad_weight + row * a.weight_columns;
+      for (int64_t c = 0; c < count; ++c) {
+        const int64_t column = at(in.in_units, begin + c);
+        target[column] = in.in_scale == nullptr ? source[c] : source[c] * in.in_scale[begin + c];
+        total[c] += source[c] * weight[column];
+      }
+    }
+    if (a.grad_in_scale != nullptr) {
+      for (int64_t c = 0; c < count; ++c) a.grad_in_scale[begin + c] = total[c];
+    }
+  }
+}
+
+static float* allocate(int64_t floats) {
+  return static_cast<float*>(std::malloc(static_cast<std::size_t>(floats > 0 ? floats : 1) * sizeof(float)));
+}
+
+bool linear_backward(const LinearBackward& a) {
+  const LinearInputs& in = a.inputs;
+  const int threads = omp_get_max_threads();
+  const bool activated = a.activation != Activation::none;
+  const bool direct = in.in_units == nullptr && in.in_scale == nullptr;
+  float* h = activated ? allocate(in.tokens * in.in) : nullptr;
+  float* picked = direct ? nullptr : allocate(in.out * in.in);
+  bool enough = (h != nullptr || !activated) && (picked != nullptr || direct);
+
+  const Factor grad_y = {a.grad_y, a.grad_y_stride, 1, nullptr, nullptr, nullptr, nullptr};
+  const Factor weight = {in.weight, 1, in.weight_stride, in.in_units, in.out_units, in.in_scale, nullptr};
+  enough = enough && gemm(in.tokens, in.in, in.out, grad_y, weight, Product{a.grad_x, a.grad_x_stride, nullptr},
+                          a.accumulate, threads, Slope{a, h});
+
+  if (in.out_units != nullptr || in.in_units != nullptr) {
+    for (int64_t i = 0; i < a.weight_rows * a.weight_columns; ++i) a.grad_weight[i] = 0.0f;
+    for (int64_t i = 0; a.grad_bias != nullptr && i < a.weight_rows; ++i) a.grad_bias[i] = 0.0f;
+  }
+  const Factor grad_y_columns = {a.grad_y, 1, a.grad_y_stride, nullptr, nullptr, nullptr, nullptr};
+  const Factor x = activated ? Factor{h, 1, in.in, nullptr, nullptr, nullptr, nullptr}
+                             : Factor{in.x, 1, in.x_stride, nullptr, in.x_rows, nullptr, nullptr};
+  const Product grad_weight = direct ? Product{a.grad_weight, a.weight_columns, in.out_units}
+                                     : Product{picked, in.in, nullptr};
+  enough = enough && gemm(in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, threads, NoEpilogue{});
+  if (enough && !direct) unpick(a, picked);
+  if (a.grad_bias != nullptr) sum_rows(a);
+  std::free(h);
+  std::free(picked);
+  return enough;
+}
+
+}  // namespace EARLYBERT_ISA
+}  // namespace earlybert

@@ -1,0 +1,63 @@
+// A linear layer on the units that are kept: y = act((x * s) W'^T + b') with W' and b' the kept rows and columns of
+// W and b, and s a scale for each kept column (the gates of the units behind it). Nothing is copied to pick or to
+// scale: it happens while the matrix product packs its factors.
+#pragma once
+
+#include <cstdint>
+
+#include "instruction_sets.h"
+
+namespace earlybert {
+
+// The order is that of the names in backends/cpu.py.
+enum class Activation : int { none, gelu, gelu_tanh, relu };
+
+// What forward and backward are both given.
+struct LinearInputs {
+  int64_t tokens, in, out;      // `in` and `out`: kept columns and rows of the weight
+  const float* x;               // rows of `in` floats; null in backward when `activated` holds it
+  int64_t x_stride;
+  const int64_t* x_rows;        // (tokens,): which rows of x, or null: the first
+  const float* weight;          // rows of weight_stride floats
+  int64_t weight_stride;
+  const int64_t* out_units;     // (out,): the kept rows, or null: all
+  const int64_t* in_units;      // (in,): the kept columns, or null: all
+  const float* in_scale;        // (in,), or null: 1
+};
+
+struct LinearForward {
+  LinearInputs inputs;
+  const float* bias;            // of all rows of the weight; or null
+  Activation activation;
+  float* preactivation;         // (tokens, out): written when there is an activation
+  float* y;                     // rows of y_stride floats
+  int64_t y_stride;
+};
+
+struct LinearBackward {
+  LinearInputs inputs;          // x as in forward
+  const float* grad_y;          // rows of grad_y_stride floats
+  int64_t grad_y_stride;
+  int64_t weight_rows, weight_columns;  // of the whole weight
+  // The gradient of x, rows of grad_x_stride floats: written, or added to when `accumulate`. When x came out of an
+  // activation, that of its argument, given as `preactivation`; x is then not read but computed anew.
+  float* grad_x;
+  int64_t grad_x_stride;
+  bool accumulate;
+  Activation activation;
+  const float* preactivation;   // (tokens, in)
+  float* grad_weight;           // like the whole weight, 0 where it was not used
+  float* grad_bias;             // (weight_rows,), likewise; or null
+  float* grad_in_scale;         // (in,); null without in_scale
+};
+
+// Both return false when memory for scratch could not be had.
+#define EARLYBERT_DECLARE(ISA)                \
+  namespace ISA {                             \
+  bool linear_forward(const LinearForward&);   \
+  bool linear_backward(const LinearBackward&); \
+  }
+EARLYBERT_FOR_EACH_ISA(EARLYBERT_DECLARE)
+#undef EARLYBERT_DECLARE
+
+}  // namespace earlybert

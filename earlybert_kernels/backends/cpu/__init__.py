@@ -1,0 +1,49 @@
+"""Calls the CPU extension `earlybert_kernels._cpu`: tensors in, tensors out. One module an op.
+
+Everything here takes contiguous or strided tensors on the CPU, floating ones in float32; `refuses` says what else it
+was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .. import load_extension
+
+# The extension uses OpenMP but links no OpenMP library: two runtimes in one process are two pools of
+# threads that fight for the cores. Its symbols come from the runtime that `import torch` above has
+# loaded for everybody; where torch was built with another one, from the system's.
+if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+    with contextlib.suppress(OSError):  # then loading the extension says what is missing
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+
+extension, missing = load_extension("_cpu")
+
+
+def unavailable() -> str | None:
+    """Why no op can run on this backend in this process, or None."""
+    return missing
+
+
+def refuses(*tensors: Tensor | None) -> str | None:
+    """Why these tensors cannot be taken (device, dtype), or None."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"it takes CPU tensors, got one on {tensor.device}"
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return f"it takes float32 tensors, got {tensor.dtype}"
+    return None
+
+
+# The kernels' modules need `extension`.
+from . import attention as attention  # noqa: E402
+from . import attention_sublayer as attention_sublayer  # noqa: E402
+from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
+from . import feed_forward as feed_forward  # noqa: E402
+from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402

@@ -1,0 +1,60 @@
+"""Calls the attention kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import address
+from . import extension
+
+
+def _arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_q: Tensor,
+    max_seqlen_q: int,
+    head_mask: Tensor | None,
+    head_gates: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    scale: float,
+) -> tuple[tuple, tuple[Tensor | None, ...]]:
+    """What the extension takes, and the tensors behind the addresses in it, to be kept until it returns."""
+    qkv = tuple(t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v))
+    others = tuple(None if t is None else t.contiguous() for t in (cu_seqlens, cu_seqlens_q, head_mask, head_gates))
+    cu, cu_q, mask, gates = map(address, others)
+    sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], max_seqlen, max_seqlen_q)
+    heads = tuple((t.data_ptr(), t.stride(0), t.stride(1)) for t in qkv)
+    return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
+
+
+def forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
+    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`; see `ops.attention`."""
+    arguments, _kept_alive = _arguments(q, *inputs)
+    out = torch.empty(q.shape)
+    logsumexp = torch.empty(q.shape[1], q.shape[0])
+    extension.attention_forward(*arguments, out.data_ptr(), logsumexp.data_ptr())
+    return out, logsumexp
+
+
+def backward(
+    grad_out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *inputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`grad_q`, `grad_k`, `grad_v`, and `grad_gates (H,)` (empty without gates)."""
+    arguments, _kept_alive = _arguments(q, k, v, cu_seqlens, *inputs)
+    head_gates = inputs[4]
+    grad_out = grad_out.contiguous()
+    grads = [torch.empty(t.shape) for t in (q, k, v)]
+    grad_gates = None if head_gates is None else torch.empty(len(cu_seqlens) - 1, q.shape[1])
+    extension.attention_backward(
+        *arguments,
+        grad_out.data_ptr(),
+        logsumexp.data_ptr(),
+        *(grad.data_ptr() for grad in grads),
+        address(grad_gates),
+    )
+    return *grads, torch.empty(0) if grad_gates is None else grad_gates.sum(0)

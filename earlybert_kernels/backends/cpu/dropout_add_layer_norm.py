@@ -1,0 +1,73 @@
+"""Calls the kernels of dropout, residual addition and layer norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import address
+from . import extension
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`out (..., E)`, `mean (...)` and `rstd (...)`; see `ops.dropout_add_layer_norm`."""
+    x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
+    out = torch.empty_like(x)
+    mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
+    extension.dropout_add_layer_norm_forward(
+        mean.numel(),
+        x.shape[-1],
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        address(seed),
+        dropout_p,
+        eps,
+        out.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+    )
+    return out, mean, rstd
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """`grad_x` (None without a seed: it is `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`."""
+    grad_out, x, residual, weight = (t.contiguous() for t in (grad_out, x, residual, weight))
+    grad_x = None if seed is None else torch.empty_like(x)
+    grad_residual = torch.empty_like(x)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+    extension.dropout_add_layer_norm_backward(
+        mean.numel(),
+        x.shape[-1],
+        grad_out.data_ptr(),
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        address(seed),
+        dropout_p,
+        address(grad_x),
+        grad_residual.data_ptr(),
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+    )
+    return grad_x, grad_residual, grad_weight, grad_bias

@@ -1,0 +1,56 @@
+"""The feed-forward block as two linear layers, the activation in the epilogue of the first."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import linear
+from .linear import Kept
+
+
+def _kept(w_in: Tensor, w_out: Tensor, active: Tensor | None, gates: Tensor | None) -> tuple[Kept, Kept]:
+    if active is not None and gates is not None:
+        gates = gates.index_select(0, active)
+    return Kept(w_in, out_units=active), Kept(w_out, in_units=active, in_scale=gates)
+
+
+def forward(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    active: Tensor | None,
+    gates: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`.
+
+    `active`, int64, lists the neurons to compute; the rest is as in `ops.feed_forward`.
+    """
+    first, second = _kept(w_in, w_out, active, gates)
+    h, preactivation = linear.forward(x, first, b_in, activation=activation)
+    out, _ = linear.forward(h, second, b_out)
+    return out, preactivation
+
+
+def backward(
+    grad_out: Tensor,
+    preactivation: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    active: Tensor | None,
+    gates: Tensor | None,
+    activation: str,
+    grad_x: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradients of x, w_in, b_in, w_out, b_out and gates (None without); that of x is added to `grad_x`."""
+    first, second = _kept(w_in, w_out, active, gates)
+    grad_h, grad_w_out, grad_b_out, grad_gates = linear.backward(
+        grad_out, None, second, activation=activation, preactivation=preactivation
+    )
+    grad_x, grad_w_in, grad_b_in, _ = linear.backward(grad_h, x, first, grad_x=grad_x)
+    if grad_gates is not None and active is not None:
+        grad_gates = gates.new_zeros(gates.shape).index_copy_(0, active, grad_gates)
+    return grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out, grad_gates

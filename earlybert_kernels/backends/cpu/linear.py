@@ -1,0 +1,121 @@
+"""Calls the kernels of a linear layer on kept units, with an activation behind it or in front of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import address
+from . import extension
+
+# The order of csrc/cpu/linear.h.
+_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
+
+
+class Kept(NamedTuple):
+    """The part of a weight `(out, in)` that is computed, and the scale of its columns.
+
+    Attributes:
+        weight: the whole of it.
+        out_units, in_units: int64 indices of the kept rows and columns; None for all.
+        in_scale: float32, one factor a kept column; None for 1.
+    """
+
+    weight: Tensor
+    out_units: Tensor | None = None
+    in_units: Tensor | None = None
+    in_scale: Tensor | None = None
+
+    def prepared(self) -> Kept:
+        """The same with rows of the weight contiguous, and contiguous indices and scales."""
+        weight = self.weight if self.weight.stride(1) == 1 else self.weight.contiguous()
+        return Kept(weight, *(None if t is None else t.contiguous() for t in self[1:]))
+
+    def arguments(self, tokens: int, x: Tensor | None, x_rows: Tensor | None) -> tuple:
+        """The first arguments of the extension's functions; a prepared self has to live until they return."""
+        out, size = self.weight.shape
+        out = out if self.out_units is None else len(self.out_units)
+        size = size if self.in_units is None else len(self.in_units)
+        sizes = (tokens, size, out, 0 if x is None else x.stride(0), self.weight.stride(0))
+        picks = (address(x_rows), address(self.out_units), address(self.in_units), address(self.in_scale))
+        return sizes, address(x), self.weight.data_ptr(), picks
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The same with each row contiguous."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def forward(
+    x: Tensor, kept: Kept, bias: Tensor | None, *, x_rows: Tensor | None = None, activation: str = "none"
+) -> tuple[Tensor, Tensor | None]:
+    """`activation((x * in_scale) weight^T + bias)` on the kept units.
+
+    Args:
+        x: `(T, kept columns)`.
+        kept: the weight.
+        bias: of all rows of the weight, or None.
+        x_rows: int64, the rows of x to take; None for all.
+        activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
+
+    Returns:
+        `(tokens, kept rows)`, and what the activation was applied to, the same shape (None without one).
+    """
+    x, kept, bias = _rows(x), kept.prepared(), None if bias is None else bias.contiguous()
+    tokens = x.shape[0] if x_rows is None else len(x_rows)
+    arguments = kept.arguments(tokens, x, x_rows)
+    out = arguments[0][2]
+    y = torch.empty(tokens, out)
+    preactivation = None if activation == "none" else torch.empty(tokens, out)
+    code = _ACTIVATIONS.index(activation)
+    extension.linear_forward(*arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
+    return y, preactivation
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor | None,
+    kept: Kept,
+    *,
+    x_rows: Tensor | None = None,
+    grad_x: Tensor | None = None,
+    activation: str = "none",
+    preactivation: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradients of `forward`'s x, weight, bias and in_scale (None without one).
+
+    Args:
+        grad_y: `(tokens, kept rows)`.
+        x: as in forward; None with an activation.
+        kept: the weight.
+        x_rows: as in forward; the gradient of x is then that of the picked rows.
+        grad_x: contiguous; the gradient of x is added to it. None for a new one. Not with an activation.
+        activation: what x came out of, in place of x: the first result is then the gradient of `preactivation`.
+        preactivation: `(tokens, kept columns)`.
+    """
+    grad_y, kept = _rows(grad_y), kept.prepared()
+    x = None if x is None else _rows(x)
+    arguments = kept.arguments(grad_y.shape[0], x, x_rows)
+    size = arguments[0][1]
+    accumulate = grad_x is not None
+    if grad_x is None:
+        grad_x = torch.empty(grad_y.shape[0], size)
+    grad_weight, grad_bias = torch.empty(kept.weight.shape), torch.empty(kept.weight.shape[0])
+    grad_in_scale = None if kept.in_scale is None else torch.empty(size)
+    extension.linear_backward(
+        *arguments,
+        grad_y.data_ptr(),
+        grad_y.stride(0),
+        *kept.weight.shape,
+        grad_x.data_ptr(),
+        grad_x.stride(0),
+        accumulate,
+        _ACTIVATIONS.index(activation),
+        address(preactivation),
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+        address(grad_in_scale),
+    )
+    return grad_x, grad_weight, grad_bias, grad_in_scale

@@ -1,0 +1,196 @@
+"""BERT's self-attention sublayer on packed tokens: one autograd node."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import cpu, cuda
+from .attention import attention, check_offsets
+from .checks import check_gates, check_indices, check_probability, check_same_device, check_shape
+from .custom import Kernels, define
+from .dispatch import choose, register
+from .dropout_add_layer_norm import dropout_add_layer_norm
+from .seeds import draw_seed
+
+_OP = "attention_sublayer"
+
+
+def attention_sublayer(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    w_q: Tensor,
+    b_q: Tensor,
+    w_k: Tensor,
+    b_k: Tensor,
+    w_v: Tensor,
+    b_v: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    head_size: int,
+    active_heads: Tensor | None = None,
+    head_gates: Tensor | None = None,
+    first_token_only: bool = False,
+    attention_dropout_p: float = 0.0,
+    dropout_p: float = 0.0,
+    eps: float = 1e-12,
+    backend: str | None = None,
+) -> Tensor:
+    """`dropout_add_layer_norm(attention(q, k, v) w_out^T + b_out, x, norm_weight, norm_bias)` on the active heads.
+
+    q, k and v are linear layers of x, cut into heads of `head_size` rows.
+
+    Args:
+        x: `(T, E)`, any floating dtype: packed sequences.
+        cu_seqlens, max_seqlen: as in `attention`.
+        w_q, w_k, w_v: `(H * head_size, E)`; b_q, b_k, b_v: `(H * head_size,)`.
+        w_out: `(E, H * head_size)`; b_out: `(E,)`.
+        norm_weight, norm_bias: `(E,)`.
+        head_size: rows of a head.
+        active_heads: int64, sorted indices of the heads to compute; None for all. The gradients of the others are 0.
+        head_gates: float32 (or float64) `(H,)`, one for every head, active or not.
+        first_token_only: return the first token of each sequence, and compute no other query. Then no sequence may
+            be empty.
+        attention_dropout_p: of the attention weights; applied whenever it is above 0.
+        dropout_p: of the output projection's result, likewise.
+        eps: of the layer norm.
+        backend: one of `ops.backends("attention_sublayer")`; default: the best that takes these tensors.
+
+    Returns:
+        `(T, E)`, or `(B, E)` when `first_token_only`.
+
+    Raises:
+        ValueError: shapes, devices or probabilities do not fit together.
+        TypeError: gates are in half precision, indices are not int64, or `cu_seqlens` is not int32.
+        RuntimeError: the backend that was asked for cannot run this call.
+    """
+    if w_q.dim() != 2 or w_q.shape[0] % head_size:
+        raise ValueError(f"{_OP}: w_q has shape {tuple(w_q.shape)}, expected (heads * {head_size}, hidden size)")
+    size, hidden = w_q.shape
+    heads = size // head_size
+    check_shape(_OP, "x", x, (None, hidden), f"(tokens, {hidden}) to fit w_q")
+    for name, tensor in (("w_k", w_k), ("w_v", w_v)):
+        check_shape(_OP, name, tensor, (size, hidden), f"({size}, {hidden}) as w_q")
+    for name, tensor in (("b_q", b_q), ("b_k", b_k), ("b_v", b_v)):
+        check_shape(_OP, name, tensor, (size,), f"({size},) to fit w_q")
+    check_shape(_OP, "w_out", w_out, (hidden, size), f"({hidden}, {size}) to fit w_q")
+    for name, tensor in (("b_out", b_out), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        check_shape(_OP, name, tensor, (hidden,), f"({hidden},) to fit w_out")
+    check_offsets(_OP, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen, least=int(first_token_only))
+    check_indices(_OP, "active_heads", active_heads, heads)
+    check_gates(_OP, "head_gates", head_gates, heads)
+    check_probability(_OP, "attention_dropout_p", attention_dropout_p)
+    check_probability(_OP, "dropout_p", dropout_p)
+    weights = {"w_q": w_q, "b_q": b_q, "w_k": w_k, "b_k": b_k, "w_v": w_v, "b_v": b_v, "w_out": w_out, "b_out": b_out}
+    weights |= {"norm_weight": norm_weight, "norm_bias": norm_bias}
+    units = {"active_heads": active_heads, "head_gates": head_gates}
+    check_same_device(_OP, x=x, cu_seqlens=cu_seqlens, **weights, **units)
+    run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values())
+    return run(
+        x,
+        cu_seqlens,
+        max_seqlen,
+        *weights.values(),
+        **units,
+        head_size=head_size,
+        first_token_only=first_token_only,
+        attention_dropout_p=attention_dropout_p,
+        dropout_p=dropout_p,
+        eps=eps,
+    )
+
+
+def _run_compiled(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *weights: Tensor,
+    active_heads: Tensor | None,
+    head_gates: Tensor | None,
+    head_size: int,
+    first_token_only: bool,
+    attention_dropout_p: float,
+    dropout_p: float,
+    eps: float,
+) -> Tensor:
+    seeds = draw_seed(attention_dropout_p, x.device), draw_seed(dropout_p, x.device)
+    options = (head_size, first_token_only, attention_dropout_p, dropout_p, eps)
+    inputs = (x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options)
+    return torch.ops.earlybert.attention_sublayer(*inputs)[0]
+
+
+_composed = partial(reference.attention_sublayer, attention=attention, dropout_add_layer_norm=dropout_add_layer_norm)
+
+register(_OP, "reference", reference.attention_sublayer)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cuda", _composed, unavailable=cuda.unavailable, refuses=cuda.refuses)
+
+
+# The dispatcher's side.
+
+
+def _forward_shapes(x, cu_seqlens, max_seqlen, w_q, *inputs):
+    active_heads, head_size, first_token_only = inputs[9], inputs[13], inputs[14]
+    hidden = x.shape[1]
+    heads = w_q.shape[0] // head_size if active_heads is None else active_heads.shape[0]
+    tokens = x.shape[0]
+    queries = cu_seqlens.shape[0] - 1 if first_token_only else tokens
+    q, kv = (queries, heads, head_size), (tokens, heads, head_size)
+    sizes = (q, kv, kv, q, (heads, queries), (queries, hidden), (queries,), (queries,))
+    return x.new_empty((queries, hidden)), *(x.new_empty(size) for size in sizes)
+
+
+def _backward_shapes(grad_out, *inputs):
+    x, w_q, head_gates = inputs[8], inputs[11], inputs[17]
+    size, hidden = w_q.shape
+    projection = (w_q.shape, (size,))
+    sizes = (x.shape, *projection * 3, (hidden, size), (hidden,), (hidden,), (hidden,))
+    gates = x.new_empty(0) if head_gates is None else x.new_empty(head_gates.shape)
+    return *(x.new_empty(s) for s in sizes), gates
+
+
+def _save(ctx, inputs, output):
+    x, cu_seqlens, ctx.max_seqlen, w_q, _, w_k, _, w_v, _, w_out, _, norm_weight, _, *rest = inputs
+    *units_and_seeds, head_size, first_token_only, attention_dropout_p, dropout_p, _ = rest
+    ctx.options = (head_size, first_token_only, attention_dropout_p, dropout_p)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], x, cu_seqlens, w_q, w_k, w_v, w_out, norm_weight, *units_and_seeds)
+
+
+def _gradients(ctx, grad_out, *others):
+    saved = ctx.saved_tensors
+    head_gates = saved[-3]
+    grad_x, *grads, grad_gates = torch.ops.earlybert.attention_sublayer_backward(
+        grad_out, *saved[:10], ctx.max_seqlen, *saved[10:], *ctx.options
+    )
+    return grad_x, None, None, *grads, None, None if head_gates is None else grad_gates, *[None] * 7
+
+
+_OPTIONS = (
+    "Tensor? active_heads, Tensor? head_gates, Tensor? attention_seed, Tensor? seed, SymInt head_size,"
+    " bool first_token_only, float attention_dropout_p, float dropout_p"
+)
+_RESULTS = "Tensor q, Tensor k, Tensor v, Tensor context, Tensor logsumexp, Tensor h, Tensor mean, Tensor rstd"
+define(
+    _OP,
+    (
+        "(Tensor x, Tensor cu_seqlens, SymInt max_seqlen, Tensor w_q, Tensor b_q, Tensor w_k, Tensor b_k, Tensor w_v,"
+        f" Tensor b_v, Tensor w_out, Tensor b_out, Tensor norm_weight, Tensor norm_bias, {_OPTIONS}, float eps)"
+        f" -> (Tensor out, {_RESULTS})",
+        f"(Tensor grad_out, {_RESULTS}, Tensor x, Tensor cu_seqlens, SymInt max_seqlen, Tensor w_q, Tensor w_k,"
+        f" Tensor w_v, Tensor w_out, Tensor norm_weight, {_OPTIONS}) -> (Tensor grad_x, Tensor grad_w_q,"
+        " Tensor grad_b_q, Tensor grad_w_k, Tensor grad_b_k, Tensor grad_w_v, Tensor grad_b_v, Tensor grad_w_out,"
+        " Tensor grad_b_out, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_gates)",
+    ),
+    kernels={"cpu": Kernels(cpu.attention_sublayer.forward, cpu.attention_sublayer.backward)},
+    shapes=Kernels(_forward_shapes, _backward_shapes),
+    save=_save,
+    gradients=_gradients,
+)

@@ -15,6 +15,7 @@
 #include "../common/counter_rng.h"
 #include "../cpu/attention.h"
 #include "../cpu/dropout_add_layer_norm.h"
+#include "../cpu/embedding_layer_norm.h"
 #include "../cpu/linear.h"
 
 namespace py = pybind11;
@@ -74,6 +75,11 @@ void check(bool enough_memory) {
   if (!enough_memory) throw std::bad_alloc();
 }
 
+// Scratch for the sums over rows; not std::vector: the kernels write every element before they read one.
+std::unique_ptr<float[]> layer_norm_partials(int64_t rows, int64_t cols) {
+  return std::unique_ptr<float[]>(new float[static_cast<std::size_t>(layer_norm_blocks(rows) * 2 * cols)]);
+}
+
 void dropout_add_layer_norm_forward(int64_t rows, int64_t cols, Address x, Address residual, Address weight,
                                     Address bias, Address seed, double dropout_p, double eps, Address out,
                                     Address mean, Address rstd) {
@@ -87,9 +93,7 @@ void dropout_add_layer_norm_backward(int64_t rows, int64_t cols, Address grad_ou
                                      Address weight, Address mean, Address rstd, Address seed,
                                      double dropout_p, Address grad_x, Address grad_residual,
                                      Address grad_weight, Address grad_bias) {
-  // Not std::vector: the kernel writes every element before it reads one.
-  const std::unique_ptr<float[]> partials(
-      new float[static_cast<std::size_t>(dropout_add_layer_norm_blocks(rows) * 2 * cols)]);
+  const std::unique_ptr<float[]> partials = layer_norm_partials(rows, cols);
   const DropoutAddLayerNormBackward arguments = {
       rows, cols, at<const float>(grad_out), at<const float>(x), at<const float>(residual), at<const float>(weight),
       at<const float>(mean), at<const float>(rstd), at<const int64_t>(seed), dropout_p, at<float>(grad_x),
@@ -132,6 +136,40 @@ void attention_backward(const std::array<int64_t, 6>& sizes, Address cu_seqlens,
                                        at<float>(grad_q), at<float>(grad_k), at<float>(grad_v),
                                        at<float>(grad_gates)};
   check(EARLYBERT_CALL(attention_backward, arguments));
+}
+
+// Each of a table (rows, cols), int64 ids (tokens,) into it, and in backward its gradient.
+using TableAt = std::tuple<Address, Address, Address>;
+
+EmbeddingInputs embedding_inputs(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables, Address weight,
+                                 Address seed, double dropout_p) {
+  EmbeddingInputs inputs = {tokens, cols, {}, at<const float>(weight), at<const int64_t>(seed), dropout_p};
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const auto& [table, ids, grad] = tables[i];
+    inputs.tables[i] = {at<const float>(table), at<const int64_t>(ids), at<float>(grad)};
+  }
+  return inputs;
+}
+
+void embedding_layer_norm_forward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables, Address weight,
+                                  Address seed, double dropout_p, Address bias, double eps, Address out,
+                                  Address mean, Address rstd) {
+  const EmbeddingLayerNormForward arguments = {embedding_inputs(tokens, cols, tables, weight, seed, dropout_p),
+                                               at<const float>(bias), eps, at<float>(out), at<float>(mean),
+                                               at<float>(rstd)};
+  EARLYBERT_CALL(embedding_layer_norm_forward, arguments);
+}
+
+void embedding_layer_norm_backward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables,
+                                   Address weight, Address seed, double dropout_p, Address grad_out, Address mean,
+                                   Address rstd, int64_t padding_id, Address grad_weight, Address grad_bias) {
+  const std::unique_ptr<float[]> partials = layer_norm_partials(tokens, cols);
+  const std::unique_ptr<float[]> scratch(new float[static_cast<std::size_t>(tokens * 2 * cols)]);
+  const EmbeddingLayerNormBackward arguments = {embedding_inputs(tokens, cols, tables, weight, seed, dropout_p),
+                                                at<const float>(grad_out), at<const float>(mean),
+                                                at<const float>(rstd), padding_id, at<float>(grad_weight),
+                                                at<float>(grad_bias), partials.get(), scratch.get()};
+  EARLYBERT_CALL(embedding_layer_norm_backward, arguments);
 }
 
 // sizes: tokens, in, out, and the strides of rows of x and of the weight. picks: x_rows, out_units, in_units, in_scale.
@@ -183,6 +221,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("attention_backward", &attention_backward, release());
   m.def("dropout_add_layer_norm_forward", &dropout_add_layer_norm_forward, release());
   m.def("dropout_add_layer_norm_backward", &dropout_add_layer_norm_backward, release());
+  m.def("embedding_layer_norm_forward", &embedding_layer_norm_forward, release());
+  m.def("embedding_layer_norm_backward", &embedding_layer_norm_backward, release());
   m.def("linear_forward", &linear_forward, release());
   m.def("linear_backward", &linear_backward, release());
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "instruction_sets.h"
+#include "layer_norm.h"
 
 namespace earlybert {
 
@@ -27,20 +28,8 @@ struct DropoutAddLayerNormBackward {
   float* grad_x;                         // (rows, cols); null when seed is null: it equals grad_residual
   float* grad_residual;                  // (rows, cols)
   float *grad_weight, *grad_bias;        // (cols,)
-  float* partials;                       // scratch: (dropout_add_layer_norm_blocks(rows), 2, cols)
+  float* partials;                       // scratch: (layer_norm_blocks(rows), 2, cols)
 };
-
-// Rows are summed into grad_weight and grad_bias block by block, and the blocks in order. Blocks depend
-// on the number of rows alone, which makes the result the same for any number of threads.
-static inline int64_t dropout_add_layer_norm_block_rows(int64_t rows) {
-  const int64_t most_blocks = 256;
-  const int64_t block = (rows + most_blocks - 1) / most_blocks;
-  return block < 16 ? 16 : block;
-}
-static inline int64_t dropout_add_layer_norm_blocks(int64_t rows) {
-  const int64_t block = dropout_add_layer_norm_block_rows(rows);
-  return (rows + block - 1) / block;
-}
 
 #define EARLYBERT_DECLARE(ISA)                                              \
   namespace ISA {                                                           \

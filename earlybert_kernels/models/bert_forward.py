@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import can_return_tuple
 
+from .. import ops
 from ..nn import Packing, make_packing
 
 
@@ -115,9 +116,59 @@ def encode(
         name: None if value is None else packing.pack(value.expand(*shape, *value.shape[2:])).unsqueeze(0)
         for name, value in named.items()
     }
-    x = base.embeddings(**packed).squeeze(0)
+    x = _embed(base.embeddings, **packed)
     hidden_states: list[Tensor] | None = [] if output_hidden_states else None
     x = base.encoder(
         x, packing, first_token_only=first_token_only and not output_hidden_states, hidden_states=hidden_states
     )
     return packing, x, None if hidden_states is None else tuple(map(packing.pad, hidden_states))
+
+
+def _embed(
+    embeddings: hf.BertEmbeddings,
+    input_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor,
+    inputs_embeds: Tensor | None,
+) -> Tensor:
+    """`(1, T)` inputs -> `(T, E)`."""
+    if inputs_embeds is not None or not _is_plain(embeddings):
+        return embeddings(input_ids, token_type_ids, position_ids, inputs_embeds).squeeze(0)
+    word, norm, dropout = embeddings.word_embeddings, embeddings.LayerNorm, embeddings.dropout
+    if token_type_ids is None:
+        token_type_ids = torch.zeros_like(input_ids)
+    return ops.embedding_layer_norm(
+        input_ids.squeeze(0),
+        position_ids.squeeze(0),
+        token_type_ids.squeeze(0),
+        word.weight,
+        embeddings.position_embeddings.weight,
+        embeddings.token_type_embeddings.weight,
+        norm.weight,
+        norm.bias,
+        padding_id=word.padding_idx,
+        dropout_p=dropout.p if dropout.training else 0.0,
+        eps=norm.eps,
+    )
+
+
+def _is_plain(embeddings: nn.Module) -> bool:
+    """Whether calling the modules one by one would do what the op does: none is replaced, extended or hooked."""
+    children = {
+        "word_embeddings": nn.Embedding,
+        "position_embeddings": nn.Embedding,
+        "token_type_embeddings": nn.Embedding,
+        "LayerNorm": nn.LayerNorm,
+        "dropout": nn.Dropout,
+    }
+    modules = {name: getattr(embeddings, name, None) for name in children}
+    return (
+        type(embeddings) is hf.BertEmbeddings
+        and all(type(modules[name]) is cls for name, cls in children.items())
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in (embeddings, *modules.values()))
+        and not any(
+            m.max_norm is not None or m.scale_grad_by_freq or m.sparse
+            for m in modules.values()
+            if isinstance(m, nn.Embedding)
+        )
+    )

@@ -4,6 +4,7 @@ from .attention import attention
 from .attention_sublayer import attention_sublayer
 from .dispatch import backends, use_backend
 from .dropout_add_layer_norm import dropout_add_layer_norm
+from .embedding_layer_norm import embedding_layer_norm
 from .feed_forward import feed_forward
 from .feed_forward_sublayer import feed_forward_sublayer
 from .masked_lm_loss import masked_lm_loss
@@ -13,6 +14,7 @@ __all__ = [
     "attention_sublayer",
     "backends",
     "dropout_add_layer_norm",
+    "embedding_layer_norm",
     "feed_forward",
     "feed_forward_sublayer",
     "masked_lm_loss",

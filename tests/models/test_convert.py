@@ -174,11 +174,15 @@ def test_other_inputs(extra):
 def test_gradient_checkpointing_gives_the_same_gradients_with_dropout():
     model = ek.convert(tiny_model(dropout=0.2).train())
     inputs = {**batch(), "labels": torch.tensor([0, 2, 1, 1])}
+    # This also hooks the word embeddings, which are then no longer fused and draw their dropout in another way.
+    model.gradient_checkpointing_enable()
+    for layer in model.bert.encoder.layer:
+        layer.gradient_checkpointing = False
     torch.manual_seed(4)
     plain = gradients(model, inputs)
-    model.gradient_checkpointing_enable()
     calls = []
     for layer in model.bert.encoder.layer:
+        layer.gradient_checkpointing = True
         layer.register_forward_pre_hook(lambda *_: calls.append(1))
     torch.manual_seed(4)
     checkpointed = gradients(model, inputs)

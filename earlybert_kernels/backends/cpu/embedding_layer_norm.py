@@ -1,0 +1,85 @@
+"""Calls the kernels of BERT's embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import address
+from . import extension
+
+
+def forward(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    padding_id: int,
+    dropout_p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`out (T, E)`, `mean (T,)` and `rstd (T,)`; see `ops.embedding_layer_norm`."""
+    ids = [t.contiguous() for t in (input_ids, position_ids, token_type_ids)]
+    tables = [t.contiguous() for t in (word, position, token_type)]
+    weight, bias = weight.contiguous(), bias.contiguous()
+    tokens, cols = len(input_ids), word.shape[1]
+    out, mean, rstd = torch.empty(tokens, cols), torch.empty(tokens), torch.empty(tokens)
+    extension.embedding_layer_norm_forward(
+        tokens,
+        cols,
+        tuple((table.data_ptr(), own.data_ptr(), 0) for table, own in zip(tables, ids, strict=True)),
+        weight.data_ptr(),
+        address(seed),
+        dropout_p,
+        bias.data_ptr(),
+        eps,
+        out.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+    )
+    return out, mean, rstd
+
+
+def backward(
+    grad_out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    seed: Tensor | None,
+    padding_id: int,
+    dropout_p: float,
+) -> tuple[Tensor, ...]:
+    """The gradients of word, position, token_type, weight and bias."""
+    ids = [t.contiguous() for t in (input_ids, position_ids, token_type_ids)]
+    tables = [t.contiguous() for t in (word, position, token_type)]
+    grad_out, weight = grad_out.contiguous(), weight.contiguous()
+    # Not torch.zeros, which would write every element of a vocabulary of which a batch touches 1%: numpy asks the
+    # system for zeroed pages, which come into being when they are touched.
+    grads = [torch.from_numpy(np.zeros(table.shape, np.float32)) for table in tables]
+    grad_weight, grad_bias = torch.empty(weight.shape), torch.empty(weight.shape)
+    extension.embedding_layer_norm_backward(
+        *grad_out.shape,
+        tuple((t.data_ptr(), own.data_ptr(), grad.data_ptr()) for t, own, grad in zip(tables, ids, grads, strict=True)),
+        weight.data_ptr(),
+        address(seed),
+        dropout_p,
+        grad_out.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        padding_id,
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+    )
+    return *grads, grad_weight, grad_bias

@@ -1,0 +1,121 @@
+"""BERT's embeddings on packed tokens: the sum of three tables' rows, layer norm and dropout in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import cpu
+from .checks import check_indices, check_probability, check_same_device, check_shape
+from .custom import Kernels, define
+from .dispatch import choose, register
+from .seeds import draw_seed
+
+_OP = "embedding_layer_norm"
+
+
+def embedding_layer_norm(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    padding_id: int | None = None,
+    dropout_p: float = 0.0,
+    eps: float = 1e-12,
+    backend: str | None = None,
+) -> Tensor:
+    """`dropout(LayerNorm(word[input_ids] + position[position_ids] + token_type[token_type_ids]))`.
+
+    Args:
+        input_ids, position_ids, token_type_ids: int64 `(T,)`.
+        word, position, token_type: `(rows, E)`, any floating dtype.
+        weight, bias: `(E,)` of the layer norm.
+        padding_id: the row of `word` that gets no gradient, as `torch.nn.Embedding`'s `padding_idx`.
+        dropout_p: of the result; applied whenever it is above 0.
+        eps: of the layer norm.
+        backend: one of `ops.backends("embedding_layer_norm")`; default: the best that takes these tensors.
+
+    Returns:
+        `(T, E)`.
+
+    Raises:
+        ValueError: shapes, devices or probabilities do not fit together, or (on the CPU) an id is outside its table.
+        TypeError: ids are not int64.
+        RuntimeError: the backend that was asked for cannot run this call.
+    """
+    if word.dim() != 2:
+        raise ValueError(f"{_OP}: word has shape {tuple(word.shape)}, expected (vocabulary, hidden size)")
+    size = word.shape[1]
+    ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
+    tables = {"word": word, "position": position, "token_type": token_type}
+    for (name, own), (table_name, table) in zip(ids.items(), tables.items(), strict=True):
+        check_shape(_OP, table_name, table, (None, size), f"(rows, {size}) as word")
+        check_indices(_OP, name, own, table.shape[0])
+        check_shape(_OP, name, own, tuple(input_ids.shape), f"{tuple(input_ids.shape)} as input_ids")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        check_shape(_OP, name, tensor, (size,), f"({size},) to fit word")
+    check_probability(_OP, "dropout_p", dropout_p)
+    check_same_device(_OP, **ids, **tables, weight=weight, bias=bias)
+    tensors = (*ids.values(), *tables.values(), weight, bias)
+    return choose(_OP, backend, *tensors)(*tensors, padding_id=padding_id, dropout_p=dropout_p, eps=eps)
+
+
+def _run_compiled(*tensors: Tensor, padding_id: int | None, dropout_p: float, eps: float) -> Tensor:
+    seed = draw_seed(dropout_p, tensors[0].device)
+    padding_id = -1 if padding_id is None else padding_id
+    return torch.ops.earlybert.embedding_layer_norm(*tensors, seed, padding_id, dropout_p, eps)[0]
+
+
+register(_OP, "reference", reference.embedding_layer_norm)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+
+
+# The dispatcher's side.
+
+
+def _forward_shapes(input_ids, position_ids, token_type_ids, word, *inputs):
+    tokens = input_ids.shape[0]
+    return tuple(word.new_empty(size) for size in ((tokens, word.shape[1]), (tokens,), (tokens,)))
+
+
+def _backward_shapes(grad_out, mean, rstd, input_ids, position_ids, token_type_ids, *tensors):
+    *tables, weight = tensors[:4]
+    return tuple(t.new_empty(t.shape) for t in (*tables, weight, weight))
+
+
+def _save(ctx, inputs, output):
+    *ids_tables_and_weight, _, seed, ctx.padding_id, ctx.dropout_p, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], *ids_tables_and_weight, seed)
+
+
+def _gradients(ctx, grad_out, *others):
+    grads = torch.ops.earlybert.embedding_layer_norm_backward(
+        grad_out, *ctx.saved_tensors, ctx.padding_id, ctx.dropout_p
+    )
+    return None, None, None, *grads, None, None, None, None
+
+
+_IDS_AND_TABLES = (
+    "Tensor input_ids, Tensor position_ids, Tensor token_type_ids, Tensor word, Tensor position, Tensor token_type,"
+    " Tensor weight"
+)
+_OPTIONS = "Tensor? seed, SymInt padding_id, float dropout_p"
+define(
+    _OP,
+    (
+        f"({_IDS_AND_TABLES}, Tensor bias, {_OPTIONS}, float eps) -> (Tensor out, Tensor mean, Tensor rstd)",
+        f"(Tensor grad_out, Tensor mean, Tensor rstd, {_IDS_AND_TABLES}, {_OPTIONS}) -> (Tensor grad_word,"
+        " Tensor grad_position, Tensor grad_token_type, Tensor grad_weight, Tensor grad_bias)",
+    ),
+    kernels={"cpu": Kernels(cpu.embedding_layer_norm.forward, cpu.embedding_layer_norm.backward)},
+    shapes=Kernels(_forward_shapes, _backward_shapes),
+    save=_save,
+    gradients=_gradients,
+)

@@ -14,6 +14,7 @@
 
 #include "../common/counter_rng.h"
 #include "../cpu/attention.h"
+#include "../cpu/cross_entropy.h"
 #include "../cpu/dropout_add_layer_norm.h"
 #include "../cpu/embedding_layer_norm.h"
 #include "../cpu/linear.h"
@@ -201,6 +202,12 @@ void linear_backward(const std::array<int64_t, 5>& sizes, Address x, Address wei
   check(EARLYBERT_CALL(linear_backward, arguments));
 }
 
+void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, double scale, Address losses) {
+  const CrossEntropy arguments = {rows, cols, at<float>(logits), at<const int64_t>(labels),
+                                  static_cast<float>(scale), at<float>(losses)};
+  EARLYBERT_CALL(cross_entropy, arguments);
+}
+
 std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2,
                                                                 uint32_t c3, uint32_t k0, uint32_t k1) {
   const Words w = philox(Words{c0, c1, c2, c3}, k0, k1);
@@ -219,6 +226,7 @@ PYBIND11_MODULE(_cpu, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def("attention_forward", &attention_forward, release());
   m.def("attention_backward", &attention_backward, release());
+  m.def("cross_entropy", &cross_entropy, release());
   m.def("dropout_add_layer_norm_forward", &dropout_add_layer_norm_forward, release());
   m.def("dropout_add_layer_norm_backward", &dropout_add_layer_norm_backward, release());
   m.def("embedding_layer_norm_forward", &embedding_layer_norm_forward, release());

@@ -44,7 +44,7 @@ static inline Activated gelu_tanh(Vec x) {
 }
 
 static inline Activated relu(Vec x) {
-  return {x > 0.0f ? x : Vec{}, x > 0.0f ? splat(1.0f) : Vec{}};
+  return {x < 0.0f ? Vec{} : x, x > 0.0f ? splat(1.0f) : Vec{}};
 }
 
 }  // namespace EARLYBERT_ISA

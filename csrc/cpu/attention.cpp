@@ -182,7 +182,7 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
       const float logsumexp = a.logsumexp[head * in.tokens_q + first + i];
       // Rounding may leave a score a little above the logarithm of the sum that it is part of.
       for (int64_t j = 0; j < width; j += kVec) {
-        store(p + j, exp_negative(-max(splat(logsumexp) - load(p + j) * in.scale, Vec{})));
+        store(p + j, exp_negative(-max(Vec{}, splat(logsumexp) - load(p + j) * in.scale)));
       }
       for (int64_t j = keys.length; j < width; ++j) p[j] = 0.0f;
       if (in.seed != nullptr) {

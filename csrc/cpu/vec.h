@@ -75,11 +75,11 @@ static inline float max_lanes(Vec v) {
 
 static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87.
+// e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87; NaN for NaN.
 // x = n log 2 + r with |r| <= log(2) / 2, and a polynomial for e^r (the minimax one of Cephes' expf).
 static inline Vec exp_negative(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  x = max(x, splat(-87.0f));
+  x = x < -87.0f ? splat(-87.0f) : x;  // keeps a NaN
   const Vec shifted = x * 1.44269504f + magic;
   const Vec n = shifted - magic;
   const VecInt exponent = reinterpret_cast<VecInt>(shifted) - reinterpret_cast<VecInt>(magic);

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..backends import cpu
 from .checks import check_same_device, check_shape
+from .custom import Kernels, define
 from .dispatch import choose, register
 
 _OP = "masked_lm_loss"
-register(_OP, "reference", reference.masked_lm_loss)
 
 
 def masked_lm_loss(
@@ -35,7 +36,7 @@ def masked_lm_loss(
         A scalar in float32 (float64 for float64 inputs); 0, with zero gradients, when no row is labelled.
 
     Raises:
-        ValueError: shapes or devices do not fit together.
+        ValueError: shapes or devices do not fit together, or (on the CPU) a label is outside the vocabulary.
         TypeError: labels are not int64.
         RuntimeError: the backend that was asked for cannot run this call.
     """
@@ -49,5 +50,58 @@ def masked_lm_loss(
     if bias is not None:
         check_shape(_OP, "bias", bias, (vocabulary,), f"({vocabulary},) to fit weight")
     check_same_device(_OP, hidden=hidden, labels=labels, weight=weight, bias=bias)
+    # Elsewhere, looking would make the host wait for the device.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = ((labels < 0) | (labels >= vocabulary)) & (labels != ignore_index)
+        if wrong.any():
+            raise ValueError(f"{_OP}: label {int(labels[wrong][0])} is outside of 0 to {vocabulary - 1}")
     run = choose(_OP, backend, hidden, labels, weight, bias)
     return run(hidden, labels, weight, bias, ignore_index=ignore_index)
+
+
+def _run_compiled(hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, *, ignore_index: int) -> Tensor:
+    rows = (labels != ignore_index).nonzero().squeeze(1)
+    return torch.ops.earlybert.masked_lm_loss(hidden, labels, rows, weight, bias)[0]
+
+
+register(_OP, "reference", reference.masked_lm_loss)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+
+
+# The dispatcher's side; `rows` are the labelled ones.
+
+
+def _forward_shapes(hidden, labels, rows, weight, bias):
+    return hidden.new_empty(()), hidden.new_empty((rows.shape[0], weight.shape[0]))
+
+
+def _backward_shapes(grad_loss, grad_logits, hidden, rows, weight):
+    return tuple(hidden.new_empty(size) for size in (hidden.shape, weight.shape, (weight.shape[0],)))
+
+
+def _save(ctx, inputs, output):
+    hidden, _, rows, weight, bias = inputs
+    ctx.has_bias = bias is not None
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], hidden, rows, weight)
+
+
+def _gradients(ctx, grad_loss, grad_grad_logits):
+    arguments = (grad_loss, *ctx.saved_tensors)
+    grad_hidden, grad_weight, grad_bias = torch.ops.earlybert.masked_lm_loss_backward(*arguments)
+    return grad_hidden, None, None, grad_weight, grad_bias if ctx.has_bias else None
+
+
+define(
+    _OP,
+    (
+        "(Tensor hidden, Tensor labels, Tensor rows, Tensor weight, Tensor? bias)"
+        " -> (Tensor loss, Tensor grad_logits)",
+        "(Tensor grad_loss, Tensor grad_logits, Tensor hidden, Tensor rows, Tensor weight)"
+        " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    ),
+    kernels={"cpu": Kernels(cpu.masked_lm_loss.forward, cpu.masked_lm_loss.backward)},
+    shapes=Kernels(_forward_shapes, _backward_shapes),
+    save=_save,
+    gradients=_gradients,
+)

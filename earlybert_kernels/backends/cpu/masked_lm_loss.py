@@ -1,0 +1,31 @@
+"""The masked-language-model loss: logits of the labelled rows, which their own gradient then overwrites."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import extension, linear
+from .linear import Kept
+
+
+def forward(
+    hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mean loss over `rows` (int64, those that are labelled), and its gradient by their logits `(rows, V)`."""
+    logits, _ = linear.forward(hidden, Kept(weight), bias, x_rows=rows)
+    labels = labels.index_select(0, rows)
+    losses, scale = torch.empty(len(rows)), 1.0 / max(len(rows), 1)
+    extension.cross_entropy(*logits.shape, logits.data_ptr(), labels.data_ptr(), scale, losses.data_ptr())
+    return losses.sum() * scale, logits
+
+
+def backward(
+    grad_loss: Tensor, grad_logits: Tensor, hidden: Tensor, rows: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of hidden, weight and bias."""
+    # The factor goes to the small tensors: those of the vocabulary's size are gone through once.
+    picked = hidden.index_select(0, rows) * grad_loss
+    grad_picked, grad_weight, grad_bias, _ = linear.backward(grad_logits, picked, Kept(weight))
+    grad_hidden = torch.zeros(hidden.shape).index_copy_(0, rows, grad_picked * grad_loss)
+    return grad_hidden, grad_weight, grad_bias * grad_loss

@@ -57,7 +57,9 @@ void use_instruction_set(const std::string& wanted) {
       return;
     }
   }
-  throw std::invalid_argument("this processor or build has no instruction set '" + wanted + "'");
+  std::string names;
+  for (const std::string& name : instruction_sets()) names += (names.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("this processor has no instruction set '" + wanted + "'; it can run " + names);
 }
 
 // Calls `function` as compiled for the instruction set in use.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,6 +23,12 @@ if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
 
 extension, missing = load_extension("_cpu")
+
+if extension is not None and os.environ.get("EARLYBERT_INSTRUCTION_SET"):
+    try:
+        extension.use_instruction_set(os.environ["EARLYBERT_INSTRUCTION_SET"])
+    except ValueError as error:
+        raise ValueError(f"EARLYBERT_INSTRUCTION_SET: {error}") from None
 
 
 def unavailable() -> str | None:

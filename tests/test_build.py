@@ -94,6 +94,11 @@ def test_cuda_must_be_built_but_there_is_no_nvcc(tree, tmp_path_factory):
     ("variables", "message"),
     [
         ({"EARLYBERT_BUILD_CPU": "yes"}, "EARLYBERT_BUILD_CPU='yes': expected auto, 1 or 0"),
+        pytest.param(
+            {"EARLYBERT_BUILD_CPU": "1", "EARLYBERT_SANITIZE": "yes"},
+            "EARLYBERT_SANITIZE='yes': expected 0 or 1",
+            marks=needs_build_tools,
+        ),
         ({"EARLYBERT_CUDA_ARCHS": "sm_80"}, "EARLYBERT_CUDA_ARCHS='sm_80': expected a list such as"),
         ({"EARLYBERT_CUDA_ARCHS": "80,90"}, "expected a list such as"),
         ({"EARLYBERT_CUDA_ARCHS": "90a+PTX"}, "is not portable"),

@@ -48,6 +48,13 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _run(kernel: Callable[..., None], *arguments) -> None:
+    """Calls one of the extension's kernels on as many threads as torch has been told to use."""
+    # OpenMP counts for each Python thread apart, and takes all cores in one where torch has not told it this way.
+    torch.get_num_threads()
+    kernel(*arguments)
+
+
 def attention_refuses(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, head_mask: Tensor | None, head_gates: Tensor | None
 ) -> str | None:
@@ -83,7 +90,7 @@ def attention_forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
     arguments, _kept_alive = _attention_arguments(q, *inputs)
     out = torch.empty(q.shape)
     logsumexp = torch.empty(q.shape[1], q.shape[0])
-    extension.attention_forward(*arguments, out.data_ptr(), logsumexp.data_ptr())
+    _run(extension.attention_forward, *arguments, out.data_ptr(), logsumexp.data_ptr())
     return out, logsumexp
 
 
@@ -96,7 +103,8 @@ def attention_backward(
     grad_out = grad_out.contiguous()
     grads = [torch.empty(t.shape) for t in (q, k, v)]
     grad_gates = None if head_gates is None else torch.empty(len(cu_seqlens) - 1, q.shape[1])
-    extension.attention_backward(
+    _run(
+        extension.attention_backward,
         *arguments,
         grad_out.data_ptr(),
         logsumexp.data_ptr(),
@@ -119,7 +127,8 @@ def dropout_add_layer_norm_forward(
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
     mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
-    extension.dropout_add_layer_norm_forward(
+    _run(
+        extension.dropout_add_layer_norm_forward,
         mean.numel(),
         x.shape[-1],
         x.data_ptr(),
@@ -151,7 +160,8 @@ def dropout_add_layer_norm_backward(
     grad_x = None if seed is None else torch.empty_like(x)
     grad_residual = torch.empty_like(x)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
-    extension.dropout_add_layer_norm_backward(
+    _run(
+        extension.dropout_add_layer_norm_backward,
         mean.numel(),
         x.shape[-1],
         grad_out.data_ptr(),

@@ -178,21 +178,6 @@ def test_outputs_are_written_whole():
     assert all(t.isfinite().all() for t in (out, logsumexp, *grads))
 
 
-@pytest.mark.parametrize("lengths", [(31,) * 40])
-def test_the_number_of_threads_changes_nothing(lengths):
-    tensors, packing = inputs(lengths, 4, 16)
-    threads = torch.get_num_threads()
-    try:
-        by_threads = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            by_threads.append(results(lambda *t: with_seed(*t, packing, 0.1), tensors, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    for others in by_threads[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(by_threads[0], others, strict=True))
-
-
 def test_calls_draw_new_masks_and_seeds_repeat_them():
     (q, k, v, _), packing = inputs((30, 30), 2, 8)
 

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint sanitize clean
 
 help:
 	@sed -n '2,3s/^#//p' Makefile
@@ -32,6 +32,10 @@ lint: install
 test: lint
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
 	$(BIN)/python -m pytest -q -rs
+
+sanitize: install
+	@echo "== Running the tests of the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer (about 2 minutes)"
+	$(BIN)/python tests/sanitize.py
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.json

@@ -11,6 +11,8 @@ Environment variables:
     EARLYBERT_BUILD_CUDA   the same for the CUDA extension; needs nvcc (in $CUDA_HOME/bin or on PATH), no GPU
     EARLYBERT_CUDA_ARCHS   GPU architectures, default "80;90a". "100+PTX" adds portable code for newer GPUs;
                            the lowest plain architecture always gets it
+    EARLYBERT_SANITIZE     1: the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer, which a
+                           process has to preload; see tests/sanitize.py
     CXX                    the C++ compiler, default g++, else c++
     MAX_JOBS               most compilers at a time, default by cores and free memory
 """
@@ -42,17 +44,19 @@ AVX512_FLAGS = [
     *AVX2_FLAGS,
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 ]
+SANITIZE_FLAGS = ["-g", "-O2", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+SANITIZE_FLAGS += ["-fno-sanitize-recover=undefined"]
 
 
 class CannotBuild(Exception):
     """Why an extension cannot be built here."""
 
 
-def switch(name: str) -> str:
-    """The value of a build switch: auto, 1 or 0."""
-    value = os.environ.get(name, "").strip().lower() or "auto"
-    if value not in ("auto", "1", "0"):
-        raise SystemExit(f"{name}={value!r}: expected auto, 1 or 0")
+def switch(name: str, values: tuple[str, ...] = ("auto", "1", "0")) -> str:
+    """The value of a build switch, the first of `values` where it is not set."""
+    value = os.environ.get(name, "").strip().lower() or values[0]
+    if value not in values:
+        raise SystemExit(f"{name}={value!r}: expected {', '.join(values[:-1])} or {values[-1]}")
     return value
 
 
@@ -135,18 +139,19 @@ def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
     plan = Plan("_cpu", cxx)
     # clang's OpenMP calls its own runtime, and torch has loaded GNU's: two would fight for the cores.
     openmp = "-fopenmp-simd" if "clang" in plan.record["compiler"] else "-fopenmp"
+    flags = [*CXX_FLAGS, *(SANITIZE_FLAGS if switch("EARLYBERT_SANITIZE", ("0", "1")) == "1" else [])]
     sets = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
         sets.update(avx2=AVX2_FLAGS, avx512=AVX512_FLAGS)
     for source in sorted((SOURCES / "cpu").glob("*.cpp")):
-        for isa, flags in sets.items():
-            command = [*cxx, *CXX_FLAGS, *KERNEL_FLAGS, openmp, *flags, f"-DEARLYBERT_ISA={isa}"]
+        for isa, isa_flags in sets.items():
+            command = [*cxx, *flags, *KERNEL_FLAGS, openmp, *isa_flags, f"-DEARLYBERT_ISA={isa}"]
             plan.objects.append((source, f".{isa}.o", command))
-    plan.objects.append((SOURCES / "bindings/cpu.cpp", ".o", [*cxx, *CXX_FLAGS, *includes]))
+    plan.objects.append((SOURCES / "bindings/cpu.cpp", ".o", [*cxx, *flags, *includes]))
     # Not -fopenmp: the symbols come from the runtime that torch has loaded (see backends/cpu.py). `now`
     # makes a missing one an ImportError instead of a crash at the first call.
-    plan.link = [*cxx, "-shared", "-Wl,-z,now"] if sys.platform == "linux" else [*cxx, "-shared"]
-    plan.record.update(flags=[*CXX_FLAGS, *KERNEL_FLAGS, openmp], instruction_sets=list(sets))
+    plan.link = [*cxx, *flags, "-shared", *(["-Wl,-z,now"] if sys.platform == "linux" else [])]
+    plan.record.update(flags=[*flags, *KERNEL_FLAGS, openmp], instruction_sets=list(sets))
     return plan
 
 

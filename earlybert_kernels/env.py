@@ -24,6 +24,8 @@ VARIABLES = (
     "EARLYBERT_BUILD_CPU",
     "EARLYBERT_BUILD_CUDA",
     "EARLYBERT_CUDA_ARCHS",
+    "EARLYBERT_INSTRUCTION_SET",
+    "EARLYBERT_SANITIZE",
     "CUDA_HOME",
     "CXX",
     "MAX_JOBS",
@@ -42,7 +44,7 @@ def report() -> str:
     lines = []
     for title, rows in sections.items():
         lines.append(f"{title}:")
-        lines.extend(f"  {name:<24} {value}" for name, value in rows)
+        lines.extend(f"  {name:<26} {value}" for name, value in rows)
     return "\n".join(lines)
 
 

@@ -94,6 +94,11 @@ def test_cuda_must_be_built_but_there_is_no_nvcc(tree, tmp_path_factory):
     ("variables", "message"),
     [
         ({"EARLYBERT_BUILD_CPU": "yes"}, "EARLYBERT_BUILD_CPU='yes': expected auto, 1 or 0"),
+        pytest.param(
+            {"EARLYBERT_BUILD_CPU": "1", "EARLYBERT_SANITIZE": "yes"},
+            "EARLYBERT_SANITIZE='yes': expected 0 or 1",
+            marks=needs_build_tools,
+        ),
         ({"EARLYBERT_CUDA_ARCHS": "sm_80"}, "EARLYBERT_CUDA_ARCHS='sm_80': expected a list such as"),
         ({"EARLYBERT_CUDA_ARCHS": "80,90"}, "expected a list such as"),
         ({"EARLYBERT_CUDA_ARCHS": "90a+PTX"}, "is not portable"),
@@ -198,9 +203,20 @@ def cuda_images(module):
 @pytest.mark.skipif(cpu.extension is None, reason=f"{cpu.missing}")
 def test_the_installed_cpu_extension_lists_its_instruction_sets():
     assert cpu.extension.instruction_sets()[-1] == "baseline"
-    assert cpu.extension.instruction_set() == cpu.extension.instruction_sets()[0]
     with pytest.raises(ValueError, match="no instruction set 'mmx'"):
         cpu.extension.use_instruction_set("mmx")
+
+
+@pytest.mark.skipif(cpu.extension is None, reason=f"{cpu.missing}")
+@pytest.mark.parametrize("wanted", ["", "baseline", "mmx"])
+def test_the_environment_chooses_the_instruction_set(wanted):
+    env = {**os.environ, "EARLYBERT_INSTRUCTION_SET": wanted}
+    done = subprocess.run([sys.executable, "-m", "earlybert_kernels.env"], env=env, capture_output=True, text=True)
+    names = ", ".join(cpu.extension.instruction_sets())
+    if wanted == "mmx":
+        assert done.returncode != 0 and f"no instruction set 'mmx'; it can run {names}" in done.stderr
+    else:
+        assert re.search(rf"instruction set +{wanted or names.split(',')[0]} of {names}$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.skipif(cuda.extension is None, reason=f"{cuda.missing}")

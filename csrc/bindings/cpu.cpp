@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -59,7 +60,9 @@ void use_instruction_set(const std::string& wanted) {
       return;
     }
   }
-  throw std::invalid_argument("this processor or build has no instruction set '" + wanted + "'");
+  std::string names;
+  for (const std::string& name : instruction_sets()) names += (names.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("this processor has no instruction set '" + wanted + "'; it can run " + names);
 }
 
 // Calls a function as compiled for the instruction set in use.
@@ -74,6 +77,17 @@ void use_instruction_set(const std::string& wanted) {
 // For kernels that allocate scratch memory and say whether they could.
 void check(bool enough_memory) {
   if (!enough_memory) throw std::bad_alloc();
+}
+
+// Throws unless all of `count` indices are below `limit`: kernels read and write wherever they point, and a compiled
+// graph hands them over unchecked.
+void check_indices(const std::string& name, Address indices, int64_t count, int64_t limit) {
+  for (int64_t i = 0; indices != 0 && i < count; ++i) {
+    const int64_t index = at<const int64_t>(indices)[i];
+    if (index < 0 || index >= limit) {
+      throw std::out_of_range(name + ": " + std::to_string(index) + " is not in 0 to " + std::to_string(limit - 1));
+    }
+  }
 }
 
 // Scratch for the sums over rows; not std::vector: the kernels write every element before they read one.
@@ -105,20 +119,39 @@ void dropout_add_layer_norm_backward(int64_t rows, int64_t cols, Address grad_ou
 // An address, and the strides of tokens and heads.
 using HeadsAt = std::tuple<Address, int64_t, int64_t>;
 
-// sizes: sequences, heads, head_size, tokens_q, max_seqlen, max_seqlen_q.
-AttentionInputs attention_inputs(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+// The length of the longest sequence. The kernel writes wherever the offsets point, and a compiled graph hands them
+// over unchecked.
+int64_t longest_of(const std::string& name, Address offsets, int64_t sequences, int64_t tokens, int64_t most) {
+  const int32_t* at_sequence = at<const int32_t>(offsets);
+  int64_t longest = 0;
+  bool valid = at_sequence[0] == 0 && at_sequence[sequences] == tokens;
+  for (int64_t i = 0; i < sequences; ++i) {
+    const int64_t length = static_cast<int64_t>(at_sequence[i + 1]) - at_sequence[i];
+    valid = valid && length >= 0;
+    longest = std::max(longest, length);
+  }
+  if (valid && longest <= most) return longest;
+  throw std::invalid_argument("attention: " + name + " does not run from 0 to " + std::to_string(tokens) +
+                              " in steps of 0 to " + std::to_string(most));
+}
+
+// sizes: sequences, heads, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q.
+AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
                                  const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates,
                                  Address seed, double dropout_p, double scale) {
   const auto heads = [&](int which) {
     const auto& [address, token_stride, head_stride] = qkv[static_cast<std::size_t>(which)];
     return Heads{at<const float>(address), token_stride, head_stride};
   };
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], at<const int32_t>(cu_seqlens),
+  const auto& [sequences, head_count, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q] = sizes;
+  const int64_t longest = longest_of("cu_seqlens", cu_seqlens, sequences, tokens, max_seqlen);
+  const int64_t longest_q = longest_of("cu_seqlens_q", cu_seqlens_q, sequences, tokens_q, max_seqlen_q);
+  return {sequences, head_count, head_size, tokens_q, max_seqlen, longest, longest_q, at<const int32_t>(cu_seqlens),
           at<const int32_t>(cu_seqlens_q), heads(0), heads(1), heads(2), at<const bool>(head_mask),
           at<const float>(head_gates), at<const int64_t>(seed), dropout_p, static_cast<float>(scale)};
 }
 
-void attention_forward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+void attention_forward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
                        const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
                        double dropout_p, double scale, Address out, Address logsumexp) {
   const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
@@ -127,7 +160,7 @@ void attention_forward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, 
   check(EARLYBERT_CALL(attention_forward, arguments));
 }
 
-void attention_backward(const std::array<int64_t, 6>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+void attention_backward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
                         const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
                         double dropout_p, double scale, Address grad_out, Address logsumexp, Address grad_q,
                         Address grad_k, Address grad_v, Address grad_gates) {
@@ -139,14 +172,15 @@ void attention_backward(const std::array<int64_t, 6>& sizes, Address cu_seqlens,
   check(EARLYBERT_CALL(attention_backward, arguments));
 }
 
-// Each of a table (rows, cols), int64 ids (tokens,) into it, and in backward its gradient.
-using TableAt = std::tuple<Address, Address, Address>;
+// A table (rows, cols) and its rows, int64 ids (tokens,) into it, and in backward its gradient.
+using TableAt = std::tuple<Address, int64_t, Address, Address>;
 
 EmbeddingInputs embedding_inputs(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables, Address weight,
                                  Address seed, double dropout_p) {
   EmbeddingInputs inputs = {tokens, cols, {}, at<const float>(weight), at<const int64_t>(seed), dropout_p};
   for (std::size_t i = 0; i < tables.size(); ++i) {
-    const auto& [table, ids, grad] = tables[i];
+    const auto& [table, rows, ids, grad] = tables[i];
+    check_indices("embedding_layer_norm: an id", ids, tokens, rows);
     inputs.tables[i] = {at<const float>(table), at<const int64_t>(ids), at<float>(grad)};
   }
   return inputs;
@@ -173,15 +207,22 @@ void embedding_layer_norm_backward(int64_t tokens, int64_t cols, const std::arra
   EARLYBERT_CALL(embedding_layer_norm_backward, arguments);
 }
 
-// sizes: tokens, in, out, and the strides of rows of x and of the weight. picks: x_rows, out_units, in_units, in_scale.
-LinearInputs linear_inputs(const std::array<int64_t, 5>& sizes, Address x, Address weight,
+// sizes: tokens, in, out; the rows of x and their stride; those of the weight, and its columns. picks: x_rows,
+// out_units, in_units, in_scale.
+using LinearSizes = std::array<int64_t, 8>;
+
+LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight,
                            const std::array<Address, 4>& picks) {
-  return {sizes[0], sizes[1], sizes[2], at<const float>(x), sizes[3], at<const int64_t>(picks[0]),
-          at<const float>(weight), sizes[4], at<const int64_t>(picks[1]), at<const int64_t>(picks[2]),
+  const auto& [tokens, in, out, x_rows, x_stride, weight_rows, weight_stride, weight_columns] = sizes;
+  check_indices("row of x", picks[0], tokens, x_rows);
+  check_indices("kept unit", picks[1], out, weight_rows);
+  check_indices("kept unit", picks[2], in, weight_columns);
+  return {tokens, in, out, at<const float>(x), x_stride, at<const int64_t>(picks[0]), at<const float>(weight),
+          weight_rows, weight_stride, weight_columns, at<const int64_t>(picks[1]), at<const int64_t>(picks[2]),
           at<const float>(picks[3])};
 }
 
-void linear_forward(const std::array<int64_t, 5>& sizes, Address x, Address weight,
+void linear_forward(const LinearSizes& sizes, Address x, Address weight,
                     const std::array<Address, 4>& picks, Address bias, int activation, Address preactivation,
                     Address y, int64_t y_stride) {
   const LinearForward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(bias),
@@ -190,19 +231,19 @@ void linear_forward(const std::array<int64_t, 5>& sizes, Address x, Address weig
   check(EARLYBERT_CALL(linear_forward, arguments));
 }
 
-void linear_backward(const std::array<int64_t, 5>& sizes, Address x, Address weight,
+void linear_backward(const LinearSizes& sizes, Address x, Address weight,
                      const std::array<Address, 4>& picks, Address grad_y, int64_t grad_y_stride,
-                     int64_t weight_rows, int64_t weight_columns, Address grad_x, int64_t grad_x_stride,
-                     bool accumulate, int activation, Address preactivation, Address grad_weight,
+                     Address grad_x, int64_t grad_x_stride, bool accumulate, int activation, Address preactivation, Address grad_weight,
                      Address grad_bias, Address grad_in_scale) {
   const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(grad_y), grad_y_stride,
-                                    weight_rows, weight_columns, at<float>(grad_x), grad_x_stride, accumulate,
-                                    static_cast<Activation>(activation), at<const float>(preactivation),
+                                    at<float>(grad_x), grad_x_stride, accumulate, static_cast<Activation>(activation),
+                                    at<const float>(preactivation),
                                     at<float>(grad_weight), at<float>(grad_bias), at<float>(grad_in_scale)};
   check(EARLYBERT_CALL(linear_backward, arguments));
 }
 
 void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, double scale, Address losses) {
+  check_indices("masked_lm_loss: a label", labels, rows, cols);
   const CrossEntropy arguments = {rows, cols, at<float>(logits), at<const int64_t>(labels),
                                   static_cast<float>(scale), at<float>(losses)};
   EARLYBERT_CALL(cross_entropy, arguments);

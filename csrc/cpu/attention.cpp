@@ -16,18 +16,18 @@ static constexpr int64_t kParallelScores = 4096;
 
 // Where things stand in one thread's scratch memory, and the padded sizes that let every row be whole vectors.
 struct Tiles {
-  int64_t keys, size;  // max_seqlen and head_size, rounded up
-  float *k, *v;        // (max_seqlen, size)
+  int64_t keys, size;  // longest and head_size, rounded up
+  float *k, *v;        // (longest, size)
   float *k_columns, *v_columns;   // (head_size, keys): transposed
   float *q, *rows;                // (kQueries, size)
   float *scores, *grad_scores;    // (kQueries, keys)
   float* dropout;                 // (keys,)
-  float *grad_k, *grad_v;         // (max_seqlen, size)
+  float *grad_k, *grad_v;         // (longest, size)
 };
 
 // Lays the tiles out in `memory`; returns how many floats they take.
 static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles* tiles) {
-  tiles->keys = round_up(in.max_seqlen, kVec);
+  tiles->keys = round_up(in.longest, kVec);
   tiles->size = round_up(in.head_size, kVec);
   int64_t used = 0;
   const auto take = [&](int64_t floats) {
@@ -35,7 +35,7 @@ static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles* tiles) {
     used += round_up(floats, 16);
     return place;
   };
-  const int64_t tokens = in.max_seqlen * tiles->size, columns = in.head_size * tiles->keys;
+  const int64_t tokens = in.longest * tiles->size, columns = in.head_size * tiles->keys;
   tiles->k = take(tokens), tiles->v = take(tokens);
   tiles->k_columns = take(columns), tiles->v_columns = take(columns);
   tiles->q = take(kQueries * tiles->size), tiles->rows = take(kQueries * tiles->size);
@@ -85,8 +85,8 @@ static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_
 // up to 4) tensor, whichever heads are computed.
 static inline void dropout_row(const AttentionInputs& in, const Dropout& dropout, int64_t head, int64_t query,
                                int64_t keys, float* factors) {
-  const int64_t first = (head * in.tokens_q + query) * round_up(in.max_seqlen, 4);
-  dropout_scales(dropout, static_cast<uint64_t>(first), keys, factors);
+  const uint64_t row = static_cast<uint64_t>(head * in.tokens_q + query);  // unsigned: max_seqlen may be huge
+  dropout_scales(dropout, row * ((static_cast<uint64_t>(in.max_seqlen) + 3) / 4 * 4), keys, factors);
 }
 
 // One sequence: its first token and its length, of queries or keys.
@@ -220,7 +220,7 @@ static bool for_each_head(const Arguments& a,
   Tiles unplaced;
   const int64_t floats = lay_out(in, nullptr, &unplaced);
   bool enough = true;
-#pragma omp parallel if (pairs > 1 && pairs * in.max_seqlen * in.max_seqlen_q >= kParallelScores)
+#pragma omp parallel if (pairs > 1 && pairs * in.longest * in.longest_q >= kParallelScores)
   {
     float* memory = static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(floats) * sizeof(float)));
     Tiles tiles;

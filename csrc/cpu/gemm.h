@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstdlib>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "../common/macros.h"
 #include "vec.h"
 
@@ -43,6 +47,14 @@ struct Factor {
 
 static inline int64_t at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int64_t max_threads() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
 
 // Transposes kVec rows of kVec floats: column p goes to target + p * step.
 static inline void transpose_square(const float* const* rows, float* target, int64_t step) {
@@ -197,11 +209,11 @@ struct NoEpilogue {
 // long and lies in the nearest cache. Returns false when memory for the panels could not be had.
 template <typename Epilogue>
 static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b, const Product& c,
-                 bool accumulate, int threads, const Epilogue& epilogue) {
+                 bool accumulate, const Epilogue& epilogue) {
   if (rows == 0 || cols == 0) return true;
   // As many blocks of columns as threads if the rest of the rows still pays for packing them, then blocks of rows.
   const int64_t panels = (cols + kTileCols - 1) / kTileCols;
-  if (rows * cols * depth < kParallelProducts) threads = 1;
+  const int64_t threads = rows * cols * depth < kParallelProducts ? 1 : max_threads();
   const int64_t most = kBlockCols / kTileCols;
   int64_t column_blocks = (panels + most - 1) / most;
   column_blocks = min(panels, (column_blocks + threads - 1) / threads * threads);
@@ -212,7 +224,7 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
   const int64_t block_tiles = (tiles + row_blocks - 1) / row_blocks;
   bool enough = true;
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     const std::size_t a_floats = kDepth * kRowPanel;
     const std::size_t floats = a_floats + static_cast<std::size_t>(block_panels * kTileCols * kDepth);

@@ -1,7 +1,5 @@
 #include "linear.h"
 
-#include <omp.h>
-
 #include "activation.h"
 #include "gemm.h"
 
@@ -49,7 +47,7 @@ bool linear_forward(const LinearForward& a) {
   const LinearInputs& in = a.inputs;
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
-  return gemm(in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false, omp_get_max_threads(),
+  return gemm(in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false,
               BiasAndActivation{a});
 }
 
@@ -100,7 +98,7 @@ static void unpick(const LinearBackward& a, const float* grad) {
       const float* source = grad + o * in.in + begin;
       const int64_t row = at(in.out_units, o);
       const float* weight = in.weight + row * in.weight_stride;
-      float* target = a.grad_weight + row * a.weight_columns;
+      float* target = a.grad_weight + row * in.weight_columns;
       for (int64_t c = 0; c < count; ++c) {
         const int64_t column = at(in.in_units, begin + c);
         target[column] = in.in_scale == nullptr ? source[c] : source[c] * in.in_scale[begin + c];
@@ -119,7 +117,6 @@ static float* allocate(int64_t floats) {
 
 bool linear_backward(const LinearBackward& a) {
   const LinearInputs& in = a.inputs;
-  const int threads = omp_get_max_threads();
   const bool activated = a.activation != Activation::none;
   const bool direct = in.in_units == nullptr && in.in_scale == nullptr;
   float* h = activated ? allocate(in.tokens * in.in) : nullptr;
@@ -129,18 +126,18 @@ bool linear_backward(const LinearBackward& a) {
   const Factor grad_y = {a.grad_y, a.grad_y_stride, 1, nullptr, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, 1, in.weight_stride, in.in_units, in.out_units, in.in_scale, nullptr};
   enough = enough && gemm(in.tokens, in.in, in.out, grad_y, weight, Product{a.grad_x, a.grad_x_stride, nullptr},
-                          a.accumulate, threads, Slope{a, h});
+                          a.accumulate, Slope{a, h});
 
   if (in.out_units != nullptr || in.in_units != nullptr) {
-    for (int64_t i = 0; i < a.weight_rows * a.weight_columns; ++i) a.grad_weight[i] = 0.0f;
-    for (int64_t i = 0; a.grad_bias != nullptr && i < a.weight_rows; ++i) a.grad_bias[i] = 0.0f;
+    for (int64_t i = 0; i < in.weight_rows * in.weight_columns; ++i) a.grad_weight[i] = 0.0f;
+    for (int64_t i = 0; a.grad_bias != nullptr && i < in.weight_rows; ++i) a.grad_bias[i] = 0.0f;
   }
   const Factor grad_y_columns = {a.grad_y, 1, a.grad_y_stride, nullptr, nullptr, nullptr, nullptr};
   const Factor x = activated ? Factor{h, 1, in.in, nullptr, nullptr, nullptr, nullptr}
                              : Factor{in.x, 1, in.x_stride, nullptr, in.x_rows, nullptr, nullptr};
-  const Product grad_weight = direct ? Product{a.grad_weight, a.weight_columns, in.out_units}
+  const Product grad_weight = direct ? Product{a.grad_weight, in.weight_columns, in.out_units}
                                      : Product{picked, in.in, nullptr};
-  enough = enough && gemm(in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, threads, NoEpilogue{});
+  enough = enough && gemm(in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, NoEpilogue{});
   if (enough && !direct) unpick(a, picked);
   if (a.grad_bias != nullptr) sum_rows(a);
   std::free(h);

@@ -18,8 +18,8 @@ struct LinearInputs {
   const float* x;               // rows of `in` floats; null in backward when `activated` holds it
   int64_t x_stride;
   const int64_t* x_rows;        // (tokens,): which rows of x, or null: the first
-  const float* weight;          // rows of weight_stride floats
-  int64_t weight_stride;
+  const float* weight;          // (weight_rows, weight_columns), a row every weight_stride floats
+  int64_t weight_rows, weight_stride, weight_columns;
   const int64_t* out_units;     // (out,): the kept rows, or null: all
   const int64_t* in_units;      // (in,): the kept columns, or null: all
   const float* in_scale;        // (in,), or null: 1
@@ -38,7 +38,6 @@ struct LinearBackward {
   LinearInputs inputs;          // x as in forward
   const float* grad_y;          // rows of grad_y_stride floats
   int64_t grad_y_stride;
-  int64_t weight_rows, weight_columns;  // of the whole weight
   // The gradient of x, rows of grad_x_stride floats: written, or added to when `accumulate`. When x came out of an
   // activation, that of its argument, given as `preactivation`; x is then not read but computed anew.
   float* grad_x;

@@ -75,11 +75,12 @@ static inline float max_lanes(Vec v) {
 
 static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87; NaN for NaN.
+// e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87.
+// NaN stays NaN (`max` is its second argument where one is NaN; the last step multiplies for the same reason).
 // x = n log 2 + r with |r| <= log(2) / 2, and a polynomial for e^r (the minimax one of Cephes' expf).
 static inline Vec exp_negative(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  x = x < -87.0f ? splat(-87.0f) : x;  // keeps a NaN
+  x = max(splat(-87.0f), x);
   const Vec shifted = x * 1.44269504f + magic;
   const Vec n = shifted - magic;
   const VecInt exponent = reinterpret_cast<VecInt>(shifted) - reinterpret_cast<VecInt>(magic);
@@ -91,7 +92,7 @@ static inline Vec exp_negative(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(p) + (exponent << 23));
+  return p * reinterpret_cast<Vec>((exponent + 127) << 23);
 }
 
 // A factor of a product: element (i, p) is at data[i * row + p * col].

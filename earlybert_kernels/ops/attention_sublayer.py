@@ -69,6 +69,7 @@ def attention_sublayer(
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: gates are in half precision, indices are not int64, or `cu_seqlens` is not int32.
+        IndexError: an index is outside the units (on the CPU).
         RuntimeError: the backend that was asked for cannot run this call.
     """
     if w_q.dim() != 2 or w_q.shape[0] % head_size:
@@ -84,7 +85,7 @@ def attention_sublayer(
     for name, tensor in (("b_out", b_out), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         check_shape(_OP, name, tensor, (hidden,), f"({hidden},) to fit w_out")
     check_offsets(_OP, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen, least=int(first_token_only))
-    check_indices(_OP, "active_heads", active_heads, heads)
+    check_indices(_OP, "active_heads", active_heads)
     check_gates(_OP, "head_gates", head_gates, heads)
     check_probability(_OP, "attention_dropout_p", attention_dropout_p)
     check_probability(_OP, "dropout_p", dropout_p)

@@ -45,7 +45,8 @@ def embedding_layer_norm(
         `(T, E)`.
 
     Raises:
-        ValueError: shapes, devices or probabilities do not fit together, or (on the CPU) an id is outside its table.
+        ValueError: shapes, devices or probabilities do not fit together.
+        IndexError: an id is outside its table (on the CPU).
         TypeError: ids are not int64.
         RuntimeError: the backend that was asked for cannot run this call.
     """
@@ -56,8 +57,7 @@ def embedding_layer_norm(
     tables = {"word": word, "position": position, "token_type": token_type}
     for (name, own), (table_name, table) in zip(ids.items(), tables.items(), strict=True):
         check_shape(_OP, table_name, table, (None, size), f"(rows, {size}) as word")
-        check_indices(_OP, name, own, table.shape[0])
-        check_shape(_OP, name, own, tuple(input_ids.shape), f"{tuple(input_ids.shape)} as input_ids")
+        check_indices(_OP, name, own, input_ids.numel())
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_shape(_OP, name, tensor, (size,), f"({size},) to fit word")
     check_probability(_OP, "dropout_p", dropout_p)

@@ -56,6 +56,7 @@ def feed_forward_sublayer(
     Raises:
         ValueError: shapes, devices or probabilities do not fit together, or the activation is unknown.
         TypeError: gates are in half precision, or indices are not int64.
+        IndexError: an index is outside the units (on the CPU).
         RuntimeError: the backend that was asked for cannot run this call.
     """
     if w_in.dim() != 2:
@@ -66,7 +67,7 @@ def feed_forward_sublayer(
     check_shape(_OP, "w_out", w_out, (hidden, neurons), f"({hidden}, {neurons}) to fit w_in")
     for name, tensor in (("b_out", b_out), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         check_shape(_OP, name, tensor, (hidden,), f"({hidden},) to fit w_in")
-    check_indices(_OP, "active_neurons", active_neurons, neurons)
+    check_indices(_OP, "active_neurons", active_neurons)
     check_gates(_OP, "neuron_gates", neuron_gates, neurons)
     check_probability(_OP, "dropout_p", dropout_p)
     weights = {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,6 +24,12 @@ if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
 
 extension, missing = load_extension("_cpu")
+
+if extension is not None and os.environ.get("EARLYBERT_INSTRUCTION_SET"):
+    try:
+        extension.use_instruction_set(os.environ["EARLYBERT_INSTRUCTION_SET"])
+    except ValueError as error:
+        raise ValueError(f"EARLYBERT_INSTRUCTION_SET: {error}") from None
 
 
 def unavailable() -> str | None:
@@ -41,7 +49,14 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return None
 
 
-# The kernels' modules need `extension`.
+def run(kernel: Callable[..., None], *arguments) -> None:
+    """Calls one of the extension's kernels on as many threads as torch has been told to use."""
+    # OpenMP counts for each Python thread apart, and takes all cores in one where torch has not told it this way.
+    torch.get_num_threads()
+    kernel(*arguments)
+
+
+# The kernels' modules need what stands above.
 from . import attention as attention  # noqa: E402
 from . import attention_sublayer as attention_sublayer  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import address
-from . import extension
+from . import extension, run
 
 
 def _arguments(
@@ -27,7 +27,7 @@ def _arguments(
     qkv = tuple(t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v))
     others = tuple(None if t is None else t.contiguous() for t in (cu_seqlens, cu_seqlens_q, head_mask, head_gates))
     cu, cu_q, mask, gates = map(address, others)
-    sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], max_seqlen, max_seqlen_q)
+    sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], k.shape[0], max_seqlen, max_seqlen_q)
     heads = tuple((t.data_ptr(), t.stride(0), t.stride(1)) for t in qkv)
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 
@@ -37,7 +37,7 @@ def forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
     arguments, _kept_alive = _arguments(q, *inputs)
     out = torch.empty(q.shape)
     logsumexp = torch.empty(q.shape[1], q.shape[0])
-    extension.attention_forward(*arguments, out.data_ptr(), logsumexp.data_ptr())
+    run(extension.attention_forward, *arguments, out.data_ptr(), logsumexp.data_ptr())
     return out, logsumexp
 
 
@@ -50,7 +50,8 @@ def backward(
     grad_out = grad_out.contiguous()
     grads = [torch.empty(t.shape) for t in (q, k, v)]
     grad_gates = None if head_gates is None else torch.empty(len(cu_seqlens) - 1, q.shape[1])
-    extension.attention_backward(
+    run(
+        extension.attention_backward,
         *arguments,
         grad_out.data_ptr(),
         logsumexp.data_ptr(),

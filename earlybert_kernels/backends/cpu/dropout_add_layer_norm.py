@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import address
-from . import extension
+from . import extension, run
 
 
 def forward(
@@ -22,7 +22,8 @@ def forward(
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
     mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
-    extension.dropout_add_layer_norm_forward(
+    run(
+        extension.dropout_add_layer_norm_forward,
         mean.numel(),
         x.shape[-1],
         x.data_ptr(),
@@ -54,7 +55,8 @@ def backward(
     grad_x = None if seed is None else torch.empty_like(x)
     grad_residual = torch.empty_like(x)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
-    extension.dropout_add_layer_norm_backward(
+    run(
+        extension.dropout_add_layer_norm_backward,
         mean.numel(),
         x.shape[-1],
         grad_out.data_ptr(),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import address
-from . import extension
+from . import extension, run
 
 
 def forward(
@@ -30,10 +30,11 @@ def forward(
     weight, bias = weight.contiguous(), bias.contiguous()
     tokens, cols = len(input_ids), word.shape[1]
     out, mean, rstd = torch.empty(tokens, cols), torch.empty(tokens), torch.empty(tokens)
-    extension.embedding_layer_norm_forward(
+    run(
+        extension.embedding_layer_norm_forward,
         tokens,
         cols,
-        tuple((table.data_ptr(), own.data_ptr(), 0) for table, own in zip(tables, ids, strict=True)),
+        tuple((t.data_ptr(), len(t), own.data_ptr(), 0) for t, own in zip(tables, ids, strict=True)),
         weight.data_ptr(),
         address(seed),
         dropout_p,
@@ -69,9 +70,10 @@ def backward(
     # system for zeroed pages, which come into being when they are touched.
     grads = [torch.from_numpy(np.zeros(table.shape, np.float32)) for table in tables]
     grad_weight, grad_bias = torch.empty(weight.shape), torch.empty(weight.shape)
-    extension.embedding_layer_norm_backward(
+    run(
+        extension.embedding_layer_norm_backward,
         *grad_out.shape,
-        tuple((t.data_ptr(), own.data_ptr(), grad.data_ptr()) for t, own, grad in zip(tables, ids, grads, strict=True)),
+        tuple((t.data_ptr(), len(t), i.data_ptr(), g.data_ptr()) for t, i, g in zip(tables, ids, grads, strict=True)),
         weight.data_ptr(),
         address(seed),
         dropout_p,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import address
-from . import extension
+from . import extension, run
 
 # The order of csrc/cpu/linear.h.
 _ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
@@ -35,10 +35,11 @@ class Kept(NamedTuple):
 
     def arguments(self, tokens: int, x: Tensor | None, x_rows: Tensor | None) -> tuple:
         """The first arguments of the extension's functions; a prepared self has to live until they return."""
-        out, size = self.weight.shape
-        out = out if self.out_units is None else len(self.out_units)
-        size = size if self.in_units is None else len(self.in_units)
-        sizes = (tokens, size, out, 0 if x is None else x.stride(0), self.weight.stride(0))
+        rows, columns = self.weight.shape
+        out = rows if self.out_units is None else len(self.out_units)
+        size = columns if self.in_units is None else len(self.in_units)
+        of_x = (0, 0) if x is None else (x.shape[0], x.stride(0))
+        sizes = (tokens, size, out, *of_x, rows, self.weight.stride(0), columns)
         picks = (address(x_rows), address(self.out_units), address(self.in_units), address(self.in_scale))
         return sizes, address(x), self.weight.data_ptr(), picks
 
@@ -70,7 +71,7 @@ def forward(
     y = torch.empty(tokens, out)
     preactivation = None if activation == "none" else torch.empty(tokens, out)
     code = _ACTIVATIONS.index(activation)
-    extension.linear_forward(*arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
+    run(extension.linear_forward, *arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
     return y, preactivation
 
 
@@ -104,11 +105,11 @@ def backward(
         grad_x = torch.empty(grad_y.shape[0], size)
     grad_weight, grad_bias = torch.empty(kept.weight.shape), torch.empty(kept.weight.shape[0])
     grad_in_scale = None if kept.in_scale is None else torch.empty(size)
-    extension.linear_backward(
+    run(
+        extension.linear_backward,
         *arguments,
         grad_y.data_ptr(),
         grad_y.stride(0),
-        *kept.weight.shape,
         grad_x.data_ptr(),
         grad_x.stride(0),
         accumulate,

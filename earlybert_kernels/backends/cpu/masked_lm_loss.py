@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import extension, linear
+from . import extension, linear, run
 from .linear import Kept
 
 
@@ -16,7 +16,7 @@ def forward(
     logits, _ = linear.forward(hidden, Kept(weight), bias, x_rows=rows)
     labels = labels.index_select(0, rows)
     losses, scale = torch.empty(len(rows)), 1.0 / max(len(rows), 1)
-    extension.cross_entropy(*logits.shape, logits.data_ptr(), labels.data_ptr(), scale, losses.data_ptr())
+    run(extension.cross_entropy, *logits.shape, logits.data_ptr(), labels.data_ptr(), scale, losses.data_ptr())
     return losses.sum() * scale, logits
 
 

@@ -1,0 +1,87 @@
+"""One example of each op, big enough to run on several threads, for tests of what all ops have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import earlybert_kernels as ek
+
+LENGTHS = (31,) * 40
+LABELS = torch.arange(300).remainder(3).sub(1).mul(100)  # -100, 0 and 100
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, dropout_p: float, backend: str) -> Tensor:
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    options = {"head_gates": gates, "dropout_p": dropout_p, "backend": backend}
+    return ek.ops.attention(q, k, v, cu_seqlens, max(LENGTHS), **options)
+
+
+def _feed_forward(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    *weights, gates = tensors
+    return ek.ops.feed_forward(*weights, neuron_gates=gates, backend=backend)
+
+
+def _dropout_add_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    return ek.ops.dropout_add_layer_norm(*tensors, dropout_p=dropout_p, backend=backend)
+
+
+def _masked_lm_loss(hidden: Tensor, weight: Tensor, bias: Tensor, dropout_p: float, backend: str) -> Tensor:
+    return ek.ops.masked_lm_loss(hidden, LABELS, weight, bias, backend=backend)
+
+
+def _feed_forward_sublayer(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    *weights, gates = tensors
+    active = torch.arange(0, 333, 2)
+    options = {"active_neurons": active, "neuron_gates": gates, "dropout_p": dropout_p, "backend": backend}
+    return ek.ops.feed_forward_sublayer(*weights, **options)
+
+
+def _attention_sublayer(x: Tensor, *tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    *weights, gates = tensors
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    rates = {"attention_dropout_p": dropout_p, "dropout_p": dropout_p}
+    options = {"head_size": 16, "active_heads": torch.tensor([0, 1, 3]), "head_gates": gates, "backend": backend}
+    return ek.ops.attention_sublayer(x, cu_seqlens, max(LENGTHS), *weights, **options, **rates)
+
+
+def _embedding_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    ids = [torch.arange(700).mul(7).remainder(rows) for rows in (99, 40, 2)]
+    return ek.ops.embedding_layer_norm(*ids, *tensors, padding_id=0, dropout_p=dropout_p, backend=backend)
+
+
+#: By op: a call, and the shapes of the tensors that it takes and has gradients for.
+EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "attention": (_attention, [(1240, 4, 16)] * 3 + [(4,)]),
+    "feed_forward": (_feed_forward, [(300, 48), (333, 48), (333,), (48, 333), (48,), (333,)]),
+    "dropout_add_layer_norm": (_dropout_add_layer_norm, [(1337, 43), (1337, 43), (43,), (43,)]),
+    "feed_forward_sublayer": (
+        _feed_forward_sublayer,
+        [(300, 48), (333, 48), (333,), (48, 333), (48,), (48,), (48,), (333,)],
+    ),
+    "attention_sublayer": (
+        _attention_sublayer,
+        [(1240, 48), *[(64, 48), (64,)] * 3, (48, 64), (48,), (48,), (48,), (4,)],
+    ),
+    "embedding_layer_norm": (_embedding_layer_norm, [(99, 48), (40, 48), (2, 48), (48,), (48,)]),
+    "masked_lm_loss": (_masked_lm_loss, [(300, 48), (1999, 48), (1999,)]),
+}
+
+
+def inputs(op: str, generator: torch.Generator) -> list[Tensor]:
+    """What an op's example takes."""
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in EXAMPLES[op][1]]
+
+
+def results(op: str, backend: str, dropout_p: float = 0.0) -> list[Tensor]:
+    """Output and gradients of an op's example, the same in every call.
+
+    Without dropout that is so next to other threads, too; its seeds come from the generator that all threads share.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    tensors = inputs(op, generator)
+    out = EXAMPLES[op][0](*tensors, dropout_p=dropout_p, backend=backend)
+    return [out.detach(), *torch.autograd.grad(out, tensors, torch.randn(out.shape, generator=generator))]

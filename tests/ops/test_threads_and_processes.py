@@ -1,0 +1,95 @@
+"""Every op of the CPU extension, whatever the threads and processes around it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import examples
+import pytest
+import torch
+
+import earlybert_kernels as ek
+from earlybert_kernels.backends import cpu
+from earlybert_kernels.ops.dispatch import op_names
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
+
+OPS = [name for name in op_names() if "cpu" in ek.ops.backends(name)]
+
+
+def equal(ours, expected):
+    return all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_any_number_of_threads_gives_the_same_bits(op):
+    threads = torch.get_num_threads()
+    try:
+        by_threads = []
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            by_threads.append(examples.results(op, "cpu", dropout_p=0.1))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(equal(others, by_threads[0]) for others in by_threads[1:])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_calls_from_several_python_threads_at_once(op):
+    expected = examples.results(op, "cpu")
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(examples.results, op, "cpu") for _ in range(9)]
+        assert equal(examples.results(op, "cpu"), expected)
+        assert all(equal(each.result(), expected) for each in running)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_new_python_thread_obeys_the_number_of_threads(op):
+    """OpenMP counts for each thread apart; torch tells it in those in which torch itself has run."""
+    tensors = examples.inputs(op, torch.Generator())
+    counts = []
+
+    def call():
+        examples.EXAMPLES[op][0](*tensors, dropout_p=0.0, backend="cpu")
+        counts.append(ctypes.CDLL(None).omp_get_max_threads())
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == [5]
+
+
+def test_a_forked_worker_after_its_parent_used_threads_own_process():
+    """GNU's OpenMP hangs in the forked child of a process with threads, in torch's ops as in ours.
+
+    torch's way out is one thread in each worker of a DataLoader, which has to reach ours as well.
+    """
+    code = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+import examples, torch
+from torch.utils.data import DataLoader
+ops = {OPS}
+class Ops(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(ops)
+    def __getitem__(self, number):
+        return examples.results(ops[number], "cpu", dropout_p=0.1)
+torch.set_num_threads(3)
+expected = [Ops()[number] for number in range(len(ops))]
+loader = DataLoader(Ops(), batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60)
+for ours, parents in zip(loader, expected, strict=True):
+    assert all(torch.equal(a, b) for a, b in zip(ours, parents, strict=True))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

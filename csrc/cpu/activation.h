@@ -34,13 +34,14 @@ static inline Activated gelu(Vec x) {
 
 // x sigmoid(2 y) with y = sqrt(2 / pi) (x + 0.044715 x^3), which is x (1 + tanh y) / 2.
 static inline Activated gelu_tanh(Vec x) {
-  const Vec square = x * x;
-  const Vec y = x * (square * 0.0713548163f + 1.59576912f);
+  const Vec t = x < -64.0f ? splat(-64.0f) : x > 64.0f ? splat(64.0f) : x;  // its cube would overflow
+  const Vec square = t * t;
+  const Vec y = t * (square * 0.0713548163f + 1.59576912f);
   const Vec e = exp_negative(-max(y, -y));
   const Vec small = e / (e + 1.0f);  // sigmoid(-|2 y|)
   const Vec sigmoid = y < 0.0f ? small : 1.0f - small;
   const Vec grad_y = square * 0.214064449f + 1.59576912f;
-  return {x * sigmoid, sigmoid + x * (sigmoid * (1.0f - sigmoid) * grad_y)};
+  return {x * sigmoid, sigmoid + t * (sigmoid * (1.0f - sigmoid) * grad_y)};
 }
 
 static inline Activated relu(Vec x) {

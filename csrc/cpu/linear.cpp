@@ -128,7 +128,7 @@ bool linear_backward(const LinearBackward& a) {
   enough = enough && gemm(in.tokens, in.in, in.out, grad_y, weight, Product{a.grad_x, a.grad_x_stride, nullptr},
                           a.accumulate, Slope{a, h});
 
-  if (in.out_units != nullptr || in.in_units != nullptr) {
+  if (in.out < in.weight_rows || in.in < in.weight_columns) {  // some units are left out
     for (int64_t i = 0; i < in.weight_rows * in.weight_columns; ++i) a.grad_weight[i] = 0.0f;
     for (int64_t i = 0; a.grad_bias != nullptr && i < in.weight_rows; ++i) a.grad_bias[i] = 0.0f;
   }

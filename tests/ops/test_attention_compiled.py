@@ -3,6 +3,7 @@
 import oracles
 import pytest
 import torch
+from accuracy import assert_as_exact_as_pytorch, results
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
@@ -22,16 +23,6 @@ CASES = {
     "first tokens": ((4, 90, 6), 3, 32, (1, 1, 1)),
     "fewer queries": ((40, 1, 70), 2, 16, (33, 1, 2)),
 }
-ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    """Each instruction set that the processor has, in turn."""
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield request.param
-    cpu.extension.use_instruction_set(best)
 
 
 def inputs(lengths, heads, size, lengths_q=None):
@@ -56,21 +47,6 @@ def with_seed(q, k, v, gates, packing, dropout_p, mask=None):
 
 def known_keep(q, longest, dropout_p):
     return keep_mask(SEED, (q.shape[1], q.shape[0], -(-longest // 4) * 4), dropout_p)
-
-
-def results(function, tensors, dtype):
-    """Output and gradients of `function` in `dtype`, for the same weights of the output."""
-    leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
-    out = function(*leaves)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
-    return out, *torch.autograd.grad((out * weights).sum(), leaves)
-
-
-def assert_as_exact_as_pytorch(ours, plain, truth):
-    """At most twice plain PyTorch's error in float32, plus 16 roundings of the largest value."""
-    for number, (a, b, exact) in enumerate(zip(ours, plain, truth, strict=True)):
-        floor = 16 * torch.finfo(torch.float32).eps * exact.abs().max()
-        assert (a - exact).abs().max() <= 2 * (b - exact).abs().max() + floor, number
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])

@@ -1,8 +1,12 @@
 import oracles
 import pytest
 import torch
+from accuracy import assert_defined_by
 
 import earlybert_kernels as ek
+from earlybert_kernels.backends import cpu
+
+needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
 
 def inputs(tokens=7, size=5, vocabulary=11, dtype=torch.float64):
@@ -52,6 +56,58 @@ def test_no_labelled_row_gives_zero_and_zero_gradients():
 def test_half_precision_loss_is_float32():
     hidden, labels, weight, bias = inputs(dtype=torch.bfloat16)
     assert ek.ops.masked_lm_loss(hidden, labels, weight, bias).dtype == torch.float32
+
+
+@needs_cpu
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("tokens", "size", "vocabulary"), [(2, 1, 1), (7, 5, 11), (40, 33, 97), (90, 48, 1999)])
+def test_compiled_loss_and_gradients(isa, tokens, size, vocabulary, with_bias):
+    hidden, labels, weight, bias = inputs(tokens, size, vocabulary)
+
+    def call(hidden, weight, bias=None):
+        return 3 * ek.ops.masked_lm_loss(hidden, labels, weight, bias, backend=backend)
+
+    tensors = (hidden, weight, bias) if with_bias else (hidden, weight)
+    backend = None  # float32 goes to the kernels and float64 to the definition
+    assert_defined_by(call, lambda *t: call(*t), tensors)
+    backend = "cpu"
+    assert call(*(t.detach().float() for t in tensors)).isfinite()
+
+
+@needs_cpu
+def test_compiled_loss_of_extreme_logits(isa):
+    weight = torch.eye(5)
+    hidden = torch.tensor([[1e4, 0, 0, 0, -1e4], [0.0, 0, 0, 0, 0], [float("nan"), 0, 0, 0, 0]])
+    labels = torch.tensor([4, 2, -100])
+    loss = ek.ops.masked_lm_loss(hidden, labels, weight, backend="cpu")
+    torch.testing.assert_close(loss, (torch.tensor(2e4) + torch.tensor(5.0).log()) / 2)
+    assert ek.ops.masked_lm_loss(hidden, torch.tensor([-100, 2, 0]), weight, backend="cpu").isnan()
+
+
+@needs_cpu
+def test_gradients_may_be_asked_for_twice():
+    hidden, labels, weight, bias = (t.detach().float() if t.is_floating_point() else t for t in inputs())
+    weight.requires_grad_()
+    loss = ek.ops.masked_lm_loss(hidden, labels, weight, bias, backend="cpu")
+    first = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, weight)[0])
+
+
+@needs_cpu
+def test_opcheck():
+    hidden, labels, weight, bias = inputs()
+    rows = torch.tensor([1, 3, 5])
+    for own_bias in (bias.detach().float().requires_grad_(), None):
+        tensors = (hidden.detach().float().requires_grad_(), labels, rows, weight.detach().float().requires_grad_())
+        torch.library.opcheck(torch.ops.earlybert.masked_lm_loss.default, (*tensors, own_bias))
+
+
+@needs_cpu
+def test_labels_outside_the_vocabulary_are_refused():
+    hidden, labels, weight, bias = (t.detach().float() if t.is_floating_point() else t for t in inputs())
+    for backend in ("cpu", "reference"):
+        with pytest.raises(IndexError):
+            ek.ops.masked_lm_loss(hidden, labels.clone().fill_(11), weight, bias, backend=backend)
 
 
 @pytest.mark.parametrize(

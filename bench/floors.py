@@ -57,9 +57,7 @@ def feed_forward(tokens: int, hidden: int, neurons: int, itemsize: int) -> Floor
     """
     product = 2 * tokens * hidden * neurons
     activations, weights = tokens * hidden * itemsize, 2 * hidden * neurons * itemsize
-    return _with_full(
-        Floor(2 * product, 2 * activations + weights), Floor(4 * product, 3 * activations + 2 * weights)
-    )
+    return _with_full(Floor(2 * product, 2 * activations + weights), Floor(4 * product, 3 * activations + 2 * weights))
 
 
 def dropout_add_layer_norm(tokens: int, hidden: int, itemsize: int) -> Floors:
@@ -79,9 +77,7 @@ def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, ite
     """
     product = 2 * labelled * hidden * vocabulary
     rows, weight = labelled * hidden * itemsize, hidden * vocabulary * itemsize
-    return _with_full(
-        Floor(product, rows + weight), Floor(2 * product, rows + 2 * weight + tokens * hidden * itemsize)
-    )
+    return _with_full(Floor(product, rows + weight), Floor(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
 
 
 def adamw(parameters: int, itemsize: int) -> Floor:

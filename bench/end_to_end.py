@@ -1,22 +1,22 @@
 r"""Whole fine-tuning runs with their quality: `earlybert compare`, recorded with machine, versions and commit.
 
     python -m bench.end_to_end --model MODEL --task sst2 --data-dir GLUE/SST-2 --output-dir runs/sst2 \
-        --methods dense dense-short earlybert random inverted --kernels auto off --seeds 1 2 3
+        --kernels auto off --seeds 1 2 3
 
-Takes the arguments of `earlybert compare`, and like it continues where it was interrupted. Writes `end_to_end.json`
-into the output folder and prints the README's table; `python -m bench.report runs/sst2/end_to_end.json` prints it again.
+All arguments are those of `earlybert compare`; only that all its methods are run where none are named. Like it, this
+continues where it was interrupted. Writes `end_to_end.json` into the output folder and prints the README's table, which
+`python -m bench.report` prints again.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from earlybert.cli import parse_comparison
-from earlybert.compare import compare
-from earlybert.errors import UsageError
+from earlybert import cli
+from earlybert.compare import COMPARED_METHODS
 from earlybert.rundir import read_json, write_json
 
 from . import record, tables
@@ -31,25 +31,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison, writes the JSON, prints the table.
 
     Returns:
-        0, or 2 where the user asked for something that cannot be done.
+        What `earlybert compare` returns: 0 on success.
     """
-    template, variants, seeds = parse_comparison("python -m bench.end_to_end", sys.argv[1:] if argv is None else argv)
-    folder = Path(template.output_dir)
-    try:
-        template.check()
-        commits = _note_commit(folder, anew=template.overwrite_output_dir)
-        comparison = compare(template, variants, seeds)
-    except UsageError as error:
-        print(f"bench.end_to_end: error: {error}", file=sys.stderr)
-        return 2
-    result: dict[str, Any] = {
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="earlybert compare --help lists the other arguments.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output-dir", "--output_dir", type=Path, required=True, help="folder for all runs")
+    parser.add_argument("--overwrite-output-dir", "--overwrite_output_dir", action="store_true", help="begin anew")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own, _ = parser.parse_known_args(argv)
+    # Noted before the first run, since an interrupted comparison does not come back here.
+    commits = _note_commit(own.output_dir, anew=own.overwrite_output_dir)
+    status = cli.main(["compare", "--methods", *COMPARED_METHODS, *argv])
+    if status != 0:
+        return status
+    comparison = read_json(own.output_dir / "comparison.json")
+    result = {
         "kind": "end_to_end",
         "machine": comparison["machine"],
         "versions": comparison["versions"],
         "commit": ", ".join(commits),
+        "arguments": argv,
         "comparison": comparison,
     }
-    write_json(folder / RESULT, result)
+    write_json(own.output_dir / RESULT, result)
     print(tables.end_to_end(result))
     return 0
 

@@ -82,29 +82,11 @@ def _finetune(argv: list[str]) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    comparison = parse_comparison("earlybert compare", argv)
-    _quiet_transformers()
-    from .compare import compare
-
-    print(compare(*comparison)["markdown"])
-    return 0
-
-
-def parse_comparison(prog: str, argv: Sequence[str]) -> tuple[FinetuneArguments, list[tuple[str, str]], list[int]]:
-    """Parses the arguments of `earlybert compare`; a wrong one ends the process with a message.
-
-    Args:
-        prog: what usage messages call the program.
-        argv: its arguments.
-
-    Returns:
-        What `compare.compare` takes: template, variants and seeds.
-    """
     from .arguments import KERNELS
     from .compare import COMPARED_METHODS
 
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog="earlybert compare",
         description="Run fine-tuning by several methods and seeds alike and compare quality and time. "
         "Finished runs are not repeated and interrupted ones are continued.",
         epilog="All other flags are those of `earlybert finetune` and hold for every run. --resume changes nothing: "
@@ -125,8 +107,13 @@ def parse_comparison(prog: str, argv: Sequence[str]) -> tuple[FinetuneArguments,
         name = argument.partition("=")[0]
         if name in ("--method", "--seed"):
             parser.error(f"{name}: a comparison takes {name}s")
-    template = _parse_finetune(prog, others)
-    return template, [(method, kernels) for method in own.methods for kernels in own.kernels], own.seeds
+    template = _parse_finetune("earlybert compare", others)
+    _quiet_transformers()
+    from .compare import compare
+
+    variants = [(method, kernels) for method in own.methods for kernels in own.kernels]
+    print(compare(template, variants, own.seeds)["markdown"])
+    return 0
 
 
 def _demo(argv: list[str]) -> int:

@@ -3,7 +3,8 @@ from bench.floors import Floor
 
 
 def test_attention_by_hand():
-    # Sequences of 2 and 3 tokens, 2 heads of size 4: a product is 2 * 2 * 4 * (4 + 9) operations, a tensor 5 * 8 numbers.
+    # Sequences of 2 and 3 tokens, 2 heads of size 4: a product is 2 * 2 * 4 * (4 + 9) operations, a tensor 40
+    # numbers.
     floor = floors.attention([2, 3], heads=2, head_size=4, itemsize=4)
     assert floor["forward"] == Floor(2 * 208, 4 * 160)
     assert floor["backward"] == Floor(4 * 208, 7 * 160)

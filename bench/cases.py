@@ -17,6 +17,8 @@ from .shapes import SHAPES, Shape
 UNITS = ("dense", "masked", "compact")
 #: Every ratio is to it: what stock transformers does.
 BASELINE = "eager"
+#: The providers that are torch alone; the others are backends of our op.
+TORCH_PROVIDERS = (BASELINE, "compile")
 #: The batch that is measured: of the first ten, the one whose mean and longest are closest to an average batch's.
 _BATCH_SEED = 5
 #: Backends that take no tensors of the other device.
@@ -78,7 +80,7 @@ class Case:
 
 def providers(op: str, device: torch.device) -> list[str]:
     """Eager PyTorch, torch.compile of the same, and the op's backends for tensors on the device."""
-    return [BASELINE, "compile", *(b for b in ek.ops.backends(op) if b in _BACKENDS_OF[device.type])]
+    return [*TORCH_PROVIDERS, *(b for b in ek.ops.backends(op) if b in _BACKENDS_OF[device.type])]
 
 
 def make_cases(

@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--units", nargs="+", choices=UNITS, default=list(UNITS), help=shown)
     group.addoption("--batch-size", type=int, default=32, help=f"sequences; {shown}")
     group.addoption("--dtype", choices=tuple(_DTYPES), default="float32", help=shown)
-    group.addoption("--rounds", type=int, default=10, help=f"rounds of each row; {shown}")
+    group.addoption("--rounds", type=int, default=10, help=f"rounds of a row, of a slow one fewer; {shown}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

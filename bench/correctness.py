@@ -11,8 +11,9 @@ from torch import Tensor
 TIMES_PLAIN = 2
 #: ... plus so many roundings of the tensor's largest number, since plain PyTorch's error may be 0 by chance.
 FLOOR_ROUNDINGS = 4
-#: Plain PyTorch's own error, which everything is measured by, as a share of the tensor's largest number.
-PLAIN_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+#: What torch itself may be off by, eager or compiled, as a share of the tensor's largest number. torch.compile on a CPU
+#: sums the gradient of a bias over thousands of tokens in one running sum: ten times eager's error, and no bug.
+TORCH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class WrongResultError(AssertionError):
@@ -20,7 +21,12 @@ class WrongResultError(AssertionError):
 
 
 def check_results(
-    results: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor], dtype: torch.dtype
+    results: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    by_torch: bool = False,
 ) -> dict[str, float]:
     """Compares results name by name.
 
@@ -29,21 +35,25 @@ def check_results(
         plain: of plain PyTorch on the same inputs in the same dtype.
         exact: of the reference in float64.
         dtype: that was computed in.
+        by_torch: whether the provider is torch itself, which is held to `TORCH_TOLERANCE` only.
 
     Returns:
         The largest error of each result as a share of the largest number in `exact`.
 
     Raises:
         WrongResultError: a result is not finite, or its error is more than `TIMES_PLAIN` times plain PyTorch's plus the
-            floor; or plain PyTorch itself is off by more than `PLAIN_TOLERANCE`.
+            floor; or torch itself is off by more than `TORCH_TOLERANCE`.
     """
     shares = {}
     for name, truth in exact.items():
         scale = max(truth.abs().max().item(), torch.finfo(dtype).tiny)
         error, plain_error = (_error(side[name], truth) for side in (results, plain))
-        if not plain_error <= PLAIN_TOLERANCE[dtype] * scale:
+        tolerance = TORCH_TOLERANCE[dtype] * scale
+        if not plain_error <= tolerance:
             raise WrongResultError(f"{name}: plain PyTorch itself is off by {plain_error:.3g} of {scale:.3g}")
         allowed = TIMES_PLAIN * plain_error + FLOOR_ROUNDINGS * torch.finfo(dtype).eps * scale
+        if by_torch:
+            allowed = tolerance
         if not error <= allowed:  # also where it is not a number
             raise WrongResultError(
                 f"{name}: off by {error:.3g}, allowed are {allowed:.3g}; plain PyTorch is off by {plain_error:.3g}, "

@@ -23,7 +23,7 @@ import torch
 from . import record
 from .training import training_step
 from .variants import VARIANTS, build
-from .workload import Workload
+from .workload import Workload, quiet_transformers
 
 #: Until optimizer state is there, and what is compiled is compiled.
 _WARM_UP = 3
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Workload.add_arguments(parser)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     args = parser.parse_args(argv)
+    quiet_transformers()
     print(json.dumps(measure(Workload.from_arguments(args, parser), args.variant)))
 
 

@@ -16,6 +16,9 @@ from .record import wait_for
 from .summary import paired_ratio
 
 WARM_UP = 2
+#: A row that is slow gets fewer rounds: so many that its rounds take about so long, but never fewer than these.
+SECONDS_PER_ROW = 3.0
+MIN_ROUNDS = 5
 
 #: Gives what is to be timed, after doing what is not.
 Prepare = Callable[[], Callable[[], Any]]
@@ -31,7 +34,7 @@ def run_paired(
         prepare: called before every round of what is measured.
         prepare_baseline: the same of the baseline.
         device: what to wait for.
-        rounds: how many, after `WARM_UP` that do not count.
+        rounds: how many at most, after `WARM_UP` that do not count.
 
     Returns:
         `seconds` and `baseline_seconds` of every round, and `ratio`, the quartiles of one over the other. None where
@@ -54,13 +57,23 @@ def run_paired(
         run()
         wait_for(device)
 
-    benchmark.pedantic(target, setup=setup, rounds=rounds, warmup_rounds=WARM_UP)
+    for _ in range(WARM_UP):
+        begin = time.perf_counter()
+        arguments, _ = setup()
+        target(*arguments)
+        round_seconds = time.perf_counter() - begin
+    baseline_seconds.clear()
+    benchmark.pedantic(target, setup=setup, rounds=affordable_rounds(rounds, round_seconds))
     if benchmark.stats is None:
         return None
     seconds = list(benchmark.stats.stats.data)
-    baseline_seconds = baseline_seconds[WARM_UP : WARM_UP + rounds]
     return {
         "seconds": seconds,
         "baseline_seconds": baseline_seconds,
         "ratio": paired_ratio(seconds, baseline_seconds),
     }
+
+
+def affordable_rounds(wanted: int, round_seconds: float) -> int:
+    """Rounds of a row whose rounds take `round_seconds` each: at most `wanted`."""
+    return min(wanted, max(MIN_ROUNDS, int(SECONDS_PER_ROW / round_seconds)))

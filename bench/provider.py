@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import BASELINE
+from .cases import BASELINE, TORCH_PROVIDERS
 from .floors import MODES
 from .subject import Subject, Tensors
 
@@ -24,7 +24,7 @@ class Provider:
 
     def __init__(self, subject: Subject, name: str, dtype: torch.dtype | None = None) -> None:
         self._subject = subject
-        self._is_padded = name in (BASELINE, "compile")
+        self._is_padded = name in TORCH_PROVIDERS
         if name == "compile":
             # fullgraph also makes reaching the limit of recompilations an error, where eager would be run instead.
             self._forward = torch.compile(subject.padded, dynamic=False, fullgraph=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .cases import BASELINE, Case, Problem
+from .cases import BASELINE, TORCH_PROVIDERS, Case, Problem
 from .correctness import check_results
 from .floors import Floor
 from .paired import run_paired
@@ -58,7 +58,13 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
         if "was asked for but cannot run this call" in str(error):
             raise CannotRunError(str(error)) from None
         raise
-    errors = check_results(results, bench.results(BASELINE), bench.exact(), problem.dtype)
+    errors = check_results(
+        results,
+        bench.results(BASELINE),
+        bench.exact(),
+        problem.dtype,
+        by_torch=case.provider in TORCH_PROVIDERS,
+    )
     # The baseline has inputs of its own, so that it never warms the cache for what is measured.
     provider, baseline = bench.provider(case.provider), Provider(subject, BASELINE)
     times = run_paired(

@@ -31,7 +31,7 @@ from .memory import measure_apart
 from .summary import paired_ratio, quartiles
 from .training import training_step
 from .variants import CONVERTED, STOCK, VARIANTS, build, check_all
-from .workload import Workload
+from .workload import Workload, quiet_transformers
 
 #: Rounds that do not count: what compiles does so in them, for two lengths and then for any.
 WARM_UP = 4
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory too, each variant in a process of its own")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     args = parser.parse_args(argv)
+    quiet_transformers()
     workload = Workload.from_arguments(args, parser)
     if args.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {args.rounds}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from earlybert.data import Batch, EncodedExamples, collate
 
@@ -17,6 +18,12 @@ from .shapes import SHAPES
 
 #: Longest sequences, as the recipes of GLUE and SQuAD cut them.
 _MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128}
+
+
+def quiet_transformers() -> None:
+    """Leaves out what transformers says of new heads and of loading: a measurement wants both."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)

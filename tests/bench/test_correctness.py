@@ -21,6 +21,13 @@ def test_larger_errors_are_refused(numbers):
         check(*numbers)
 
 
+def test_torch_compile_may_add_up_in_another_order():
+    numbers = {"output": torch.tensor([1.0, -2.0, 3.0 + 2e-5])}
+    assert check_results(numbers, PLAIN, EXACT, torch.float32, by_torch=True)
+    with pytest.raises(WrongResultError, match="output: off by"):
+        check_results({"output": numbers["output"] + 1e-3}, PLAIN, EXACT, torch.float32, by_torch=True)
+
+
 def test_plain_pytorch_itself_is_checked():
     wrong = {"output": torch.zeros(3)}
     with pytest.raises(WrongResultError, match="plain PyTorch itself"):

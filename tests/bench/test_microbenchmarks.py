@@ -12,7 +12,7 @@ import torch
 from bench import report, row
 from bench.cases import Case, Problem
 from bench.correctness import WrongResultError
-from bench.paired import WARM_UP, run_paired
+from bench.paired import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")
 ROOT = Path(__file__).parents[2]
@@ -77,8 +77,8 @@ def test_a_wrong_provider_has_no_row(monkeypatch):
 def test_the_baseline_runs_before_every_round():
     order = []
 
-    def pedantic(target, setup, rounds, warmup_rounds):
-        for _ in range(warmup_rounds + rounds):
+    def pedantic(target, setup, rounds):
+        for _ in range(rounds):
             target(*setup()[0])
 
     stats = SimpleNamespace(stats=SimpleNamespace(data=[1.0, 2.0]))
@@ -91,6 +91,13 @@ def test_the_baseline_runs_before_every_round():
     )
     assert order == ["baseline", "own"] * (WARM_UP + 2)
     assert times["seconds"] == [1.0, 2.0] and len(times["baseline_seconds"]) == 2
+
+
+def test_slow_rows_get_fewer_rounds():
+    assert affordable_rounds(100, 0.001) == 100
+    assert affordable_rounds(100, 0.1) == 30
+    assert affordable_rounds(100, 60.0) == MIN_ROUNDS
+    assert affordable_rounds(2, 60.0) == 2
 
 
 def test_plain_pytest_collects_no_benchmark(pytestconfig):

@@ -68,7 +68,8 @@ def measure(workload: Workload, variant: str) -> dict[str, Any]:
     batches = workload.batches(_WARM_UP + _STEPS, device)
     gc.collect()
     before = _resident("VmRSS")
-    step = training_step(build(variant, workload.stock_model().to(device)), device)
+    model = build(variant, workload.stock_model().to(device))
+    step = training_step(model, device, getattr(torch, workload.dtype))
     for batch in batches[:_WARM_UP]:
         step(batch)
     gc.collect()

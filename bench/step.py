@@ -84,7 +84,8 @@ def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch
         AssertionError: a variant's logits are wrong.
     """
     batches = workload.batches(WARM_UP + rounds, device)
-    seconds = time_steps(_checked_models(workload, names, batches[0], device), batches, device)
+    models = _checked_models(workload, names, batches[0], device)
+    seconds = time_steps(models, batches, device, getattr(torch, workload.dtype))
     masks = [batch["attention_mask"] for batch in batches[WARM_UP:]]
     real_tokens = [int(mask.sum()) for mask in masks]
     return {
@@ -102,9 +103,11 @@ def _checked_models(
     return models
 
 
-def time_steps(models: dict[str, nn.Module], batches: list[Batch], device: torch.device) -> dict[str, list[float]]:
+def time_steps(
+    models: dict[str, nn.Module], batches: list[Batch], device: torch.device, dtype: torch.dtype
+) -> dict[str, list[float]]:
     """Seconds of each variant's step, round by round, without the first `WARM_UP` rounds."""
-    steps = {name: training_step(model, device) for name, model in models.items()}
+    steps = {name: training_step(model, device, dtype) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number, batch in enumerate(batches):
         for name, step in steps.items():

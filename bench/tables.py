@@ -101,8 +101,8 @@ def step(result: Result) -> str:
             cells.append(NONE if peak is None else f"{peak / 2**20:,.0f}")
         rows.append(cells)
     return (
-        f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, batch "
-        f"{arguments['batch_size']}: {real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
+        f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, "
+        f"{arguments['dtype']}, batch {arguments['batch_size']}: {real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
         f"{conditions(result)}\n\n" + table(header + ["peak MiB"] * with_memory, rows)
     )
 

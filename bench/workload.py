@@ -38,6 +38,7 @@ class Workload:
         padding: `"longest"` or `"max_length"`.
         max_length: tokens of the longest sequence; None for the usual one.
         batch_size: sequences of a batch.
+        dtype: what steps compute in, by name; parameters and the check of the logits are float32.
     """
 
     model: str | None
@@ -47,6 +48,7 @@ class Workload:
     padding: str
     max_length: int | None
     batch_size: int
+    dtype: str = "float32"
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,9 @@ class Workload:
         )
         parser.add_argument("--max-length", type=int, help="tokens; default: 128, with --lengths squad 384")
         parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+        parser.add_argument(
+            "--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast; default: %(default)s"
+        )
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, parser: argparse.ArgumentParser) -> Workload:

@@ -134,7 +134,7 @@ def test_arguments_that_do_not_fit(arguments, message, capsys):
 def test_flags_say_the_same_again():
     parser = argparse.ArgumentParser()
     Workload.add_arguments(parser)
-    work = workload(lengths="full", max_length=64)
+    work = workload(lengths="full", max_length=64, dtype="bfloat16")
     assert Workload.from_arguments(parser.parse_args(work.flags()), parser) == work
 
 
@@ -145,6 +145,11 @@ def test_peak_memory_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(memory.sys, "executable", "false")
     with pytest.raises(RuntimeError, match="peak memory of stock"):
         memory.measure_apart(workload(), "stock")
+
+
+def test_half_precision_is_autocast():
+    result = step.measure(workload(dtype="bfloat16"), ["stock", "converted"], 1, CPU)
+    assert set(result["variants"]) == {"stock", "converted"}
 
 
 def test_means_of_the_table():

@@ -102,7 +102,8 @@ def step(result: Result) -> str:
         rows.append(cells)
     return (
         f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, "
-        f"{arguments['dtype']}, batch {arguments['batch_size']}: {real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
+        f"{arguments['dtype']}, batch {arguments['batch_size']}: "
+        f"{real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
         f"{conditions(result)}\n\n" + table(header + ["peak MiB"] * with_memory, rows)
     )
 

@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=["sst2", "128"],
         help=f"{', '.join(HISTOGRAMS)}, or a number of tokens that all sequences have; {shown}",
     )
-    group.addoption("--modes", nargs="+", choices=MODES, default=list(MODES), help=shown)
+    group.addoption("--modes", nargs="+", choices=MODES, default=["full"], help=shown)
     group.addoption("--units", nargs="+", choices=UNITS, default=list(UNITS), help=shown)
     group.addoption("--batch-size", type=int, default=32, help=f"sequences; {shown}")
     group.addoption("--dtype", choices=tuple(_DTYPES), default="float32", help=shown)

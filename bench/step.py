@@ -1,10 +1,12 @@
-"""Times whole training steps of a BERT on SST-2 batches: stock, converted, gated, masked and compact, in turn.
+"""Times whole training steps of a BERT: stock, compiled, converted, gated, and with a ticket in three forms.
 
-    python -m bench.step --model MODEL --data-dir GLUE/SST-2
+    python -m bench.step --model MODEL --lengths sst2 --data-dir GLUE/SST-2 --output step.json
+    python -m bench.step --shape base --lengths full --memory --output step.json
 
 Every variant takes the same batches, one after the other within each round, so that a machine whose speed drifts
 slows all of them down. A step is forward, backward and the optimizer (torch's fused AdamW). What is printed are
-medians over the rounds, and ratios to the stock step of the same round. A variant whose logits are wrong is an error.
+medians and quartiles over the rounds, and of the ratios to the stock and to the converted step of the same round.
+A variant whose logits are wrong is an error. `python -m bench.report step.json` prints the table again.
 """
 
 from __future__ import annotations
@@ -13,113 +15,123 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch import nn
 
-import earlybert_kernels as ek
-from earlybert import draw
-from earlybert.data import EncodedExamples, TrainingOrder, collate, encode
-from earlybert.machine import describe_machine, versions
-from earlybert.tasks import get_task
+from earlybert.data import Batch
+from earlybert.rundir import write_json
 
-WARM_UP = 3
-TOLERANCE = 1e-4  # of float32 logits computed in another order
+from . import record, tables
+from .memory import measure_apart
+from .summary import paired_ratio, quartiles
+from .training import training_step
+from .variants import CONVERTED, STOCK, VARIANTS, build, check_all
+from .workload import Workload, quiet_transformers
+
+#: Rounds that do not count: what compiles does so in them, for two lengths and then for any.
+WARM_UP = 4
 
 
-def main() -> None:
-    """Parses the arguments, measures, prints a Markdown table."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the arguments, measures, prints a Markdown table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub name of a BERT")
-    parser.add_argument("--data-dir", required=True, type=Path, help="folder with SST-2's train.tsv and dev.tsv")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--pad-to", type=int, help="pad batches to so many tokens; default: to their longest example")
-    parser.add_argument("--rounds", type=int, default=20)
-    args = parser.parse_args()
+    Workload.add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--memory", action="store_true", help="peak memory too, each variant in a process of its own")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    args = parser.parse_args(argv)
+    quiet_transformers()
+    workload = Workload.from_arguments(args, parser)
+    if args.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, found {args.rounds}")
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    examples = encode(tokenizer, get_task("sst2").load(args.data_dir).train, max_length=128, is_regression=False)
-    torch.manual_seed(0)
-    stock = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2).to(device)
-    models = variants(stock)
-    batches = batches_of(examples, args, device)
-    check(models, batches[0])
-    times = measure(models, batches, device)
-
-    tokens = statistics.mean(int(batch["attention_mask"].sum()) for batch in batches)
-    print(f"{describe_machine(device)}, {versions()}")
-    print(f"batch {args.batch_size}, {tokens:.0f} real tokens on average, {args.rounds} rounds\n")
-    print("| step | ms, median (quartiles) | of stock |\n|---|---|---|")
-    for name, seconds in times.items():
-        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-        ratio = statistics.median(own / base for own, base in zip(seconds, times["stock"], strict=True))
-        print(f"| {name} | {middle:.0f} ({low:.0f}-{high:.0f}) | {ratio:.3f} |")
+    device = record.pick_device()
+    result = {
+        "kind": "step",
+        **record.record(device),
+        "arguments": {**asdict(workload), "data_dir": None if args.data_dir is None else str(args.data_dir)},
+        "rounds": args.rounds,
+        "warm_up": WARM_UP,
+        **measure(workload, [name for name in VARIANTS if name in args.variants], args.rounds, device),
+    }
+    if args.memory:
+        for name, variant in result["variants"].items():
+            variant["memory"] = measure_apart(workload, name)
+    print(tables.step(result))
+    if args.output is not None:
+        write_json(args.output, result)
 
 
-def variants(stock: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Copies of a stock model: converted, and with a random ticket of the paper's size masked and compact."""
-    converted = ek.convert(copy.deepcopy(stock))
-    gated = ek.enable_gates(copy.deepcopy(converted))
-    scores = [[torch.rand_like(gate) for gate in gates] for gates in (ek.head_gates(gated), ek.neuron_gates(gated))]
-    ticket = draw(*scores)
+def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch.device) -> dict[str, Any]:
+    """Checks and times variants.
+
+    Args:
+        workload: what is trained.
+        names: of `VARIANTS`, in the order in which they are run in a round.
+        rounds: how many.
+        device: where.
+
+    Returns:
+        `batches`: `real_tokens` and `padded_tokens` of each round's; `variants`: what `summarize` says of each.
+
+    Raises:
+        AssertionError: a variant's logits are wrong.
+    """
+    batches = workload.batches(WARM_UP + rounds, device)
+    models = _checked_models(workload, names, batches[0], device)
+    seconds = time_steps(models, batches, device, getattr(torch, workload.dtype))
+    masks = [batch["attention_mask"] for batch in batches[WARM_UP:]]
+    real_tokens = [int(mask.sum()) for mask in masks]
     return {
-        "stock": stock,
-        "converted": converted,
-        "search (gates)": gated,
-        "ticket, masked": ek.apply_ticket(copy.deepcopy(converted), ticket),
-        "ticket, compact": ek.compact(copy.deepcopy(converted), ticket),
-        "ticket, compact, stock modules": ek.compact(copy.deepcopy(stock), ticket),
+        "batches": {"real_tokens": real_tokens, "padded_tokens": [mask.numel() for mask in masks]},
+        "variants": summarize(seconds, real_tokens),
     }
 
 
-def batches_of(examples: EncodedExamples, args: argparse.Namespace, device: torch.device) -> list[dict]:
-    """Random batches, as training takes them."""
-    order = TrainingOrder(len(examples), batch_size=args.batch_size, accumulation_steps=1, seed=0)
-    steps = zip(order.steps_from(0), range(WARM_UP + args.rounds), strict=False)
-    return [collate(examples, indices, pad_to=args.pad_to, device=device) for (indices,), _ in steps]
+def _checked_models(
+    workload: Workload, names: Sequence[str], batch: Batch, device: torch.device
+) -> dict[str, nn.Module]:
+    base = workload.stock_model().to(device)
+    models = {name: build(name, copy.deepcopy(base)) for name in names}
+    check_all(models, lambda: copy.deepcopy(base), batch)
+    return models
 
 
-@torch.no_grad()
-def check(models: dict[str, torch.nn.Module], batch: dict) -> None:
-    """Raises unless converted equals stock, and all three forms of the ticket are one function."""
-    logits = {name: model.eval()(**batch).logits for name, model in models.items()}
-    for name, same_as in (
-        ("converted", "stock"),
-        ("search (gates)", "stock"),
-        ("ticket, masked", "ticket, compact, stock modules"),
-        ("ticket, compact", "ticket, compact, stock modules"),
-    ):
-        torch.testing.assert_close(logits[name], logits[same_as], rtol=TOLERANCE, atol=TOLERANCE, msg=name)
-
-
-def measure(models: dict[str, torch.nn.Module], batches: list[dict], device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each variant's step, round by round."""
-    steps = {name: training_step(model.train(), device) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in models}
+def time_steps(
+    models: dict[str, nn.Module], batches: list[Batch], device: torch.device, dtype: torch.dtype
+) -> dict[str, list[float]]:
+    """Seconds of each variant's step, round by round, without the first `WARM_UP` rounds."""
+    steps = {name: training_step(model, device, dtype) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for number, batch in enumerate(batches):
         for name, step in steps.items():
             begin = time.perf_counter()
             step(batch)
             if number >= WARM_UP:
-                times[name].append(time.perf_counter() - begin)
-    return times
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
 
 
-def training_step(model: torch.nn.Module, device: torch.device) -> Callable[[dict], None]:
-    """One step of a model with an optimizer of its own; returns when the device is done."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step(batch: dict) -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return step
+def summarize(seconds: dict[str, list[float]], real_tokens: list[int]) -> dict[str, Any]:
+    """Per variant: its `seconds`, their quartiles as `time`, `of_stock` and `of_converted` (quartiles of the ratios
+    within a round; None where that one was not run), and the median of `real_tokens_per_second`.
+    """
+    summary = {}
+    for name, own in seconds.items():
+        summary[name] = {
+            "seconds": own,
+            "time": quartiles(own),
+            "of_stock": paired_ratio(own, seconds[STOCK]) if STOCK in seconds else None,
+            "of_converted": paired_ratio(own, seconds[CONVERTED]) if CONVERTED in seconds else None,
+            "real_tokens_per_second": statistics.median(t / s for t, s in zip(real_tokens, own, strict=True)),
+        }
+    return summary
 
 
 if __name__ == "__main__":

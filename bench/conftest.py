@@ -1,0 +1,93 @@
+"""The microbenchmarks' options, the rows that they make, and what all rows of a session share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from . import record
+from .cases import UNITS, Case, make_cases
+from .floors import MODES
+from .lengths import HISTOGRAMS, is_known
+from .rates import measure_rates
+from .row import CannotRunError, Rates, measure_row
+from .shapes import SHAPES
+from .subject import Subject
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _mix_of_lengths(name: str) -> str:
+    if not is_known(name):
+        raise ValueError(name)
+    return name
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options that widen or narrow what is measured; `-k` selects among the rows that they make."""
+    group = parser.getgroup("microbenchmarks of the ops")
+    shown = "default: %(default)s"
+    group.addoption("--sizes", nargs="+", choices=tuple(SHAPES), default=["minilm"], help=shown)
+    group.addoption(
+        "--lengths",
+        nargs="+",
+        type=_mix_of_lengths,
+        default=["sst2", "128"],
+        help=f"{', '.join(HISTOGRAMS)}, or a number of tokens that all sequences have; {shown}",
+    )
+    group.addoption("--modes", nargs="+", choices=MODES, default=["full"], help=shown)
+    group.addoption("--units", nargs="+", choices=UNITS, default=list(UNITS), help=shown)
+    group.addoption("--batch-size", type=int, default=32, help=f"sequences; {shown}")
+    group.addoption("--dtype", choices=tuple(_DTYPES), default="float32", help=shown)
+    group.addoption("--rounds", type=int, default=10, help=f"rounds of a row, of a slow one fewer; {shown}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Makes the rows of a file with a `SUBJECT`, for every test in it that takes a `case`."""
+    if "case" not in metafunc.fixturenames:
+        return
+    option = metafunc.config.getoption
+    subject: type[Subject] = metafunc.module.SUBJECT
+    cases = make_cases(
+        subject.op,
+        [unit for unit in subject.units if unit in option("units")],
+        sizes=option("sizes"),
+        lengths=option("lengths"),
+        modes=option("modes"),
+        batch_size=option("batch_size"),
+        dtype=_DTYPES[option("dtype")],
+        device=record.pick_device(),
+    )
+    metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+@pytest.fixture(scope="session")
+def session_record() -> dict[str, Any]:
+    """Device, machine, versions and commit."""
+    return record.record(record.pick_device())
+
+
+@pytest.fixture(scope="session")
+def rates() -> Rates:
+    """The machine's rates in a dtype, measured once."""
+    return functools.cache(lambda dtype: measure_rates(record.pick_device(), dtype))
+
+
+@pytest.fixture
+def measure(
+    benchmark: Any, request: pytest.FixtureRequest, session_record: dict[str, Any], rates: Rates
+) -> Callable[[type[Subject], Case], None]:
+    """Checks, times and records one row; a provider whose results are wrong fails the test and has no row."""
+
+    def run(subject: type[Subject], case: Case) -> None:
+        try:
+            measure_row(benchmark, subject, case, request.config.getoption("rounds"), rates)
+        except CannotRunError as error:
+            pytest.skip(str(error))
+        benchmark.extra_info.update(session_record)
+
+    return run

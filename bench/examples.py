@@ -1,0 +1,93 @@
+"""Where the sequences of a measurement come from: SST-2, SQuAD, or chance."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earlybert.data import Batch, EncodedExamples, encode
+from earlybert.errors import MissingFileError
+from earlybert.tasks import Examples, get_task
+
+from .lengths import draw_lengths
+
+#: SQuAD's official training file, or the beginning of it.
+_SQUAD_FILES = "train-v1.1*.json"
+#: Smallest id that is drawn: 0 is padding, and needs to be told from words.
+_FIRST_ID = 1
+_CLASSES = 2
+
+
+def random_examples(mix: str, count: int, max_length: int, vocabulary: int) -> EncodedExamples:
+    """Random tokens and labels in sequences of real lengths.
+
+    Args:
+        mix: whose lengths, as `draw_lengths` names them.
+        count: how many sequences.
+        max_length: tokens that longer ones are cut to.
+        vocabulary: ids there are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, max_length) for length in draw_lengths(mix, count)]
+    ids = [torch.randint(_FIRST_ID, vocabulary, (length,), generator=generator) for length in lengths]
+    return EncodedExamples(
+        features={"input_ids": ids, "attention_mask": [torch.ones_like(sequence) for sequence in ids]},
+        pad_values={"input_ids": 0, "attention_mask": 0},
+        labels=torch.randint(_CLASSES, (count,), generator=generator),
+    )
+
+
+def read_sst2(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
+    """Random sentences of SST-2's training split with their labels: `count`, or all where there are fewer."""
+    examples = get_task("sst2").load(folder).train
+    rows = _sample(list(zip(examples.texts, examples.labels, strict=True)), count)
+    texts, labels = (list(column) for column in zip(*rows, strict=True))
+    return encode(tokenizer, Examples(texts, labels), max_length=max_length, is_regression=False)
+
+
+def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
+    """Random pairs of question and context of SQuAD v1.1's training file, the context cut; all labels are 0.
+
+    Raises:
+        MissingFileError: there is no such file in the folder.
+    """
+    paths = sorted(folder.glob(_SQUAD_FILES))
+    if not paths:
+        raise MissingFileError(f"{folder}: no file {_SQUAD_FILES}")
+    articles = json.loads(paths[0].read_text(encoding="utf-8"))["data"]
+    paragraphs = (paragraph for article in articles for paragraph in article["paragraphs"])
+    pairs = [(question["question"], p["context"]) for p in paragraphs for question in p["qas"]]
+    questions, contexts = (list(column) for column in zip(*_sample(pairs, count), strict=True))
+    encoding = tokenizer(questions, contexts, truncation="only_second", max_length=max_length)
+    names = [name for name in tokenizer.model_input_names if name in encoding]
+    return EncodedExamples(
+        features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
+        pad_values={
+            "input_ids": tokenizer.pad_token_id,
+            "token_type_ids": tokenizer.pad_token_type_id,
+            "attention_mask": 0,
+        },
+        labels=torch.zeros(len(questions), dtype=torch.int64),
+    )
+
+
+def with_answers(batch: Batch) -> Batch:
+    """The batch with random answers, `start_positions` and `end_positions` `(batch,)`, in place of labels.
+
+    Only the time of a step is of interest, and that does not depend on where the answers are.
+    """
+    lengths = batch["attention_mask"].sum(1).cpu()
+    generator = torch.Generator().manual_seed(0)
+    answers = {
+        name: (torch.rand(len(lengths), generator=generator) * lengths).long().to(batch["labels"].device)
+        for name in ("start_positions", "end_positions")
+    }
+    return {name: tensor for name, tensor in batch.items() if name != "labels"} | answers
+
+
+def _sample(rows: list, count: int) -> list:
+    return random.Random(0).sample(rows, min(count, len(rows)))

@@ -1,0 +1,85 @@
+"""The least work an op can be done with: floating-point operations of its matrix products, bytes that must move.
+
+Bytes count every tensor that goes in or comes out once, at its own width: the inputs are read, the outputs and the
+gradients are written. What a backend keeps or recomputes between forward and backward is its own affair and does not
+count, nor do biases of one row, labels and offsets. A multiplication with its addition is two operations. All counts
+are of the units that are kept and of real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MODES = ("forward", "backward", "full")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Attributes:
+    flops: floating-point operations of the matrix products.
+    bytes: read and written.
+    """
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Floor) -> Floor:
+        return Floor(self.flops + other.flops, self.bytes + other.bytes)
+
+    def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """The time that a machine of these rates needs at least, arithmetic and memory overlapping."""
+        return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
+
+
+Floors = Mapping[str, Floor]
+
+
+def _with_full(forward: Floor, backward: Floor) -> Floors:
+    return {"forward": forward, "backward": backward, "full": forward + backward}
+
+
+def attention(lengths: Sequence[int], heads: int, head_size: int, itemsize: int) -> Floors:
+    """Forward: two products, q k^T and p v, of n x n x D per head and sequence; reads q, k, v, writes the output.
+
+    Backward: four products (for p, q, k and v; the scores are not counted a second time); reads q, k, v and the
+    output's gradient, writes three gradients.
+    """
+    product = 2 * heads * head_size * sum(n * n for n in lengths)
+    tensor = sum(lengths) * heads * head_size * itemsize
+    return _with_full(Floor(2 * product, 4 * tensor), Floor(4 * product, 7 * tensor))
+
+
+def feed_forward(tokens: int, hidden: int, neurons: int, itemsize: int) -> Floors:
+    """Forward: two products of T x E x F; reads x and both weights, writes the output.
+
+    Backward: four; reads x, the output's gradient and both weights, writes the gradients of x and of both weights.
+    """
+    product = 2 * tokens * hidden * neurons
+    activations, weights = tokens * hidden * itemsize, 2 * hidden * neurons * itemsize
+    return _with_full(Floor(2 * product, 2 * activations + weights), Floor(4 * product, 3 * activations + 2 * weights))
+
+
+def dropout_add_layer_norm(tokens: int, hidden: int, itemsize: int) -> Floors:
+    """No products. Forward reads x and the residual and writes the output.
+
+    Backward reads the output's gradient and the normalised rows, writes the gradients of x and of the residual, which
+    differ by the dropout.
+    """
+    tensor = tokens * hidden * itemsize
+    return _with_full(Floor(0, 3 * tensor), Floor(0, 4 * tensor))
+
+
+def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, itemsize: int) -> Floors:
+    """Forward: one product of L x E x V, L being the labelled tokens; reads their rows and the weight.
+
+    Backward: two; reads the same, writes the gradients of all rows (zero where there is no label) and of the weight.
+    """
+    product = 2 * labelled * hidden * vocabulary
+    rows, weight = labelled * hidden * itemsize, hidden * vocabulary * itemsize
+    return _with_full(Floor(product, rows + weight), Floor(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
+
+
+def adamw(parameters: int, itemsize: int) -> Floor:
+    """One step: reads parameter, gradient and two moments, writes all but the gradient."""
+    return Floor(0, 7 * parameters * itemsize)

@@ -1,0 +1,44 @@
+"""How fast this machine multiplies and copies, which is what a floor in seconds is computed from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from .record import wait_for
+
+_REPEATS = 8
+#: Rows and columns of the matrices: large enough for full speed.
+_MATRIX = {"cpu": 1024, "cuda": 8192}
+#: Bytes copied: more than any cache holds.
+_COPY = {"cpu": 2**28, "cuda": 2**31}
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """The best of some runs of torch's own matrix product and copy.
+
+    Returns:
+        `flops_per_second` of a product in `dtype`, and `bytes_per_second` (read and written) of a copy. Tensors that
+        fit a cache move faster than that.
+    """
+    size = _MATRIX[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.zeros(_COPY[device.type], dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return {
+        "flops_per_second": 2 * size**3 / _best(lambda: a @ b, device),
+        "bytes_per_second": 2 * source.numel() / _best(lambda: target.copy_(source), device),
+    }
+
+
+def _best(run: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(_REPEATS):
+        wait_for(device)
+        begin = time.perf_counter()
+        run()
+        wait_for(device)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)

@@ -1,0 +1,72 @@
+"""Turns the JSON files of all benchmarks into Markdown tables and pictures.
+
+    python -m bench.report RESULTS.json [...] [--plots FOLDER]
+
+Takes what `pytest bench/ --benchmark-json=FILE`, `python -m bench.step` and `python -m bench.end_to_end` write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from earlybert.rundir import read_json
+
+from . import plots, tables
+
+#: Name of the picture, Markdown, and how the picture is drawn.
+Section = tuple[str, str, Callable[[], Figure]]
+
+_MICRO_NOTE = (
+    "Every round runs eager first; ratios are to that run, and eager's own show how far apart equal work comes out. "
+    "GFLOP/s and GB/s count the least work there is (`bench/floors.py`); the floor column is the share of the time "
+    "that this work needs at the rates of torch's matrix product and copy here, over 100% where a cache holds it all."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the arguments, prints Markdown, draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw PNG files into this folder")
+    args = parser.parse_args(argv)
+    for path in args.results:
+        for name, markdown, draw in sections(read_json(path)):
+            print(markdown)
+            if args.plots is not None:
+                args.plots.mkdir(parents=True, exist_ok=True)
+                print(f"![{name}]({plots.save(draw(), args.plots / f'{path.stem}-{name}.png')})\n")
+
+
+def sections(content: dict[str, Any]) -> Iterator[Section]:
+    """The tables and pictures of one file.
+
+    Raises:
+        ValueError: it is no benchmark's result.
+    """
+    if "benchmarks" in content:
+        yield from _micro_sections(content)
+    elif content.get("kind") == "step":
+        yield "step", tables.step(content), lambda: plots.step_figure(content)
+    elif content.get("kind") == "end_to_end":
+        yield "end_to_end", tables.end_to_end(content), lambda: plots.end_to_end_figure(content)
+    else:
+        raise ValueError("expected what a benchmark wrote: pytest-benchmark's JSON, or that of step or end_to_end")
+
+
+def _micro_sections(content: dict[str, Any]) -> Iterator[Section]:
+    rows = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+    # Rows of one session share their conditions; a file put together of several has several.
+    for (op, conditions), group in itertools.groupby(rows, key=lambda row: (row["op"], tables.conditions(row))):
+        own = list(group)
+        note = f"{conditions}. {_MICRO_NOTE}"
+        yield op, f"### {op}\n\n{note}\n\n{tables.micro(own)}", lambda own=own: plots.micro_figure(own)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The ways in which a training step is run: stock, compiled, converted, gated, and with a ticket in three forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import earlybert_kernels as ek
+from earlybert.data import Batch
+
+from .shapes import random_ticket
+
+STOCK, CONVERTED = "stock", "converted"
+
+#: Name -> what becomes of a stock model, in place, given the ticket where it is run with one.
+_MAKERS: dict[str, Callable[[nn.Module, ek.Ticket], nn.Module]] = {
+    STOCK: lambda model, ticket: model,
+    "stock-compile": lambda model, ticket: torch.compile(model),
+    CONVERTED: lambda model, ticket: ek.convert(model),
+    "search": lambda model, ticket: ek.enable_gates(ek.convert(model)),
+    "ticket-masked": lambda model, ticket: ek.apply_ticket(ek.convert(model), ticket),
+    "ticket-compact": lambda model, ticket: ek.compact(ek.convert(model), ticket),
+    "ticket-stock": lambda model, ticket: ek.compact(model, ticket),
+}
+#: All variants, in the order in which they are run. `ticket-stock` is the compact ticket on stock modules.
+VARIANTS = tuple(_MAKERS)
+
+#: Of float32 logits that were computed in another order, absolute and relative.
+_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
+
+
+def build(name: str, stock: nn.Module) -> nn.Module:
+    """Makes a variant of a stock model, using the model up.
+
+    Tickets are of the paper's ratios with random units, the same for all variants.
+    """
+    config = stock.config
+    layers = config.num_hidden_layers
+    ticket = random_ticket([config.num_attention_heads] * layers, [config.intermediate_size] * layers)
+    return _MAKERS[name](stock, ticket)
+
+
+def same_function(name: str) -> str:
+    """The variant on stock modules that a variant has to agree with."""
+    return "ticket-stock" if name.startswith("ticket") else STOCK
+
+
+@torch.no_grad()
+def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """What a model in evaluation mode says, float32 in one dimension: of questions, the scores of real tokens."""
+    output = model.eval()(**batch)
+    if "logits" in output:
+        return output.logits.flatten()
+    real = batch["attention_mask"].bool()
+    return torch.cat([output.start_logits[real], output.end_logits[real]])
+
+
+def check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compares the logits of a variant with those of the one that it has to agree with.
+
+    Raises:
+        AssertionError: they differ by more than rounding.
+    """
+    tolerance = _TOLERANCE[found.device.type]
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance, msg=lambda message: f"{name}: wrong logits. {message}"
+    )
+
+
+def check_all(models: dict[str, nn.Module], stock: Callable[[], nn.Module], batch: Batch) -> None:
+    """Checks every model against stock modules; `stock` makes a fresh stock model on the device.
+
+    Raises:
+        AssertionError: a variant's logits are wrong.
+    """
+    expected: dict[str, torch.Tensor] = {}
+    for name, model in models.items():
+        base = same_function(name)
+        if base not in expected:
+            expected[base] = logits(build(base, stock()), batch)
+        check(name, logits(model, batch), expected[base])

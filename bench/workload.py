@@ -1,0 +1,124 @@
+"""What is trained where whole steps are measured: a BERT and its batches, as the command line says."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from earlybert.data import Batch, EncodedExamples, collate
+
+from .examples import random_examples, read_squad, read_sst2, with_answers
+from .shapes import SHAPES
+
+#: Longest sequences, as the recipes of GLUE and SQuAD cut them.
+_MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128}
+
+
+def quiet_transformers() -> None:
+    """Leaves out what transformers says of new heads and of loading: a measurement wants both."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, as the command line says it.
+
+    Attributes:
+        model: folder or hub name of a pretrained BERT, or None.
+        shape: name of a shape to build with random weights where there is no model.
+        lengths: `"sst2"`, `"squad"` or `"full"`.
+        data_dir: folder with the data; None for random tokens in sequences of such lengths.
+        padding: `"longest"` or `"max_length"`.
+        max_length: tokens of the longest sequence; None for the usual one.
+        batch_size: sequences of a batch.
+        dtype: what steps compute in, by name; parameters and the check of the logits are float32.
+    """
+
+    model: str | None
+    shape: str | None
+    lengths: str
+    data_dir: Path | None
+    padding: str
+    max_length: int | None
+    batch_size: int
+    dtype: str = "float32"
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds one flag per attribute."""
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--model", help="folder or hub name of a pretrained BERT")
+        which.add_argument("--shape", choices=tuple(SHAPES), help="a BERT of this shape with random weights")
+        parser.add_argument("--lengths", choices=tuple(_MAX_LENGTH), default="sst2", help="default: %(default)s")
+        parser.add_argument(
+            "--data-dir",
+            type=Path,
+            help="folder with SST-2's tsv or SQuAD's json files, needs --model; default: random tokens in "
+            "sequences of their lengths",
+        )
+        parser.add_argument(
+            "--padding", choices=("longest", "max_length"), default="longest", help="of every batch; default: longest"
+        )
+        parser.add_argument("--max-length", type=int, help="tokens; default: 128, with --lengths squad 384")
+        parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+        parser.add_argument(
+            "--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast; default: %(default)s"
+        )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace, parser: argparse.ArgumentParser) -> Workload:
+        """Takes its own of the parsed arguments; leaves by `parser.error` where they do not fit together."""
+        if args.data_dir is not None and args.model is None:
+            parser.error("--data-dir needs --model, whose tokenizer reads the data")
+        if args.data_dir is not None and args.lengths == "full":
+            parser.error("--lengths full takes no --data-dir: all its tokens are random")
+        return cls(**{name: getattr(args, name) for name in cls.__dataclass_fields__})
+
+    def flags(self) -> list[str]:
+        """The command line that says the same."""
+        flags = []
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if value is not None:
+                flags += ["--" + name.replace("_", "-"), str(value)]
+        return flags
+
+    @property
+    def longest(self) -> int:
+        """Tokens that no sequence exceeds."""
+        return self.max_length or _MAX_LENGTH[self.lengths]
+
+    def stock_model(self) -> nn.Module:
+        """The stock model, with the same weights at every call: for questions or for two classes."""
+        torch.manual_seed(0)
+        cls = BertForQuestionAnswering if self.lengths == "squad" else BertForSequenceClassification
+        if self.model is None:
+            return cls(SHAPES[self.shape].config())
+        return cls.from_pretrained(self.model)
+
+    def batches(self, count: int, device: torch.device) -> list[Batch]:
+        """So many batches in random order, always the same ones, each padded as `padding` says."""
+        size = self.batch_size
+        examples = self._examples(count * size)
+        pad_to = self.longest if self.padding == "max_length" else None
+        batches = []
+        for start in range(0, count * size, size):
+            indices = [number % len(examples) for number in range(start, start + size)]
+            batch = collate(examples, indices, pad_to=pad_to, device=device)
+            batches.append(with_answers(batch) if self.lengths == "squad" else batch)
+        return batches
+
+    def _examples(self, count: int) -> EncodedExamples:
+        if self.data_dir is None:
+            config = SHAPES[self.shape].config() if self.model is None else AutoConfig.from_pretrained(self.model)
+            mix = str(self.longest) if self.lengths == "full" else self.lengths
+            return random_examples(mix, count, self.longest, config.vocab_size)
+        read = {"sst2": read_sst2, "squad": read_squad}[self.lengths]
+        return read(self.data_dir, count, AutoTokenizer.from_pretrained(self.model), self.longest)

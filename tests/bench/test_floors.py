@@ -1,0 +1,39 @@
+from bench import floors
+from bench.floors import Floor
+
+
+def test_attention_by_hand():
+    # Sequences of 2 and 3 tokens, 2 heads of size 4: a product is 2 * 2 * 4 * (4 + 9) operations, a tensor 40
+    # numbers.
+    floor = floors.attention([2, 3], heads=2, head_size=4, itemsize=4)
+    assert floor["forward"] == Floor(2 * 208, 4 * 160)
+    assert floor["backward"] == Floor(4 * 208, 7 * 160)
+    assert floor["full"] == Floor(6 * 208, 11 * 160)
+
+
+def test_feed_forward_by_hand():
+    # 5 tokens of width 3, 7 neurons: a product is 2 * 105 operations.
+    floor = floors.feed_forward(5, 3, 7, itemsize=2)
+    assert floor["forward"] == Floor(420, 2 * (2 * 15 + 2 * 21))
+    assert floor["backward"] == Floor(840, 2 * (3 * 15 + 4 * 21))
+
+
+def test_dropout_add_layer_norm_by_hand():
+    floor = floors.dropout_add_layer_norm(5, 3, itemsize=4)
+    assert floor == {"forward": Floor(0, 180), "backward": Floor(0, 240), "full": Floor(0, 420)}
+
+
+def test_masked_lm_loss_by_hand():
+    # 10 tokens, 2 of them labelled, width 3, 11 words.
+    floor = floors.masked_lm_loss(10, 2, 3, 11, itemsize=4)
+    assert floor["forward"] == Floor(2 * 66, 4 * (6 + 33))
+    assert floor["backward"] == Floor(4 * 66, 4 * (6 + 2 * 33 + 30))
+
+
+def test_adamw_by_hand():
+    assert floors.adamw(10, 4) == Floor(0, 280)
+
+
+def test_the_slower_of_arithmetic_and_memory_counts():
+    assert Floor(100, 30).seconds(flops_per_second=100, bytes_per_second=10) == 3
+    assert Floor(100, 30).seconds(flops_per_second=10, bytes_per_second=10) == 10

@@ -1,0 +1,160 @@
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+import earlybert_kernels as ek
+from bench import memory, report, step, variants
+from bench.shapes import SHAPES, Shape
+from bench.workload import Workload
+
+CPU = torch.device("cpu")
+#: What torch.compile needs a minute for is left to whoever measures.
+FAST = [name for name in variants.VARIANTS if name != "stock-compile"]
+
+
+@pytest.fixture(autouse=True)
+def _toy_shape(monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", Shape(layers=2, hidden=24, heads=4, neurons=40))
+
+
+def workload(**changes):
+    fields = {
+        "model": None, "shape": "tiny", "lengths": "sst2", "data_dir": None, "padding": "longest", "max_length": None,
+        "batch_size": 4,
+    }  # fmt: skip
+    return Workload(**fields | changes)
+
+
+def test_one_round_of_everything(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(step, "measure_apart", lambda workload, name: {"peak_bytes": 2**20, "building_counts": False})
+    path = tmp_path / "step.json"
+    step.main([
+        *workload().flags(), "--rounds", "1", "--memory", "--variants", *reversed(FAST), "--output", str(path),
+    ])  # fmt: skip
+    result = json.loads(path.read_text())
+    assert list(result["variants"]) == FAST
+    for variant in result["variants"].values():
+        assert len(variant["seconds"]) == 1 and variant["memory"]["peak_bytes"] == 2**20
+        assert variant["of_stock"]["median"] == variant["seconds"][0] / result["variants"]["stock"]["seconds"][0]
+    assert result["arguments"]["shape"] == "tiny" and {"machine", "versions", "commit"} <= set(result)
+    printed = capsys.readouterr().out
+    assert "| ticket-compact |" in printed and "peak MiB" in printed
+    report.main([str(path), "--plots", str(tmp_path)])
+    assert capsys.readouterr().out.startswith(printed.rstrip())
+    assert (tmp_path / "step-step.png").exists()
+
+
+def test_ratios_and_tokens():
+    summary = step.summarize({"stock": [2.0, 4.0], "search": [1.0, 1.0]}, real_tokens=[10, 30])
+    assert summary["search"]["of_stock"]["median"] == 0.375
+    assert summary["search"]["of_converted"] is None
+    assert summary["search"]["real_tokens_per_second"] == 20
+    assert summary["stock"]["of_stock"] == {"q1": 1, "median": 1, "q3": 1}
+
+
+@pytest.mark.parametrize("lengths", ["sst2", "squad", "full"])
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+def test_batches(lengths, padding):
+    work = workload(lengths=lengths, padding=padding, max_length=100)
+    batches = work.batches(3, CPU)
+    again = work.batches(3, CPU)
+    for batch, same in zip(batches, again, strict=True):
+        sizes = batch["attention_mask"].sum(1)
+        assert all(torch.equal(batch[name], same[name]) for name in batch)
+        assert batch["input_ids"].shape == (4, 100 if padding == "max_length" else int(sizes.max()))
+        assert lengths != "full" or set(sizes.tolist()) == {100}
+        if lengths == "squad":
+            assert (batch["start_positions"] < sizes).all() and (batch["end_positions"] < sizes).all()
+    assert not torch.equal(batches[0]["input_ids"][:, :3], batches[1]["input_ids"][:, :3])
+
+
+def test_questions_are_checked_at_real_tokens():
+    work = workload(lengths="squad", max_length=60)
+    models = {name: variants.build(name, work.stock_model()) for name in FAST}
+    variants.check_all(models, work.stock_model, work.batches(1, CPU)[0])
+
+
+def test_a_variant_with_wrong_logits_is_an_error():
+    work = workload()
+    model = variants.build("converted", work.stock_model())
+    with torch.no_grad():
+        model.classifier.bias += 0.01
+    with pytest.raises(AssertionError, match="converted: wrong logits"):
+        variants.check_all({"converted": model}, work.stock_model, work.batches(1, CPU)[0])
+
+
+def test_variants_are_what_they_say():
+    work = workload()
+    built = {name: variants.build(name, work.stock_model()) for name in FAST}
+    assert {name for name, model in built.items() if ek.is_converted(model)} == {
+        "converted", "search", "ticket-masked", "ticket-compact",
+    }  # fmt: skip
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in built.items()}
+    assert sizes["stock"] == sizes["converted"] == sizes["ticket-masked"]
+    assert sizes["search"] == sizes["stock"] + 2 * (4 + 40)
+    assert sizes["ticket-compact"] == sizes["ticket-stock"] < sizes["stock"]
+
+
+def test_real_sentences(tiny_bert, toy_sst2):
+    work = workload(model=tiny_bert, shape=None, data_dir=Path(toy_sst2), max_length=16)
+    (batch,) = work.batches(1, CPU)
+    assert batch["input_ids"].shape[0] == 4 and set(batch["labels"].tolist()) <= {0, 1}
+    assert (batch["input_ids"][:, 0] == 2).all(), "every sentence begins with [CLS]"
+
+
+def test_real_questions(tiny_bert, tmp_path):
+    context = "the film is good " * 20
+    questions = [{"question": f"is the film {word}"} for word in ("good", "bad")]
+    data = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
+    (tmp_path / "train-v1.1.json").write_text(json.dumps(data))
+    work = workload(model=tiny_bert, shape=None, lengths="squad", data_dir=tmp_path, max_length=30)
+    (batch,) = work.batches(1, CPU)
+    assert batch["input_ids"].shape == (4, 30) and batch["token_type_ids"].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "tiny", "--data-dir", "x"], "--data-dir needs --model"),
+        (["--model", "m", "--lengths", "full", "--data-dir", "x"], "--lengths full takes no --data-dir"),
+        (["--shape", "tiny", "--model", "m"], "not allowed with"),
+        (["--shape", "tiny", "--rounds", "0"], "--rounds: expected at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        step.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_flags_say_the_same_again():
+    parser = argparse.ArgumentParser()
+    Workload.add_arguments(parser)
+    work = workload(lengths="full", max_length=64, dtype="bfloat16")
+    assert Workload.from_arguments(parser.parse_args(work.flags()), parser) == work
+
+
+def test_peak_memory_in_a_process_of_its_own(monkeypatch):
+    found = memory.measure_apart(workload(), "ticket-compact")
+    # Parameters, gradients and two moments of the real tiny shape, 4.2 million parameters in float32.
+    assert found["peak_bytes"] is None or 50e6 < found["peak_bytes"] < 1e9
+    monkeypatch.setattr(memory.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="peak memory of stock"):
+        memory.measure_apart(workload(), "stock")
+
+
+def test_half_precision_is_autocast():
+    result = step.measure(workload(dtype="bfloat16"), ["stock", "converted"], 1, CPU)
+    assert set(result["variants"]) == {"stock", "converted"}
+
+
+def test_means_of_the_table():
+    work = workload()
+    result = step.measure(work, ["stock"], 2, CPU)
+    masks = [batch["attention_mask"] for batch in work.batches(step.WARM_UP + 2, CPU)[step.WARM_UP :]]
+    assert statistics.mean(result["batches"]["real_tokens"]) == statistics.mean(int(mask.sum()) for mask in masks)
+    assert result["batches"]["padded_tokens"] == [mask.numel() for mask in masks]

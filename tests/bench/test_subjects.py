@@ -1,0 +1,83 @@
+import importlib
+
+import pytest
+import torch
+
+import earlybert_kernels as ek
+from bench import shapes
+from bench.bench_adamw import parameter_shapes
+from bench.cases import BASELINE, UNITS, Problem, make_cases
+from bench.correctness import check_results
+from bench.provider import Provider
+
+CPU = torch.device("cpu")
+OPS = ("attention", "feed_forward", "dropout_add_layer_norm", "masked_lm_loss")
+
+
+def subject_of(op):
+    return importlib.import_module(f"bench.bench_{op}").SUBJECT
+
+
+@pytest.fixture(autouse=True)
+def _small_vocabulary(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("bench.bench_masked_lm_loss"), "VOCABULARY", 101)
+
+
+@pytest.mark.parametrize("lengths", ["sst2", "6"])
+@pytest.mark.parametrize(("op", "unit"), [(op, unit) for op in OPS for unit in subject_of(op).units])
+def test_every_provider_computes_the_same(op, unit, lengths):
+    subject = subject_of(op)(Problem(op, "tiny", lengths, unit, 5, torch.float32, CPU))
+    exact = Provider(subject, "reference", torch.float64).results()
+    plain = Provider(subject, BASELINE).results()
+    assert set(exact) == {"output", *(f"gradient of {name}" for name in subject.tokens | subject.weights)}
+    for backend in ek.ops.backends(op):
+        errors = check_results(Provider(subject, backend).results(), plain, exact, torch.float32)
+        assert set(errors) == set(exact)
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "full"])
+def test_modes(mode):
+    subject = subject_of("attention")(Problem("attention", "tiny", "sst2", "dense", 3, torch.float32, CPU))
+    result = Provider(subject, "reference").prepare(mode, 0.1)()
+    shape = (subject.num_tokens, 2, 64)
+    if mode == "forward":
+        assert result.shape == shape and result.requires_grad
+    else:
+        assert [gradient.shape for gradient in result] == [shape] * 3
+
+
+def test_units_are_what_they_say():
+    for op, name, axis in (("attention", "q", 1), ("feed_forward", "w_in", 0)):
+        sizes = {}
+        for unit in UNITS:
+            subject = subject_of(op)(Problem(op, "minilm", "4", unit, 2, torch.float32, CPU))
+            sizes[unit] = (subject.tokens | subject.weights)[name].shape[axis]
+            mask = getattr(subject, "head_mask" if op == "attention" else "neuron_mask")
+            assert (mask is not None) == (unit == "masked")
+            if mask is not None:
+                kept = int(mask.sum())
+        assert sizes["dense"] == sizes["masked"] > sizes["compact"] == kept
+        assert (
+            subject.floors()["full"].flops
+            < subject_of(op)(Problem(op, "minilm", "4", "dense", 2, torch.float32, CPU)).floors()["full"].flops
+        )
+
+
+def test_ids_name_everything():
+    cases = make_cases(
+        "attention", ["dense"], sizes=["minilm"], lengths=["sst2"], modes=["full"], batch_size=32,
+        dtype=torch.float32, device=CPU,
+    )  # fmt: skip
+    assert [case.id for case in cases] == [
+        f"minilm-sst2-dense-full-{provider}" for provider in ("eager", "compile", *ek.ops.backends("attention"))
+    ]
+
+
+def test_the_optimizers_parameters_are_those_of_the_model():
+    dense, compact = parameter_shapes("tiny", "dense"), parameter_shapes("tiny", "compact")
+    assert len(dense) == len(compact)
+    assert dense[0] == compact[0] == (shapes.VOCABULARY, 128)
+    ticket = shapes.SHAPES["tiny"].ticket()
+    lost = sum(512 - len(kept) for kept in ticket.neurons) * (2 * 128 + 1)
+    lost += sum(2 - len(kept) for kept in ticket.heads) * 64 * (4 * 128 + 3)
+    assert sum(s.numel() for s in dense) - sum(s.numel() for s in compact) == lost > 0

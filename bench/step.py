@@ -3,8 +3,8 @@
     python -m bench.step --model MODEL --lengths sst2 --data-dir GLUE/SST-2 --output step.json
     python -m bench.step --shape base --lengths full --memory --output step.json
 
-Every variant takes the same batches, one after the other within each round, so that a machine whose speed drifts
-slows all of them down. A step is forward, backward and the optimizer (torch's fused AdamW). What is printed are
+Every variant takes the same batches, one after the other within each round and in an order of its own, so that a
+machine whose speed drifts slows all of them down. A step is forward, backward and the optimizer (torch's fused AdamW). What is printed are
 medians and quartiles over the rounds, and of the ratios to the stock and to the converted step of the same round.
 A variant whose logits are wrong is an error. `python -m bench.report step.json` prints the table again.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -109,8 +110,10 @@ def time_steps(
     """Seconds of each variant's step, round by round, without the first `WARM_UP` rounds."""
     steps = {name: training_step(model, device, dtype) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    order, rng = list(steps.items()), random.Random(0)
     for number, batch in enumerate(batches):
-        for name, step in steps.items():
+        rng.shuffle(order)  # what ran before leaves its mark on caches and on the allocator
+        for name, step in order:
             begin = time.perf_counter()
             step(batch)
             if number >= WARM_UP:

@@ -27,8 +27,8 @@ constexpr int kTileRows = 6;
 constexpr int kTileCols = 2 * kVec;
 constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // floats of a packed column of a's tile
 
-constexpr int64_t kDepth = 384;     // summed at a time: a tile of a then fits the nearest cache
-constexpr int64_t kBlockCols = 384; // columns of b packed at a time: they fit the second
+constexpr int64_t kDepth = 512;      // summed at a time: a tile of a then fits the nearest cache
+constexpr int64_t kBlockCols = 384;  // columns of b packed at a time: they fit the second
 
 // Below this many multiplications waking the other threads costs more than they save.
 constexpr int64_t kParallelProducts = 1 << 18;

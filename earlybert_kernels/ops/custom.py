@@ -40,7 +40,12 @@ def define(
         for device, pair in kernels.items():
             torch.library.impl(f"earlybert::{own}", device, getattr(pair, half))
         torch.library.register_fake(f"earlybert::{own}", fake)
-    torch.library.register_autograd(f"earlybert::{name}", gradients, setup_context=save)
+
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
+        save(ctx, inputs, output)
+
+    torch.library.register_autograd(f"earlybert::{name}", gradients, setup_context=setup_context)
 
     def refuse(ctx, *grads):
         raise RuntimeError(f"{name}: only the 'reference' backend can be differentiated twice")

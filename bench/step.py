@@ -4,9 +4,9 @@
     python -m bench.step --shape base --lengths full --memory --output step.json
 
 Every variant takes the same batches, one after the other within each round and in an order of its own, so that a
-machine whose speed drifts slows all of them down. A step is forward, backward and the optimizer (torch's fused AdamW). What is printed are
-medians and quartiles over the rounds, and of the ratios to the stock and to the converted step of the same round.
-A variant whose logits are wrong is an error. `python -m bench.report step.json` prints the table again.
+machine whose speed drifts slows all of them down. A step is forward, backward and the optimizer (torch's fused AdamW).
+What is printed are medians and quartiles over the rounds, and of the ratios to the stock and to the converted step of
+the same round. A variant whose logits are wrong is an error. `python -m bench.report step.json` prints the table again.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _run_compiled(
 _composed = partial(reference.attention_sublayer, attention=attention, dropout_add_layer_norm=dropout_add_layer_norm)
 
 register(_OP, "reference", reference.attention_sublayer)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
 register(_OP, "cuda", _composed, unavailable=cuda.unavailable, refuses=cuda.refuses)
 
 

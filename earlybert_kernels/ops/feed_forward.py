@@ -89,7 +89,7 @@ def _run_compiled(
 
 
 register(_OP, "reference", reference.feed_forward)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
 
 
 # The dispatcher's side; `active` are the indices of the neurons to compute.

@@ -107,7 +107,7 @@ _composed = partial(
 )
 
 register(_OP, "reference", reference.feed_forward_sublayer)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
 register(_OP, "cuda", _composed, unavailable=cuda.unavailable, refuses=cuda.refuses)
 
 

@@ -61,7 +61,7 @@ def _run_compiled(hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor |
 
 
 register(_OP, "reference", reference.masked_lm_loss)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
 
 
 # The dispatcher's side; `rows` are the labelled ones.

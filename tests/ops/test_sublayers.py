@@ -215,6 +215,20 @@ def test_float64_runs_in_the_definition_and_a_forced_backend_refuses_it():
 
 
 @needs_cpu
+def test_autocast_gets_the_dtype_that_it_asks_for():
+    *tensors, gates = feed_forward_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        h = ek.ops.feed_forward(*tensors[:5])
+        out = ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates)
+        with pytest.raises(RuntimeError, match=r"autocast to torch.bfloat16 is on"):
+            ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates, backend="cpu")
+    assert h.dtype == torch.bfloat16
+    exact = ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates)
+    assert not torch.equal(out.float(), exact)
+    torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.1)
+
+
+@needs_cpu
 def test_a_second_derivative_is_refused():
     *tensors, _ = feed_forward_inputs()
     out = ek.ops.feed_forward_sublayer(*tensors)

@@ -49,6 +49,13 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def refuses_products(*tensors: Tensor | None) -> str | None:
+    """As `refuses`, for ops with matrix products, which a user who turns autocast on wants in another dtype."""
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32:
+        return f"it computes in float32, and autocast to {torch.get_autocast_dtype('cpu')} is on"
+    return refuses(*tensors)
+
+
 def run(kernel: Callable[..., None], *arguments) -> None:
     """Calls one of the extension's kernels on as many threads as torch has been told to use."""
     # OpenMP counts for each Python thread apart, and takes all cores in one where torch has not told it this way.

@@ -187,7 +187,7 @@ def test_no_rows(backend, shape):
 
 @needs_cpu
 @pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (100, 384)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (7, 13), (100, 384)])
 def test_kernels_overwrite_poisoned_outputs(shape, p):
     x, residual, weight, bias, grad_out = inputs(shape, grad=False)
     rows, cols = shape

@@ -70,6 +70,31 @@ def dropout_add_layer_norm(tokens: int, hidden: int, itemsize: int) -> Floors:
     return _with_full(Floor(0, 3 * tensor), Floor(0, 4 * tensor))
 
 
+def attention_sublayer(lengths: Sequence[int], hidden: int, heads: int, head_size: int, itemsize: int) -> Floors:
+    """That of attention, and of four linear layers around it: products of T x E x HD, one forward and two backward.
+
+    Forward reads x and the weights and writes the output; backward reads x, the output's gradient and the weights and
+    writes the gradients of x and of the weights.
+    """
+    products = attention(lengths, heads, head_size, itemsize)
+    linear = 4 * 2 * sum(lengths) * hidden * heads * head_size
+    tokens, weights = sum(lengths) * hidden * itemsize, 4 * hidden * heads * head_size * itemsize
+    return _with_full(
+        Floor(products["forward"].flops + linear, 2 * tokens + weights),
+        Floor(products["backward"].flops + 2 * linear, 3 * tokens + 2 * weights),
+    )
+
+
+def embedding_layer_norm(tokens: int, hidden: int, itemsize: int) -> Floors:
+    """No products. Forward reads a row of the word table for each token and writes the output.
+
+    Backward reads the output's gradient and the row again, and writes a row of the table's gradient. The positions' and
+    types' tables are small, and the zeros of the rows that do not occur need not be written.
+    """
+    tensor = tokens * hidden * itemsize
+    return _with_full(Floor(0, 2 * tensor), Floor(0, 3 * tensor))
+
+
 def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, itemsize: int) -> Floors:
     """Forward: one product of L x E x V, L being the labelled tokens; reads their rows and the weight.
 

@@ -11,7 +11,7 @@ from bench.correctness import check_results
 from bench.provider import Provider
 
 CPU = torch.device("cpu")
-OPS = ("attention", "feed_forward", "dropout_add_layer_norm", "masked_lm_loss")
+OPS = ek.ops.dispatch.op_names()
 
 
 def subject_of(op):
@@ -20,7 +20,8 @@ def subject_of(op):
 
 @pytest.fixture(autouse=True)
 def _small_vocabulary(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("bench.bench_masked_lm_loss"), "VOCABULARY", 101)
+    for op in ("masked_lm_loss", "embedding_layer_norm"):
+        monkeypatch.setattr(importlib.import_module(f"bench.bench_{op}"), "VOCABULARY", 101)
 
 
 @pytest.mark.parametrize("lengths", ["sst2", "6"])

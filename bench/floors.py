@@ -105,6 +105,6 @@ def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, ite
     return _with_full(Floor(product, rows + weight), Floor(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
 
 
-def adamw(parameters: int, itemsize: int) -> Floor:
-    """One step: reads parameter, gradient and two moments, writes all but the gradient."""
+def adam(parameters: int, itemsize: int) -> Floor:
+    """One step of AdamW or LAMB: reads parameter, gradient and two moments, writes all but the gradient."""
     return Floor(0, 7 * parameters * itemsize)

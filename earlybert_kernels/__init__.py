@@ -12,6 +12,7 @@ from .gates import enable_gates, head_gates, neuron_gates, remove_gates
 from .masking import apply_ticket, check_ticket, clear_ticket
 from .models import check_convertible
 from .ops import use_backend
+from .optim import Lamb
 from .ticket import Ticket
 
 try:
@@ -20,6 +21,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "unknown"
 
 __all__ = [
+    "Lamb",
     "Ticket",
     "apply_ticket",
     "check_convertible",

@@ -30,6 +30,9 @@ FAULTS = [
     (CALL.format(rows=2**62, cols=4), "signed integer overflow"),
 ]
 
+#: pytest puts the source tree's own folder first, and with it the normal build, unless it is told otherwise.
+PYTEST = ("-m", "pytest", "-q", "-o", f"pythonpath={BUILD / 'lib'} . tests/ops tests/models tests/earlybert")
+
 # Not run: what never calls the extension; what compiles with torch or starts processes of its own (slow, and no
 # further call of it); tests of layer norm's accuracy (with checks in them its sums are not vectorised: one long chain
 # of roundings).
@@ -64,8 +67,10 @@ def main() -> None:
     switches = {"EARLYBERT_SANITIZE": "1", "EARLYBERT_BUILD_CPU": "1", "EARLYBERT_BUILD_CUDA": "0"}
     subprocess.run(build, cwd=ROOT, env=os.environ | switches, check=True)
 
+    fault = BUILD / "test_fault.py"
     for code, finding in FAULTS:
-        done = sanitized("-c", code, capture_output=True, text=True)
+        fault.write_text(code)  # by pytest, to see that it finds the sanitized build
+        done = sanitized(*PYTEST, "-s", str(fault), capture_output=True, text=True)
         if done.returncode == 0 or finding not in done.stderr:
             raise SystemExit(f"a deliberate fault was not found ({finding}):\n{done.stderr}")
         print(f"found as it should be: {finding}", flush=True)
@@ -77,7 +82,7 @@ def main() -> None:
         not_run = NOT_RUN if name == names[0] else NOT_RUN + names
         selection = f"not ({' or '.join(not_run)})"
         print(f"== {name}", flush=True)
-        tests = ("-m", "pytest", "-q", "tests/ops", "tests/test_counter_rng.py", "-k", selection)
+        tests = (*PYTEST, "tests/ops", "tests/test_counter_rng.py", "-k", selection)
         sanitized(*tests, env={"EARLYBERT_INSTRUCTION_SET": name}, check=True)
 
 

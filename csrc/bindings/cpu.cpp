@@ -18,6 +18,7 @@
 #include "../cpu/cross_entropy.h"
 #include "../cpu/dropout_add_layer_norm.h"
 #include "../cpu/embedding_layer_norm.h"
+#include "../cpu/lamb_step.h"
 #include "../cpu/linear.h"
 
 namespace py = pybind11;
@@ -249,6 +250,23 @@ void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, d
   EARLYBERT_CALL(cross_entropy, arguments);
 }
 
+// A tensor's size, the addresses of parameter, gradient and moments, and the scales of the moments.
+using LambTensorAt = std::tuple<int64_t, Address, Address, Address, Address, double, double>;
+
+void lamb_step(const std::vector<LambTensorAt>& all, double lr, double beta1, double beta2, double eps,
+               double weight_decay, bool adapt) {
+  std::vector<LambTensor> tensors;
+  for (const auto& [size, parameter, gradient, exp_avg, exp_avg_sq, scale, sqrt_scale] : all) {
+    tensors.push_back({size, at<float>(parameter), at<const float>(gradient), at<float>(exp_avg),
+                       at<float>(exp_avg_sq), static_cast<float>(scale), static_cast<float>(sqrt_scale)});
+  }
+  const auto narrow = [](double x) { return static_cast<float>(x); };
+  const LambStep arguments = {tensors.data(), static_cast<int64_t>(tensors.size()), narrow(lr), narrow(beta1),
+                              narrow(1.0 - beta1), narrow(beta2), narrow(1.0 - beta2), narrow(eps),
+                              narrow(weight_decay), adapt};
+  check(EARLYBERT_CALL(lamb_step, arguments));
+}
+
 std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2,
                                                                 uint32_t c3, uint32_t k0, uint32_t k1) {
   const Words w = philox(Words{c0, c1, c2, c3}, k0, k1);
@@ -272,6 +290,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dropout_add_layer_norm_backward", &dropout_add_layer_norm_backward, release());
   m.def("embedding_layer_norm_forward", &embedding_layer_norm_forward, release());
   m.def("embedding_layer_norm_backward", &embedding_layer_norm_backward, release());
+  m.def("lamb_step", &lamb_step, release());
   m.def("linear_forward", &linear_forward, release());
   m.def("linear_backward", &linear_backward, release());
 }

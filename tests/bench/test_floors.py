@@ -30,8 +30,8 @@ def test_masked_lm_loss_by_hand():
     assert floor["backward"] == Floor(4 * 66, 4 * (6 + 2 * 33 + 30))
 
 
-def test_adamw_by_hand():
-    assert floors.adamw(10, 4) == Floor(0, 280)
+def test_adam_by_hand():
+    assert floors.adam(10, 4) == Floor(0, 280)
 
 
 def test_the_slower_of_arithmetic_and_memory_counts():

@@ -52,7 +52,18 @@ def _embedding_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) -> T
     return ek.ops.embedding_layer_norm(*ids, *tensors, padding_id=0, dropout_p=dropout_p, backend=backend)
 
 
-#: By op: a call, and the shapes of the tensors that it takes and has gradients for.
+def _lamb_step(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    """Three tensors of each kind, one of them a prime number of columns wide; returns what the step has changed."""
+    tensors = [tensor.detach().clone() for tensor in tensors]
+    params, grads, exp_avgs, exp_avg_sqs = (tensors[kind::4] for kind in range(4))
+    for tensor in exp_avg_sqs:
+        tensor.square_()
+    options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "adapt": True}
+    ek.ops.lamb_step(params, grads, exp_avgs, exp_avg_sqs, [3.0] * 3, **options, backend=backend)
+    return torch.cat([tensor.flatten() for tensor in (*params, *exp_avgs, *exp_avg_sqs)])
+
+
+#: By op: a call, and the shapes of the tensors that it takes and (but for an optimizer's step) has gradients for.
 EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "attention": (_attention, [(1240, 4, 16)] * 3 + [(4,)]),
     "feed_forward": (_feed_forward, [(300, 48), (333, 48), (333,), (48, 333), (48,), (333,)]),
@@ -66,6 +77,7 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         [(1240, 48), *[(64, 48), (64,)] * 3, (48, 64), (48,), (48,), (48,), (4,)],
     ),
     "embedding_layer_norm": (_embedding_layer_norm, [(99, 48), (40, 48), (2, 48), (48,), (48,)]),
+    "lamb_step": (_lamb_step, [(613, 300)] * 4 + [(7,)] * 4 + [(41, 997)] * 4),
     "masked_lm_loss": (_masked_lm_loss, [(300, 48), (1999, 48), (1999,)]),
 }
 
@@ -76,7 +88,7 @@ def inputs(op: str, generator: torch.Generator) -> list[Tensor]:
 
 
 def results(op: str, backend: str, dropout_p: float = 0.0) -> list[Tensor]:
-    """Output and gradients of an op's example, the same in every call.
+    """Output and gradients (where it has any) of an op's example, the same in every call.
 
     Without dropout that is so next to other threads, too; its seeds come from the generator that all threads share.
     """
@@ -84,4 +96,6 @@ def results(op: str, backend: str, dropout_p: float = 0.0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     tensors = inputs(op, generator)
     out = EXAMPLES[op][0](*tensors, dropout_p=dropout_p, backend=backend)
+    if not out.requires_grad:
+        return [out]
     return [out.detach(), *torch.autograd.grad(out, tensors, torch.randn(out.shape, generator=generator))]

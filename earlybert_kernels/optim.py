@@ -1,0 +1,138 @@
+"""The LAMB optimizer, whose step is one call of a kernel for all tensors of a group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops import lamb_step
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB: Adam's update with decoupled weight decay, scaled in every tensor by `|parameter| / |update|`.
+
+    You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv 1904.00962,
+    algorithm 2, with the identity for phi; `ops.lamb_step` has the formulas. On the CPU float32 Parameters take the
+    compiled step; `use_backend("reference")` forces plain PyTorch.
+
+    The state of a Parameter is `step` (a 0-dimensional float32 tensor on the CPU), `exp_avg` and `exp_avg_sq` (of its
+    shape; float32, float64 for a float64 Parameter).
+
+    Args:
+        params: Parameters, or groups of them as every torch optimizer takes, with any of the following of their own.
+        lr: learning rate, at least 0; schedulers may change it.
+        betas: decay of the two moments, each in [0, 1).
+        eps: added to the root of the second moment; greater than 0.
+        weight_decay: at least 0; part of the update that is scaled.
+        adapt: whether updates are scaled. False, for a group, makes the step that of AdamW. Gates need it: scaled,
+            a layer's gates would move in proportion to their norm, whatever their learning rate is meant to be. It is
+            also common for biases and LayerNorm.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+        TypeError: a Parameter is complex.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        adapt: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
+        _check_options(defaults)  # a group may override each of them
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer`; errors as in the constructor."""
+        _check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise TypeError("Lamb: a Parameter is complex")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Changes every Parameter that has a gradient.
+
+        Args:
+            closure: computes the loss and its gradients anew.
+
+        Returns:
+            What `closure` returns, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse; or a backend was forced that cannot run the step.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.grad.layout != torch.strided:
+                    raise RuntimeError("Lamb: a gradient is sparse, and every number of a tensor has to take part")
+                alike[param.device, param.dtype].append(param)
+            for params in alike.values():
+                self._step(params, group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer`."""
+        super().load_state_dict(state_dict)
+        # That has rounded moments to half precision where the Parameters have it.
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, param in zip(saved, own, strict=True):
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in self.state.get(param, {}):
+                    moment = state_dict["state"][number][name]
+                    self.state[param][name] = moment.to(param.device, _state_dtype(param))
+
+    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Changes these Parameters of a group, which are on one device and in one dtype."""
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if not state:
+                state["step"] = torch.tensor(0.0, dtype=torch.float32)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state[name] = torch.zeros(param.shape, dtype=_state_dtype(param), device=param.device)
+            state["step"] += 1
+        lamb_step(
+            params,
+            [param.grad for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"].item() for state in states],
+            lr=float(group["lr"]),  # schedulers may leave a number of numpy's, or a tensor
+            betas=tuple(group["betas"]),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            adapt=group["adapt"],
+        )
+
+
+def _state_dtype(param: Tensor) -> torch.dtype:
+    """At least float32: half precision would swallow the small changes of the second moment."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name in ("lr", "weight_decay"):
+        if not options[name] >= 0:
+            raise ValueError(f"Lamb: {name} is {options[name]}, expected 0 or more")
+    if not options["eps"] > 0:
+        raise ValueError(f"Lamb: eps is {options['eps']}, expected more than 0")
+    if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
+        raise ValueError(f"Lamb: betas are {options['betas']}, expected two numbers of at least 0 and less than 1")

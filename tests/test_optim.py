@@ -1,0 +1,186 @@
+"""Lamb as an optimizer of torch's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import earlybert_kernels as ek
+
+BACKENDS = ek.ops.backends("lamb_step")
+
+
+def make_parameters(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(33, 65), (65,), (), (10007,)]
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+
+
+def set_gradients(parameters, step):
+    generator = torch.Generator().manual_seed(step)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def train(optimizer, parameters, steps):
+    for step in steps:
+        set_gradients(parameters, step)
+        optimizer.step()
+
+
+def equal(ours, expected):
+    return all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_schedule_and_late_parameters(backend):
+    """Twenty steps against algorithm 2, written out in float64."""
+    parameters = make_parameters()
+    groups = [{"params": parameters[:2], "betas": (0.8, 0.95)}, {"params": parameters[2:], "adapt": False, "lr": 0.1}]
+    optimizer = ek.Lamb(groups, lr=0.01, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    truth = [parameter.detach().double() for parameter in parameters]
+    moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in truth]
+    for step in range(20):
+        set_gradients(parameters, step)
+        if step < 3:
+            parameters[1].grad = None  # as of a layer that is frozen at first
+        for number, parameter in enumerate(parameters):
+            if parameter.grad is None:
+                continue
+            (beta1, beta2), lr = ((0.8, 0.95), 0.01) if number < 2 else ((0.9, 0.999), 0.1)
+            p, g, (m, v), taken = truth[number], parameter.grad.double(), moments[number], step + 1
+            if number == 1:
+                taken -= 3
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g * g
+            u = m / (1 - beta1**taken) / ((v / (1 - beta2**taken)).sqrt() + 1e-6) + 0.1 * p
+            truth[number] = p - lr / (1 + step) * (p.norm() / u.norm() if number < 2 else 1.0) * u
+            moments[number] = [m, v]
+        with ek.use_backend(backend):
+            optimizer.step()
+        schedule.step()
+    for parameter, expected in zip(parameters, truth, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
+    assert [optimizer.state[p]["step"].item() for p in parameters] == [20, 17, 20, 20]
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+def test_without_adaptation_and_decay_it_is_adam():
+    ours, theirs = make_parameters(), make_parameters()
+    train(ek.Lamb(ours, lr=0.01, weight_decay=0.0, adapt=False), ours, range(10))
+    train(torch.optim.Adam(theirs, lr=0.01, eps=1e-6), theirs, range(10))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_dtypes_are_stepped_apart():
+    wide, narrow = make_parameters(torch.float64), make_parameters()
+    together = [*make_parameters(torch.float64), *make_parameters()]
+    for parameters in (wide, narrow, together):
+        optimizer = ek.Lamb(parameters, lr=0.1)
+        for step in range(3):
+            for part in (parameters[:4], parameters[4:]):
+                set_gradients(part, step)
+            optimizer.step()
+    assert equal(together, [*wide, *narrow])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_goes_on_from_a_state_dict(dtype, tmp_path):
+    parameters = make_parameters(dtype)
+    optimizer = ek.Lamb(parameters, lr=0.1)
+    train(optimizer, parameters, range(3))
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    again = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    optimizer_again = ek.Lamb(again, lr=7.0)
+    optimizer_again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert optimizer_again.param_groups[0]["lr"] == 0.1
+    for state in optimizer_again.state.values():
+        assert {key: value.dtype for key, value in state.items()} == dict.fromkeys(state, torch.float32)
+    train(optimizer, parameters, range(3, 6))
+    train(optimizer_again, again, range(3, 6))
+    assert equal(parameters, again)
+
+
+def test_a_copy_goes_on_by_itself():
+    module = nn.Linear(5, 3)
+    optimizer = ek.Lamb(module.parameters(), lr=0.1)
+    train(optimizer, list(module.parameters()), range(2))
+    other, optimizer_of_other = copy.deepcopy((module, optimizer))
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    train(optimizer_of_other, list(other.parameters()), range(2, 4))
+    assert equal(module.parameters(), before)
+    train(optimizer, list(module.parameters()), range(2, 4))
+    assert equal(module.parameters(), other.parameters())
+
+
+def test_a_closure_is_evaluated_with_gradients():
+    parameter = nn.Parameter(torch.ones(4))
+    optimizer = ek.Lamb([parameter], lr=0.1, weight_decay=0.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4.0
+    torch.testing.assert_close(parameter.detach(), torch.full((4,), 0.9))
+
+
+def test_non_contiguous_parameters_and_gradients():
+    ours = nn.Parameter(torch.randn(30, 20).t())
+    theirs = nn.Parameter(ours.detach().contiguous())
+    optimizers = [ek.Lamb([parameter], lr=0.1) for parameter in (ours, theirs)]
+    for _ in range(3):
+        theirs.grad = torch.randn(20, 30)
+        ours.grad = torch.stack([theirs.grad] * 2, -1)[..., 1]
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not ours.is_contiguous()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_parameter_without_gradient_has_no_state():
+    parameter = nn.Parameter(torch.ones(4))
+    optimizer = ek.Lamb([parameter], lr=0.1)
+    optimizer.step()
+    assert not optimizer.state and torch.equal(parameter, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr is -1.0, expected 0 or more"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"eps": 0.0}, "eps is 0.0, expected more than 0"),
+        ({"betas": (1.0, 0.9)}, "betas are .1.0, 0.9.,"),
+        ({"betas": (0.9,)}, "expected two numbers"),
+    ],
+)
+def test_hyper_parameters_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        ek.Lamb(make_parameters(), **{"lr": 0.1, **options})
+    with pytest.raises(ValueError, match=message):
+        ek.Lamb([{"params": make_parameters(), **options}], lr=0.1)
+
+
+def test_tensors_that_it_does_not_take():
+    with pytest.raises(TypeError, match="a Parameter is complex"):
+        ek.Lamb([nn.Parameter(torch.ones(3, dtype=torch.complex64))], lr=0.1)
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="a gradient is sparse"):
+        ek.Lamb([parameter], lr=0.1).step()
+
+
+def test_a_forced_backend_never_falls_back():
+    parameters = make_parameters(torch.float64)
+    set_gradients(parameters, 0)
+    with ek.use_backend("cpu"), pytest.raises(RuntimeError, match="lamb_step: backend 'cpu' was asked for"):
+        ek.Lamb(parameters, lr=0.1).step()

@@ -1,4 +1,8 @@
-"""BERT's embeddings of real tokens, against the modules of a stock BertEmbeddings on the padded batch."""
+"""BERT's embeddings of real tokens, against the modules of a stock BertEmbeddings on the padded batch.
+
+The words' gradient is mostly zeros. Eager writes them here; those of the `cpu` backend come into being when somebody,
+an optimizer, reads them, which no row times: look at whole steps for what that is worth.
+"""
 
 from __future__ import annotations
 

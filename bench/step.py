@@ -4,9 +4,10 @@
     python -m bench.step --shape base --lengths full --memory --output step.json
 
 Every variant takes the same batches, one after the other within each round and in an order of its own, so that a
-machine whose speed drifts slows all of them down. A step is forward, backward and the optimizer (torch's fused AdamW).
-What is printed are medians and quartiles over the rounds, and of the ratios to the stock and to the converted step of
-the same round. A variant whose logits are wrong is an error. `python -m bench.report step.json` prints the table again.
+machine whose speed drifts slows all of them down. A step is forward, backward, clipping and torch's fused AdamW
+(a search's L1 term, a few thousand numbers, is left out). What is printed are medians and quartiles over the rounds,
+and of the ratios to the stock and to the converted step of the same round. A variant whose logits or gradients are
+wrong is an error. `python -m bench.report step.json` prints the table again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch
 
     Args:
         workload: what is trained.
-        names: of `VARIANTS`, in the order in which they are run in a round.
+        names: of `VARIANTS`.
         rounds: how many.
         device: where.
 
@@ -82,7 +83,7 @@ def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch
         `batches`: `real_tokens` and `padded_tokens` of each round's; `variants`: what `summarize` says of each.
 
     Raises:
-        AssertionError: a variant's logits are wrong.
+        AssertionError: a variant's logits or gradients are wrong.
     """
     batches = workload.batches(WARM_UP + rounds, device)
     models = _checked_models(workload, names, batches[0], device)

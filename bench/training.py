@@ -1,4 +1,4 @@
-"""One training step: forward, backward and the optimizer."""
+"""One training step: forward, backward, clipping and the optimizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import nn
 from earlybert.data import Batch
 
 from .record import wait_for
+
+#: The default of transformers' Trainer.
+_MAX_GRAD_NORM = 1.0
 
 
 def training_step(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[[Batch], None]:
@@ -26,6 +29,7 @@ def training_step(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = model(**batch).loss
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
         wait_for(device)

@@ -24,10 +24,10 @@ _MAKERS: dict[str, Callable[[nn.Module, ek.Ticket], nn.Module]] = {
     "ticket-compact": lambda model, ticket: ek.compact(ek.convert(model), ticket),
     "ticket-stock": lambda model, ticket: ek.compact(model, ticket),
 }
-#: All variants, in the order in which they are run. `ticket-stock` is the compact ticket on stock modules.
+#: All variants. `ticket-stock` is the compact ticket on stock modules.
 VARIANTS = tuple(_MAKERS)
 
-#: Of float32 logits that were computed in another order, absolute and relative.
+#: Of float32 results that were computed in another order, absolute and relative.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
 
 
@@ -47,25 +47,33 @@ def same_function(name: str) -> str:
     return "ticket-stock" if name.startswith("ticket") else STOCK
 
 
-@torch.no_grad()
-def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """What a model in evaluation mode says, float32 in one dimension: of questions, the scores of real tokens."""
+def results(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """What a model computes without dropout, float32 in one dimension.
+
+    Its logits (of questions, the scores of real tokens), and the gradients of the embeddings, which all of the backward
+    pass leads to and which a ticket does not cut.
+    """
     output = model.eval()(**batch)
     if "logits" in output:
-        return output.logits.flatten()
-    real = batch["attention_mask"].bool()
-    return torch.cat([output.start_logits[real], output.end_logits[real]])
+        logits = output.logits.flatten()
+    else:
+        real = batch["attention_mask"].bool()
+        logits = torch.cat([output.start_logits[real], output.end_logits[real]])
+    output.loss.backward()
+    gradients = [p.grad.flatten() for name, p in model.named_parameters() if "embeddings" in name]
+    model.zero_grad()
+    return torch.cat([logits.detach(), *gradients])
 
 
 def check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compares the logits of a variant with those of the one that it has to agree with.
+    """Compares the results of a variant with those of the one that it has to agree with.
 
     Raises:
         AssertionError: they differ by more than rounding.
     """
     tolerance = _TOLERANCE[found.device.type]
     torch.testing.assert_close(
-        found, expected, rtol=tolerance, atol=tolerance, msg=lambda message: f"{name}: wrong logits. {message}"
+        found, expected, rtol=tolerance, atol=tolerance, msg=lambda message: f"{name}: wrong results. {message}"
     )
 
 
@@ -73,11 +81,11 @@ def check_all(models: dict[str, nn.Module], stock: Callable[[], nn.Module], batc
     """Checks every model against stock modules; `stock` makes a fresh stock model on the device.
 
     Raises:
-        AssertionError: a variant's logits are wrong.
+        AssertionError: a variant's results are wrong.
     """
     expected: dict[str, torch.Tensor] = {}
     for name, model in models.items():
         base = same_function(name)
         if base not in expected:
-            expected[base] = logits(build(base, stock()), batch)
-        check(name, logits(model, batch), expected[base])
+            expected[base] = results(build(base, stock()), batch)
+        check(name, results(model, batch), expected[base])

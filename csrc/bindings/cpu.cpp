@@ -1,5 +1,5 @@
 // earlybert_kernels._cpu: the CPU ops on plain addresses. Shapes, dtypes and lifetimes are the caller's business
-// (earlybert_kernels/backends/cpu.py); the names and shapes of the arguments stand in csrc/cpu/*.h.
+// (earlybert_kernels/backends/cpu); the names and shapes of the arguments stand in csrc/cpu/*.h.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -80,13 +80,16 @@ void check(bool enough_memory) {
   if (!enough_memory) throw std::bad_alloc();
 }
 
-// Throws unless all of `count` indices are below `limit`: kernels read and write wherever they point, and a compiled
+// Throws unless all of `count` indices are below `limit`, and each above the one before it if they are to be units: kernels read and write wherever they point, and a compiled
 // graph hands them over unchecked.
-void check_indices(const std::string& name, Address indices, int64_t count, int64_t limit) {
+void check_indices(const std::string& name, Address indices, int64_t count, int64_t limit, bool units = false) {
   for (int64_t i = 0; indices != 0 && i < count; ++i) {
     const int64_t index = at<const int64_t>(indices)[i];
     if (index < 0 || index >= limit) {
       throw std::out_of_range(name + ": " + std::to_string(index) + " is not in 0 to " + std::to_string(limit - 1));
+    }
+    if (units && i > 0 && index <= at<const int64_t>(indices)[i - 1]) {
+      throw std::invalid_argument(name + ": " + std::to_string(index) + " comes twice, or after a larger one");
     }
   }
 }
@@ -216,8 +219,8 @@ LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight,
                            const std::array<Address, 4>& picks) {
   const auto& [tokens, in, out, x_rows, x_stride, weight_rows, weight_stride, weight_columns] = sizes;
   check_indices("row of x", picks[0], tokens, x_rows);
-  check_indices("kept unit", picks[1], out, weight_rows);
-  check_indices("kept unit", picks[2], in, weight_columns);
+  check_indices("kept unit", picks[1], out, weight_rows, true);
+  check_indices("kept unit", picks[2], in, weight_columns, true);
   return {tokens, in, out, at<const float>(x), x_stride, at<const int64_t>(picks[0]), at<const float>(weight),
           weight_rows, weight_stride, weight_columns, at<const int64_t>(picks[1]), at<const int64_t>(picks[2]),
           at<const float>(picks[3])};
@@ -234,12 +237,12 @@ void linear_forward(const LinearSizes& sizes, Address x, Address weight,
 
 void linear_backward(const LinearSizes& sizes, Address x, Address weight,
                      const std::array<Address, 4>& picks, Address grad_y, int64_t grad_y_stride,
-                     Address grad_x, int64_t grad_x_stride, bool accumulate, int activation, Address preactivation, Address grad_weight,
-                     Address grad_bias, Address grad_in_scale) {
+                     Address grad_x, int64_t grad_x_stride, bool accumulate, int activation,
+                     Address preactivation, Address grad_weight, Address grad_bias, Address grad_in_scale) {
   const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(grad_y), grad_y_stride,
                                     at<float>(grad_x), grad_x_stride, accumulate, static_cast<Activation>(activation),
-                                    at<const float>(preactivation),
-                                    at<float>(grad_weight), at<float>(grad_bias), at<float>(grad_in_scale)};
+                                    at<const float>(preactivation), at<float>(grad_weight), at<float>(grad_bias),
+                                    at<float>(grad_in_scale)};
   check(EARLYBERT_CALL(linear_backward, arguments));
 }
 

@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "dropout.h"
-#include "vec.h"
+#include "small_gemm.h"
 
 namespace earlybert {
 namespace EARLYBERT_ISA {
@@ -116,7 +116,7 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
     const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
     const int64_t first = queries.first + begin;
     copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
-    gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
+    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float* row = t.scores + i * t.keys;
       // Columns behind the last key hold 0: put what can be no maximum there, and later no weight.
@@ -142,7 +142,7 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
         for (int64_t j = 0; j < width; j += kVec) store(row + j, load(row + j) * inverse);
       }
     }
-    gemm(count, t.size, keys.length, {t.scores, t.keys, 1}, t.v, t.size, t.rows, t.size, false);
+    small_gemm(count, t.size, keys.length, {t.scores, t.keys, 1}, t.v, t.size, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, gate, in.heads, head, in.head_size, first, a.out);
   }
 }
@@ -175,8 +175,8 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
     const int64_t first = queries.first + begin;
     copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
     copy_rows(grad_out, head, first, count, in.head_size, t.size, t.rows);
-    gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
-    gemm(count, width, in.head_size, {t.rows, t.size, 1}, t.v_columns, t.keys, t.grad_scores, t.keys, false);
+    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
+    small_gemm(count, width, in.head_size, {t.rows, t.size, 1}, t.v_columns, t.keys, t.grad_scores, t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float *p = t.scores + i * t.keys, *grad = t.grad_scores + i * t.keys;
       const float logsumexp = a.logsumexp[head * in.tokens_q + first + i];
@@ -199,9 +199,9 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
       }
     }
     const bool accumulate = begin > 0;
-    gemm(keys.length, t.size, count, {t.scores, 1, t.keys}, t.rows, t.size, t.grad_v, t.size, accumulate);
-    gemm(keys.length, t.size, count, {t.grad_scores, 1, t.keys}, t.q, t.size, t.grad_k, t.size, accumulate);
-    gemm(count, t.size, keys.length, {t.grad_scores, t.keys, 1}, t.k, t.size, t.rows, t.size, false);
+    small_gemm(keys.length, t.size, count, {t.scores, 1, t.keys}, t.rows, t.size, t.grad_v, t.size, accumulate);
+    small_gemm(keys.length, t.size, count, {t.grad_scores, 1, t.keys}, t.q, t.size, t.grad_k, t.size, accumulate);
+    small_gemm(count, t.size, keys.length, {t.grad_scores, t.keys, 1}, t.k, t.size, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, 1.0f, in.heads, head, in.head_size, first, a.grad_q);
   }
   write_rows(t.grad_k, keys.length, t.size, 1.0f, in.heads, head, in.head_size, keys.first, a.grad_k);

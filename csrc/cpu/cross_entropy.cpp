@@ -34,7 +34,7 @@ void cross_entropy(const CrossEntropy& a) {
       store_some(row + c, load_some(row + c, a.cols - c) * factor, a.cols - c);
     }
     row[a.labels[r]] -= a.scale;
-    a.losses[r] = top + __builtin_logf(total) - label_logit;
+    a.losses[r] = __builtin_logf(total) + (top - label_logit);  // in this order a small loss keeps its digits
   }
 }
 

@@ -220,8 +220,9 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
   const int64_t block_panels = (panels + column_blocks - 1) / column_blocks;
   column_blocks = (panels + block_panels - 1) / block_panels;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t row_blocks = min(tiles, (threads + column_blocks - 1) / column_blocks);
+  int64_t row_blocks = min(tiles, (threads + column_blocks - 1) / column_blocks);
   const int64_t block_tiles = (tiles + row_blocks - 1) / row_blocks;
+  row_blocks = (tiles + block_tiles - 1) / block_tiles;
   bool enough = true;
 
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)

@@ -129,7 +129,10 @@ bool linear_backward(const LinearBackward& a) {
                           a.accumulate, Slope{a, h});
 
   if (in.out < in.weight_rows || in.in < in.weight_columns) {  // some units are left out
-    for (int64_t i = 0; i < in.weight_rows * in.weight_columns; ++i) a.grad_weight[i] = 0.0f;
+#pragma omp parallel for schedule(static) if (in.weight_rows * in.weight_columns >= kParallelProducts)
+    for (int64_t row = 0; row < in.weight_rows; ++row) {
+      std::memset(a.grad_weight + row * in.weight_columns, 0, sizeof(float) * in.weight_columns);
+    }
     for (int64_t i = 0; a.grad_bias != nullptr && i < in.weight_rows; ++i) a.grad_bias[i] = 0.0f;
   }
   const Factor grad_y_columns = {a.grad_y, 1, a.grad_y_stride, nullptr, nullptr, nullptr, nullptr};

@@ -9,7 +9,7 @@
 
 namespace earlybert {
 
-// The order is that of the names in backends/cpu.py.
+// The order is that of the names in backends/cpu/linear.py.
 enum class Activation : int { none, gelu, gelu_tanh, relu };
 
 // What forward and backward are both given.

@@ -1,4 +1,4 @@
-// One vector register of floats, as wide as the instruction set has it, and a matrix product on top.
+// One vector register of floats, as wide as the instruction set has it.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,10 @@ namespace EARLYBERT_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kVec = 16;
-constexpr int kGemmRows = 8;  // 16 of the 32 registers accumulate
 #elif defined(__AVX2__)
 constexpr int kVec = 8;
-constexpr int kGemmRows = 4;  // 8 of 16
 #else
 constexpr int kVec = 4;
-constexpr int kGemmRows = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kVec)));
@@ -93,55 +90,6 @@ static inline Vec exp_negative(Vec x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   return p * reinterpret_cast<Vec>((exponent + 127) << 23);
-}
-
-// A factor of a product: element (i, p) is at data[i * row + p * col].
-struct Matrix {
-  const float* data;
-  int64_t row, col;
-};
-
-template <int kRows, int kCols>
-static inline __attribute__((always_inline)) void gemm_block(int64_t depth, const Matrix& a, const float* b,
-                                                             int64_t ldb, float* c, int64_t ldc,
-                                                             bool accumulate) {
-  Vec sums[kRows][kCols];
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kCols; ++j) sums[i][j] = accumulate ? load(c + i * ldc + j * kVec) : Vec{};
-  }
-  for (int64_t p = 0; p < depth; ++p) {
-    Vec right[kCols];
-    for (int j = 0; j < kCols; ++j) right[j] = load(b + p * ldb + j * kVec);
-    for (int i = 0; i < kRows; ++i) {
-      const Vec left = splat(a.data[i * a.row + p * a.col]);
-      for (int j = 0; j < kCols; ++j) sums[i][j] += left * right[j];
-    }
-  }
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kCols; ++j) store(c + i * ldc + j * kVec, sums[i][j]);
-  }
-}
-
-template <int kCols>
-static inline void gemm_columns(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c,
-                                int64_t ldc, bool accumulate) {
-  int64_t i = 0;
-  for (; i + kGemmRows <= rows; i += kGemmRows, a.data += kGemmRows * a.row, c += kGemmRows * ldc) {
-    gemm_block<kGemmRows, kCols>(depth, a, b, ldb, c, ldc, accumulate);
-  }
-  for (; i + 2 <= rows; i += 2, a.data += 2 * a.row, c += 2 * ldc) {
-    gemm_block<2, kCols>(depth, a, b, ldb, c, ldc, accumulate);
-  }
-  if (i < rows) gemm_block<1, kCols>(depth, a, b, ldb, c, ldc, accumulate);
-}
-
-// c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. b and c are row-major with
-// leading dimensions ldb and ldc; cols is a multiple of kVec. Made for the small products of attention.
-static inline void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix a, const float* b, int64_t ldb,
-                        float* c, int64_t ldc, bool accumulate) {
-  int64_t j = 0;
-  for (; j + 2 * kVec <= cols; j += 2 * kVec) gemm_columns<2>(rows, depth, a, b + j, ldb, c + j, ldc, accumulate);
-  if (j < cols) gemm_columns<1>(rows, depth, a, b + j, ldb, c + j, ldc, accumulate);
 }
 
 }  // namespace EARLYBERT_ISA

@@ -138,9 +138,7 @@ def _embed(
     if token_type_ids is None:
         token_type_ids = torch.zeros_like(input_ids)
     return ops.embedding_layer_norm(
-        input_ids.squeeze(0),
-        position_ids.squeeze(0),
-        token_type_ids.squeeze(0),
+        *(ids.squeeze(0).long() for ids in (input_ids, position_ids, token_type_ids)),
         word.weight,
         embeddings.position_embeddings.weight,
         embeddings.token_type_embeddings.weight,
@@ -165,10 +163,15 @@ def _is_plain(embeddings: nn.Module) -> bool:
     return (
         type(embeddings) is hf.BertEmbeddings
         and all(type(modules[name]) is cls for name, cls in children.items())
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in (embeddings, *modules.values()))
+        and not any(map(_is_extended, (embeddings, *modules.values())))
         and not any(
             m.max_norm is not None or m.scale_grad_by_freq or m.sparse
             for m in modules.values()
             if isinstance(m, nn.Embedding)
         )
     )
+
+
+def _is_extended(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__

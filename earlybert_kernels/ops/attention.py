@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import cpu
-from .checks import check_gates, check_mask, check_probability, check_same_device, check_shape
+from .checks import check_gates, check_mask, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Kernels, define
 from .dispatch import choose, register
 from .seeds import draw_seed
@@ -96,25 +94,6 @@ def attention(
     )
 
 
-def check_offsets(op: str, name: str, offsets: Tensor, tokens: int, longest: int, least: int = 0) -> None:
-    """Raises unless `offsets` cuts `tokens` rows into sequences of `least` to `longest` tokens."""
-    if offsets.dtype != torch.int32:
-        raise TypeError(f"{op}: {name} is {offsets.dtype}, expected torch.int32")
-    if offsets.dim() != 1 or offsets.numel() < 1:
-        raise ValueError(f"{op}: {name} has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
-    # Values are read on the CPU only: elsewhere that would make the host wait for the device.
-    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
-        values = offsets.tolist()
-        if values[0] != 0 or values[-1] != tokens:
-            raise ValueError(f"{op}: {name} runs from {values[0]} to {values[-1]}, expected 0 to {tokens} tokens")
-        lengths = [end - begin for begin, end in itertools.pairwise(values)]
-        if lengths and (min(lengths) < least or max(lengths) > longest):
-            raise ValueError(
-                f"{op}: {name} has sequences of {min(lengths)} to {max(lengths)} tokens, expected {least} to the "
-                f"longest that was given, {longest}"
-            )
-
-
 def _run_compiled(
     q: Tensor,
     k: Tensor,
@@ -138,7 +117,7 @@ def _run_compiled(
 
 
 register(_OP, "reference", reference.attention)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
 
 
 # The dispatcher's side. With a seed, the weight of query t (its packed row), key j (its place in the sequence) and

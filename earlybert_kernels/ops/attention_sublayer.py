@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda
-from .attention import attention, check_offsets
-from .checks import check_gates, check_indices, check_probability, check_same_device, check_shape
+from ..backends import cpu
+from .attention import attention
+from .checks import check_gates, check_indices, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Kernels, define
 from .dispatch import choose, register
 from .dropout_add_layer_norm import dropout_add_layer_norm
@@ -93,7 +93,10 @@ def attention_sublayer(
     weights |= {"norm_weight": norm_weight, "norm_bias": norm_bias}
     units = {"active_heads": active_heads, "head_gates": head_gates}
     check_same_device(_OP, x=x, cu_seqlens=cu_seqlens, **weights, **units)
-    run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values())
+    if backend is None and x.is_cuda:
+        run = _composed  # of ops, each of which chooses its own backend
+    else:
+        run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values())
     return run(
         x,
         cu_seqlens,
@@ -131,7 +134,6 @@ _composed = partial(reference.attention_sublayer, attention=attention, dropout_a
 
 register(_OP, "reference", reference.attention_sublayer)
 register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(_OP, "cuda", _composed, unavailable=cuda.unavailable, refuses=cuda.refuses)
 
 
 # The dispatcher's side.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,25 @@ def check_indices(op: str, name: str, indices: Tensor | None, count: int | None 
     if indices.dtype != torch.int64:
         raise TypeError(f"{op}: {name} is {indices.dtype}, expected torch.int64")
     check_shape(op, name, indices, (count,), "one dimension" if count is None else f"({count},)")
+
+
+def check_offsets(op: str, name: str, offsets: Tensor, tokens: int, longest: int, least: int = 0) -> None:
+    """Raises unless `offsets` cuts `tokens` rows into sequences of `least` to `longest` tokens."""
+    if offsets.dtype != torch.int32:
+        raise TypeError(f"{op}: {name} is {offsets.dtype}, expected torch.int32")
+    if offsets.dim() != 1 or offsets.numel() < 1:
+        raise ValueError(f"{op}: {name} has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
+    # Values are read on the CPU only: elsewhere that would make the host wait for the device.
+    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
+        values = offsets.tolist()
+        if values[0] != 0 or values[-1] != tokens:
+            raise ValueError(f"{op}: {name} runs from {values[0]} to {values[-1]}, expected 0 to {tokens} tokens")
+        lengths = [end - begin for begin, end in itertools.pairwise(values)]
+        if lengths and (min(lengths) < least or max(lengths) > longest):
+            raise ValueError(
+                f"{op}: {name} has sequences of {min(lengths)} to {max(lengths)} tokens, expected {least} to the "
+                f"longest that was given, {longest}"
+            )
 
 
 def check_gates(op: str, name: str, gates: Tensor | None, units: int) -> None:

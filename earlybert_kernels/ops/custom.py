@@ -17,7 +17,7 @@ class Kernels(NamedTuple):
 
 def define(
     name: str,
-    schemas: Kernels | tuple[str, str],
+    schemas: tuple[str, str],
     *,
     kernels: dict[str, Kernels],
     shapes: Kernels,
@@ -45,7 +45,12 @@ def define(
         ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
         save(ctx, inputs, output)
 
-    torch.library.register_autograd(f"earlybert::{name}", gradients, setup_context=setup_context)
+    def defined_gradients(ctx, *grads):
+        if grads[0] is None:  # nothing that depends on the output has a gradient
+            return (None,) * len(ctx.needs_input_grad)
+        return gradients(ctx, *grads)
+
+    torch.library.register_autograd(f"earlybert::{name}", defined_gradients, setup_context=setup_context)
 
     def refuse(ctx, *grads):
         raise RuntimeError(f"{name}: only the 'reference' backend can be differentiated twice")

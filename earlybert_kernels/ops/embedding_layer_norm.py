@@ -36,7 +36,7 @@ def embedding_layer_norm(
         input_ids, position_ids, token_type_ids: int64 `(T,)`.
         word, position, token_type: `(rows, E)`, any floating dtype.
         weight, bias: `(E,)` of the layer norm.
-        padding_id: the row of `word` that gets no gradient, as `torch.nn.Embedding`'s `padding_idx`.
+        padding_id: the row of `word` that gets no gradient, 0 or more, as `torch.nn.Embedding`'s `padding_idx`.
         dropout_p: of the result; applied whenever it is above 0.
         eps: of the layer norm.
         backend: one of `ops.backends("embedding_layer_norm")`; default: the best that takes these tensors.
@@ -60,6 +60,8 @@ def embedding_layer_norm(
         check_indices(_OP, name, own, input_ids.numel())
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_shape(_OP, name, tensor, (size,), f"({size},) to fit word")
+    if padding_id is not None and not 0 <= padding_id < word.shape[0]:
+        raise ValueError(f"{_OP}: padding_id is {padding_id}, expected a row of word, 0 to {word.shape[0] - 1}")
     check_probability(_OP, "dropout_p", dropout_p)
     check_same_device(_OP, **ids, **tables, weight=weight, bias=bias)
     tensors = (*ids.values(), *tables.values(), weight, bias)

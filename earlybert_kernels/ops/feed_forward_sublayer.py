@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda
+from ..backends import cpu
 from ..reference.feed_forward import ACTIVATIONS
 from .checks import check_gates, check_indices, check_probability, check_same_device, check_shape
 from .custom import Kernels, define
@@ -75,7 +75,10 @@ def feed_forward_sublayer(
     check_same_device(_OP, x=x, **weights, **norm, active_neurons=active_neurons, neuron_gates=neuron_gates)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates)
+    if backend is None and x.is_cuda:
+        run = _composed  # of ops, each of which chooses its own backend
+    else:
+        run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates)
     return run(
         x,
         *weights.values(),
@@ -108,7 +111,6 @@ _composed = partial(
 
 register(_OP, "reference", reference.feed_forward_sublayer)
 register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(_OP, "cuda", _composed, unavailable=cuda.unavailable, refuses=cuda.refuses)
 
 
 # The dispatcher's side.

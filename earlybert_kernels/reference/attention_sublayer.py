@@ -56,7 +56,7 @@ def attention_sublayer(
         starts = torch.arange(cu_seqlens.numel(), dtype=torch.int32, device=x.device)
         query_packing = {"cu_seqlens_q": starts, "max_seqlen_q": 1}
     q, k, v = (
-        linear(source, w, b).view(source.shape[0], -1, head_size)
+        linear(source, w, b).view(source.shape[0], w.shape[0] // head_size, head_size)
         for source, w, b in ((queries, w_q, b_q), (x, w_k, b_k), (x, w_v, b_v))
     )
     context = attention(q, k, v, cu_seqlens, max_seqlen, dropout_p=attention_dropout_p, **query_packing)

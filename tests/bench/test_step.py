@@ -83,7 +83,7 @@ def test_a_variant_with_wrong_logits_is_an_error():
     model = variants.build("converted", work.stock_model())
     with torch.no_grad():
         model.classifier.bias += 0.01
-    with pytest.raises(AssertionError, match="converted: wrong logits"):
+    with pytest.raises(AssertionError, match="converted: wrong results"):
         variants.check_all({"converted": model}, work.stock_model, work.batches(1, CPU)[0])
 
 

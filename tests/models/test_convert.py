@@ -309,3 +309,28 @@ def test_a_batch_on_another_device_is_refused():
     model = ek.convert(tiny_model())
     with pytest.raises(ValueError, match="batch is on meta and the model on cpu.*DistributedDataParallel"):
         model(input_ids=torch.zeros(1, 3, dtype=torch.long, device="meta"))
+
+
+@pytest.mark.parametrize("kind", ["forward hook", "backward hook", "own forward", "replaced"])
+def test_embeddings_that_do_more_than_stock_ones_still_do_it(kind):
+    model = ek.convert(tiny_model().eval())
+    embeddings, seen = model.bert.embeddings, []
+    word = embeddings.word_embeddings
+    if kind == "forward hook":
+        word.register_forward_hook(lambda *_: seen.append(1))
+    elif kind == "backward hook":
+        embeddings.LayerNorm.register_full_backward_hook(lambda *_: seen.append(1))
+    elif kind == "own forward":
+        word.forward = lambda ids: seen.append(1) or torch.nn.functional.embedding(ids, word.weight)
+    else:
+        embeddings.dropout = torch.nn.Identity()
+        embeddings.dropout.register_forward_hook(lambda *_: seen.append(1))
+    model(**batch()).logits.sum().backward()
+    assert seen
+
+
+def test_int32_ids():
+    model = ek.convert(tiny_model().eval())
+    inputs = batch()
+    narrow = {**inputs, "input_ids": inputs["input_ids"].int()}
+    assert torch.equal(model(**narrow).logits, model(**inputs).logits)

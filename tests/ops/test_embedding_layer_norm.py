@@ -96,6 +96,7 @@ def test_opcheck(dropout_p):
         ({"token_type": torch.zeros(2, 7)}, ValueError, r"token_type has shape \(2, 7\)"),
         ({"bias": torch.zeros(7)}, ValueError, r"bias has shape \(7,\)"),
         ({"dropout_p": -0.1}, ValueError, "dropout_p is -0.1"),
+        ({"padding_id": -1}, ValueError, "padding_id is -1, expected a row of word, 0 to 96"),
     ],
 )
 def test_bad_arguments_are_refused(change, error, message):

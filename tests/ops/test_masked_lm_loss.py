@@ -85,6 +85,18 @@ def test_compiled_loss_of_extreme_logits(isa):
 
 
 @needs_cpu
+def test_a_small_compiled_loss_keeps_its_digits(isa):
+    weight = torch.eye(4) * 20
+    hidden = torch.tensor([[1.0, 0.5, 0.5, 0.5]])
+    labels = torch.tensor([0])
+    exact = ek.ops.masked_lm_loss(hidden.double(), labels, weight.double())
+    assert 1e-4 < exact < 1e-3
+    torch.testing.assert_close(
+        ek.ops.masked_lm_loss(hidden, labels, weight, backend="cpu").double(), exact, rtol=1e-3, atol=0
+    )
+
+
+@needs_cpu
 def test_gradients_may_be_asked_for_twice():
     hidden, labels, weight, bias = (t.detach().float() if t.is_floating_point() else t for t in inputs())
     weight.requires_grad_()

@@ -229,6 +229,35 @@ def test_autocast_gets_the_dtype_that_it_asks_for():
 
 
 @needs_cpu
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_tokens(backend):
+    x, *tensors = [t[:0] if number == 0 else t for number, t in enumerate(attention_inputs()[:-1])]
+    cu_seqlens = torch.zeros(1, dtype=torch.int32)
+    out = ek.ops.attention_sublayer(x, cu_seqlens, 0, *tensors, head_size=SIZE, backend=backend)
+    assert out.shape == (0, HIDDEN)
+    x, *tensors = [t[:0] if number == 0 else t for number, t in enumerate(feed_forward_inputs()[:-1])]
+    out = ek.ops.feed_forward_sublayer(x, *tensors, backend=backend)
+    assert out.shape == (0, HIDDEN)
+    assert not any(gradient.any() for gradient in torch.autograd.grad(out.sum(), tensors))
+
+
+@needs_cpu
+def test_an_undefined_gradient_of_the_output():
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    *tensors, _ = feed_forward_inputs()
+    Stop.apply(ek.ops.feed_forward_sublayer(*tensors)).sum().backward()
+    assert all(t.grad is None or not t.grad.any() for t in tensors)
+
+
+@needs_cpu
 def test_a_second_derivative_is_refused():
     *tensors, _ = feed_forward_inputs()
     out = ek.ops.feed_forward_sublayer(*tensors)
@@ -247,6 +276,7 @@ def test_a_second_derivative_is_refused():
         ({"x": torch.zeros(3, HIDDEN)}, ValueError, "runs from 0 to 49, expected 0 to 3 tokens"),
         ({"active_heads": torch.tensor([True])}, TypeError, "active_heads is torch.bool, expected torch.int64"),
         ({"active_heads": torch.tensor([0, 4])}, IndexError, "is not in|out of range"),
+        pytest.param({"active_heads": torch.tensor([2, 2])}, ValueError, "comes twice", marks=needs_cpu),
         ({"head_gates": torch.ones(HEADS, dtype=torch.bfloat16)}, TypeError, "gates must stay float32"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0"),
         (

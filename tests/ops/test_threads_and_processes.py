@@ -39,6 +39,20 @@ def test_any_number_of_threads_gives_the_same_bits(op):
     assert all(equal(others, by_threads[0]) for others in by_threads[1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("op", OPS)
+def test_torchs_default_dtype_changes_nothing(op, dtype):
+    expected = examples.results(op, "cpu", dropout_p=0.1)
+    make = torch.randn
+    torch.set_default_dtype(dtype)
+    try:
+        torch.randn = lambda *shape, **options: make(*shape, dtype=torch.float32, **options)
+        assert equal(examples.results(op, "cpu", dropout_p=0.1), expected)
+    finally:
+        torch.randn = make
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_calls_from_several_python_threads_at_once(op):
     expected = examples.results(op, "cpu")

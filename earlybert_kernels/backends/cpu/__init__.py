@@ -56,6 +56,11 @@ def refuses_products(*tensors: Tensor | None) -> str | None:
     return refuses(*tensors)
 
 
+def empty(*shape) -> Tensor:
+    """What kernels write to: float32, whatever torch's default dtype is."""
+    return torch.empty(*shape, dtype=torch.float32)
+
+
 def run(kernel: Callable[..., None], *arguments) -> None:
     """Calls one of the extension's kernels on as many threads as torch has been told to use."""
     # OpenMP counts for each Python thread apart, and takes all cores in one where torch has not told it this way.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import address
-from . import extension, run
+from . import empty, extension, run
 
 
 def _arguments(
@@ -35,8 +34,8 @@ def _arguments(
 def forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
     """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`; see `ops.attention`."""
     arguments, _kept_alive = _arguments(q, *inputs)
-    out = torch.empty(q.shape)
-    logsumexp = torch.empty(q.shape[1], q.shape[0])
+    out = empty(q.shape)
+    logsumexp = empty(q.shape[1], q.shape[0])
     run(extension.attention_forward, *arguments, out.data_ptr(), logsumexp.data_ptr())
     return out, logsumexp
 
@@ -48,8 +47,8 @@ def backward(
     arguments, _kept_alive = _arguments(q, k, v, cu_seqlens, *inputs)
     head_gates = inputs[4]
     grad_out = grad_out.contiguous()
-    grads = [torch.empty(t.shape) for t in (q, k, v)]
-    grad_gates = None if head_gates is None else torch.empty(len(cu_seqlens) - 1, q.shape[1])
+    grads = [empty(t.shape) for t in (q, k, v)]
+    grad_gates = None if head_gates is None else empty(len(cu_seqlens) - 1, q.shape[1])
     run(
         extension.attention_backward,
         *arguments,
@@ -58,4 +57,4 @@ def backward(
         *(grad.data_ptr() for grad in grads),
         address(grad_gates),
     )
-    return *grads, torch.empty(0) if grad_gates is None else grad_gates.sum(0)
+    return *grads, empty(0) if grad_gates is None else grad_gates.sum(0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...units import head_rows, per_column
-from . import attention, dropout_add_layer_norm, linear
+from . import attention, dropout_add_layer_norm, empty, linear
 from .linear import Kept
 
 
@@ -55,7 +55,7 @@ def forward(
     q, _ = linear.forward(x, Kept(w_q, out_units=units), b_q, x_rows=rows)
     k, _ = linear.forward(x, Kept(w_k, out_units=units), b_k)
     v, _ = linear.forward(x, Kept(w_v, out_units=units), b_v)
-    q, k, v = (t.view(t.shape[0], -1, head_size) for t in (q, k, v))
+    q, k, v = (t.view(t.shape[0], t.shape[1] // head_size, head_size) for t in (q, k, v))
     context, logsumexp = attention.forward(
         q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, None, None, attention_seed, attention_dropout_p,
         head_size**-0.5,
@@ -127,6 +127,6 @@ def _grad_gates(
 ) -> Tensor:
     """A gate scales all columns of its head; empty without gates."""
     if head_gates is None:
-        return torch.empty(0)
+        return empty(0)
     grad = grad_scale.view(-1, head_size).sum(1)
     return grad if active_heads is None else head_gates.new_zeros(head_gates.shape).index_copy_(0, active_heads, grad)

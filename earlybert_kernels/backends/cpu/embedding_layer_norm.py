@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import address
-from . import extension, run
+from . import empty, extension, run
 
 
 def forward(
@@ -29,7 +29,7 @@ def forward(
     tables = [t.contiguous() for t in (word, position, token_type)]
     weight, bias = weight.contiguous(), bias.contiguous()
     tokens, cols = len(input_ids), word.shape[1]
-    out, mean, rstd = torch.empty(tokens, cols), torch.empty(tokens), torch.empty(tokens)
+    out, mean, rstd = empty(tokens, cols), empty(tokens), empty(tokens)
     run(
         extension.embedding_layer_norm_forward,
         tokens,
@@ -69,7 +69,7 @@ def backward(
     # Not torch.zeros, which would write every element of a vocabulary of which a batch touches 1%: numpy asks the
     # system for zeroed pages, which come into being when they are touched.
     grads = [torch.from_numpy(np.zeros(table.shape, np.float32)) for table in tables]
-    grad_weight, grad_bias = torch.empty(weight.shape), torch.empty(weight.shape)
+    grad_weight, grad_bias = empty(weight.shape), empty(weight.shape)
     run(
         extension.embedding_layer_norm_backward,
         *grad_out.shape,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import address
-from . import extension, run
+from . import empty, extension, run
 
 # The order of csrc/cpu/linear.h.
 _ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
@@ -65,11 +64,12 @@ def forward(
         `(tokens, kept rows)`, and what the activation was applied to, the same shape (None without one).
     """
     x, kept, bias = _rows(x), kept.prepared(), None if bias is None else bias.contiguous()
+    x_rows = None if x_rows is None else x_rows.contiguous()
     tokens = x.shape[0] if x_rows is None else len(x_rows)
     arguments = kept.arguments(tokens, x, x_rows)
     out = arguments[0][2]
-    y = torch.empty(tokens, out)
-    preactivation = None if activation == "none" else torch.empty(tokens, out)
+    y = empty(tokens, out)
+    preactivation = None if activation == "none" else empty(tokens, out)
     code = _ACTIVATIONS.index(activation)
     run(extension.linear_forward, *arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
     return y, preactivation
@@ -97,14 +97,14 @@ def backward(
         preactivation: `(tokens, kept columns)`.
     """
     grad_y, kept = _rows(grad_y), kept.prepared()
-    x = None if x is None else _rows(x)
+    x, x_rows = None if x is None else _rows(x), None if x_rows is None else x_rows.contiguous()
     arguments = kept.arguments(grad_y.shape[0], x, x_rows)
     size = arguments[0][1]
     accumulate = grad_x is not None
     if grad_x is None:
-        grad_x = torch.empty(grad_y.shape[0], size)
-    grad_weight, grad_bias = torch.empty(kept.weight.shape), torch.empty(kept.weight.shape[0])
-    grad_in_scale = None if kept.in_scale is None else torch.empty(size)
+        grad_x = empty(grad_y.shape[0], size)
+    grad_weight, grad_bias = empty(kept.weight.shape), empty(kept.weight.shape[0])
+    grad_in_scale = None if kept.in_scale is None else empty(size)
     run(
         extension.linear_backward,
         *arguments,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from . import extension, linear, run
+from . import empty, extension, linear, run
 from .linear import Kept
 
 
@@ -15,7 +14,7 @@ def forward(
     """The mean loss over `rows` (int64, those that are labelled), and its gradient by their logits `(rows, V)`."""
     logits, _ = linear.forward(hidden, Kept(weight), bias, x_rows=rows)
     labels = labels.index_select(0, rows)
-    losses, scale = torch.empty(len(rows)), 1.0 / max(len(rows), 1)
+    losses, scale = empty(len(rows)), 1.0 / max(len(rows), 1)
     run(extension.cross_entropy, *logits.shape, logits.data_ptr(), labels.data_ptr(), scale, losses.data_ptr())
     return losses.sum() * scale, logits
 
@@ -27,5 +26,5 @@ def backward(
     # The factor goes to the small tensors: those of the vocabulary's size are gone through once.
     picked = hidden.index_select(0, rows) * grad_loss
     grad_picked, grad_weight, grad_bias, _ = linear.backward(grad_logits, picked, Kept(weight))
-    grad_hidden = torch.zeros(hidden.shape).index_copy_(0, rows, grad_picked * grad_loss)
+    grad_hidden = hidden.new_zeros(hidden.shape).index_copy_(0, rows, grad_picked * grad_loss)
     return grad_hidden, grad_weight, grad_bias * grad_loss

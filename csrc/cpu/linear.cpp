@@ -86,21 +86,28 @@ static void sum_rows(const LinearBackward& a) {
   }
 }
 
-// Spreads the gradient of the kept and scaled part of the weight, (out, in), over the whole weight, and sums up the
-// scales' own.
-static void unpick(const LinearBackward& a, const float* grad) {
+// Brings the gradient of the kept and scaled part of the weight to that of the whole, and sums up the scales' own. It is
+// `picked`, (out, in), or where no columns are left out already in its place.
+static void unpick(const LinearBackward& a, const float* picked) {
   const LinearInputs& in = a.inputs;
 #pragma omp parallel for schedule(static) if (in.in * in.out >= kParallelProducts)
   for (int64_t begin = 0; begin < in.in; begin += kSumCols) {
     const int64_t count = min(kSumCols, in.in - begin);
     float total[kSumCols] = {};
     for (int64_t o = 0; o < in.out; ++o) {
-      const float* source = grad + o * in.in + begin;
       const int64_t row = at(in.out_units, o);
-      const float* weight = in.weight + row * in.weight_stride;
-      float* target = a.grad_weight + row * in.weight_columns;
+      const float* __restrict weight = in.weight + row * in.weight_stride;
+      float* __restrict target = a.grad_weight + row * in.weight_columns;
+      if (picked == nullptr) {
+        for (int64_t c = 0; c < count; ++c) {
+          total[c] += target[begin + c] * weight[begin + c];
+          target[begin + c] *= in.in_scale[begin + c];
+        }
+        continue;
+      }
+      const float* source = picked + o * in.in + begin;
       for (int64_t c = 0; c < count; ++c) {
-        const int64_t column = at(in.in_units, begin + c);
+        const int64_t column = in.in_units[begin + c];
         target[column] = in.in_scale == nullptr ? source[c] : source[c] * in.in_scale[begin + c];
         total[c] += source[c] * weight[column];
       }
@@ -118,7 +125,7 @@ static float* allocate(int64_t floats) {
 bool linear_backward(const LinearBackward& a) {
   const LinearInputs& in = a.inputs;
   const bool activated = a.activation != Activation::none;
-  const bool direct = in.in_units == nullptr && in.in_scale == nullptr;
+  const bool direct = in.in_units == nullptr;
   float* h = activated ? allocate(in.tokens * in.in) : nullptr;
   float* picked = direct ? nullptr : allocate(in.out * in.in);
   bool enough = (h != nullptr || !activated) && (picked != nullptr || direct);
@@ -141,7 +148,7 @@ bool linear_backward(const LinearBackward& a) {
   const Product grad_weight = direct ? Product{a.grad_weight, in.weight_columns, in.out_units}
                                      : Product{picked, in.in, nullptr};
   enough = enough && gemm(in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, NoEpilogue{});
-  if (enough && !direct) unpick(a, picked);
+  if (enough && (picked != nullptr || in.in_scale != nullptr)) unpick(a, picked);
   if (a.grad_bias != nullptr) sum_rows(a);
   std::free(h);
   std::free(picked);

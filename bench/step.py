@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "kind": "step",
         **record.record(device),
-        "arguments": {**asdict(workload), "data_dir": None if args.data_dir is None else str(args.data_dir)},
+        "arguments": {**asdict(workload), "model": _last_parts(args.model), "data_dir": _last_parts(args.data_dir)},
         "rounds": args.rounds,
         "warm_up": WARM_UP,
         **measure(workload, [name for name in VARIANTS if name in args.variants], args.rounds, device),
@@ -68,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(tables.step(result))
     if args.output is not None:
         write_json(args.output, result)
+
+
+def _last_parts(path: str | Path | None) -> str | None:
+    """What is kept of a path, or of a hub's name: where a folder lies on some machine is no part of a result."""
+    return None if path is None else "/".join(Path(path).parts[-2:])
 
 
 def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch.device) -> dict[str, Any]:

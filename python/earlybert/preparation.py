@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from .machine import describe_machine, versions
 from .rundir import RunDirectory
 from .tasks import Task, TaskData, get_task
 
-#: The ops that a converted model for sequence classification is made of.
-OPS = ("attention", "feed_forward", "dropout_add_layer_norm")
+#: The ops that a converted model for sequence classification is made of: on a CPU whole sublayers, elsewhere parts.
+SUBLAYERS = ("embedding_layer_norm", "attention_sublayer", "feed_forward_sublayer")
+PARTS = ("embedding_layer_norm", "attention", "feed_forward", "dropout_add_layer_norm")
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,32 @@ def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> di
         UsageError: `EARLYBERT_BACKEND` names a backend that cannot.
     """
     hidden, neurons = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads
+    head_size = hidden // config.num_attention_heads
     x = torch.zeros(4, hidden, device=device, dtype=dtype)
-    qkv = x.view(4, heads, hidden // heads)
+    qkv = x.view(4, -1, head_size)
+    square, row = torch.zeros(hidden, hidden, device=device, dtype=dtype), x[0]
     weight = torch.zeros(hidden, neurons, device=device, dtype=dtype)
-    cu_seqlens = torch.tensor([0, 4], dtype=torch.int32, device=device)
+    block = (x, weight.t(), weight[0], weight, row)
+    ids = torch.zeros(4, dtype=torch.int64, device=device)
+    packing = (torch.tensor([0, 4], dtype=torch.int32, device=device), 4)
     tiny = {
-        "attention": (qkv, qkv, qkv, cu_seqlens, 4),
-        "feed_forward": (x, weight.t(), weight[0], weight, x[0]),
-        "dropout_add_layer_norm": (x, x, x[0], x[0]),
+        "embedding_layer_norm": partial(ek.ops.embedding_layer_norm, ids, ids, ids, x, x, x, row, row),
+        "attention": partial(ek.ops.attention, qkv, qkv, qkv, *packing),
+        "attention_sublayer": partial(
+            ek.ops.attention_sublayer, x, *packing, *(square, row) * 4, row, row, head_size=head_size
+        ),
+        "feed_forward": partial(ek.ops.feed_forward, *block),
+        "feed_forward_sublayer": partial(ek.ops.feed_forward_sublayer, *block, row, row),
+        "dropout_add_layer_norm": partial(ek.ops.dropout_add_layer_norm, x, x, row, row),
     }
     forced = os.environ.get("EARLYBERT_BACKEND")
     in_use = {}
-    for op in OPS:
+    for op in SUBLAYERS if device.type == "cpu" else PARTS:
         reasons = []
         for backend in [forced] if forced else ek.ops.backends(op):
             try:
                 with torch.inference_mode():
-                    getattr(ek.ops, op)(*tiny[op], backend=backend)
+                    tiny[op](backend=backend)
             except (RuntimeError, ValueError) as error:
                 reasons.append(str(error))
                 continue

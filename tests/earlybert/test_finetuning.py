@@ -35,7 +35,7 @@ def test_a_whole_run(arguments: Make, method: str, kernels: str) -> None:
     assert metrics["eval"]["accuracy"] >= 0.8, "two words decide the label"
     assert metrics["steps"]["train"] == 80
     assert set(metrics["backend"]) == (
-        {"attention", "feed_forward", "dropout_add_layer_norm"} if kernels == "auto" else set()
+        {"embedding_layer_norm", "attention_sublayer", "feed_forward_sublayer"} if kernels == "auto" else set()
     )
     seconds = metrics["seconds"]
     assert seconds["total"] == seconds["search"] + seconds["train"]

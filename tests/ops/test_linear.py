@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_as_exact_as_pytorch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.feed_forward import ACTIVATIONS
@@ -52,6 +54,21 @@ def test_output_and_gradients(isa, shape, picked, scaled):
         left_out = torch.ones(len(bias), dtype=torch.bool).index_fill(0, kept.out_units, False)
         assert not grads[1][left_out].any()
         assert not grads[2][left_out].any()
+
+
+sizes = st.integers(1, 70) | st.sampled_from([127, 383, 385, 513])
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(tokens=sizes, size=sizes, out=sizes, picked=st.tuples(st.booleans(), st.booleans()), scaled=st.booleans(),
+       seed=st.integers(0, 2**32 - 1))  # fmt: skip
+def test_random_shapes_and_picks(tokens, size, out, picked, scaled, seed):
+    torch.manual_seed(seed)
+    x, kept, bias = case(tokens, size, out, *picked, scaled)
+    y, _ = cpu.linear.forward(x, kept, bias)
+    grad_y = torch.randn(y.shape)
+    ours = (y, *(g for g in cpu.linear.backward(grad_y, x, kept) if g is not None))
+    assert_as_exact_as_pytorch(ours, *(defined(x, kept, bias, t, grad_y) for t in (torch.float32, torch.float64)))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

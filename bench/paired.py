@@ -16,7 +16,8 @@ from .record import wait_for
 from .summary import paired_ratio
 
 WARM_UP = 2
-#: A row that is slow gets fewer rounds: so many that its rounds take about so long, but never fewer than these.
+#: A row that is slow gets fewer rounds: so many that its rounds take about so long, but not fewer than these unless
+#: fewer were asked for.
 SECONDS_PER_ROW = 3.0
 MIN_ROUNDS = 5
 

@@ -19,10 +19,8 @@ namespace EARLYBERT_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 14;  // 28 of the 32 registers accumulate
-#elif defined(__AVX2__)
-constexpr int kTileRows = 6;  // 12 of 16
 #else
-constexpr int kTileRows = 6;
+constexpr int kTileRows = 6;  // 12 of 16
 #endif
 constexpr int kTileCols = 2 * kVec;
 constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // floats of a packed column of a's tile
@@ -133,10 +131,10 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
   }
 }
 
-// One tile: c (kRows x kCols vectors) = or += a b, from panels of kRowPanel and kTileCols floats.
-template <int kRows, int kCols>
-static inline __attribute__((always_inline)) void tile(int64_t depth, const float* a, const float* b, float* c,
-                                                       int64_t ldc, bool accumulate) {
+// One tile: c (kRows x kTileCols) = or += a b, from panels of kRowPanel and kTileCols floats.
+template <int kRows>
+static void tile_rows(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, bool accumulate) {
+  constexpr int kCols = kTileCols / kVec;
   Vec sums[kRows][kCols];
   EARLYBERT_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -166,12 +164,7 @@ static inline __attribute__((always_inline)) void tile(int64_t depth, const floa
 
 using Tile = void (*)(int64_t, const float*, const float*, float*, int64_t, bool);
 
-template <int kRows>
-static void tile_rows(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, bool accumulate) {
-  tile<kRows, 2>(depth, a, b, c, ldc, accumulate);
-}
-
-// Tiles of fewer rows, for the last ones of a block.
+// Most tiles of a product have kTileRows rows or one less, since rows are spread evenly; only small ones have fewer.
 static inline Tile tile_of(int64_t rows) {
   switch (rows) {
     case 1: return tile_rows<1>;

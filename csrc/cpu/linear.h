@@ -39,7 +39,8 @@ struct LinearBackward {
   const float* grad_y;          // rows of grad_y_stride floats
   int64_t grad_y_stride;
   // The gradient of x, rows of grad_x_stride floats: written, or added to when `accumulate`. When x came out of an
-  // activation, that of its argument, given as `preactivation`; x is then not read but computed anew.
+  // activation, that of its argument, given as `preactivation`; x is then not read but computed anew, and nothing may
+  // be added to.
   float* grad_x;
   int64_t grad_x_stride;
   bool accumulate;

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def indices(active: Tensor | None) -> Tensor | None:
+    """The units that a bool mask `(units,)` has as True, int64 `(k,)`; indices and None as they are.
+
+    On a GPU the host waits for the device to count them.
+    """
+    return active.nonzero().squeeze(1) if active is not None and active.dtype == torch.bool else active
+
+
 def check_gate_dtype(gates: Tensor) -> Tensor:
     """Returns the gates, or raises TypeError if they were cast to half precision, in which they could not move."""
     if gates.dtype not in (torch.float32, torch.float64):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
+from ..backends import cpu, triton
+from .autocast import autocast
 from .checks import check_gates, check_mask, check_offsets, check_probability, check_same_device, check_shape
-from .custom import Kernels, define
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
 from .seeds import draw_seed
 
@@ -95,6 +99,7 @@ def attention(
 
 
 def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, Tensor]],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -111,13 +116,10 @@ def _run_compiled(
     if cu_seqlens_q is None:
         cu_seqlens_q, max_seqlen_q = cu_seqlens, max_seqlen
     scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    q, k, v = autocast(q, k, v)
     seed = draw_seed(dropout_p, q.device)
     packing = (cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q)
-    return torch.ops.earlybert.attention(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale)[0]
-
-
-register(_OP, "reference", reference.attention)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+    return compiled(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale)[0]
 
 
 # The dispatcher's side. With a seed, the weight of query t (its packed row), key j (its place in the sequence) and
@@ -133,36 +135,44 @@ def _forward_shapes(q, *inputs):
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
-def _backward_shapes(grad_out, logsumexp, q, k, v, cu_seqlens, *inputs):
+def _backward_shapes(grad_out, out, logsumexp, q, k, v, cu_seqlens, *inputs):
     head_gates = inputs[4]
-    gates = q.new_empty(0) if head_gates is None else head_gates.new_empty(head_gates.shape)
+    gates = q.new_empty(0 if head_gates is None else q.shape[1], dtype=torch.float32)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), gates
 
 
 def _save(ctx, inputs, output):
     q, k, v, cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q, *rest, ctx.dropout_p, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, cu_seqlens, cu_seqlens_q, *rest, output[1])
+    ctx.save_for_backward(q, k, v, cu_seqlens, cu_seqlens_q, *rest, *output)
 
 
-def _gradients(ctx, grad_out, grad_logsumexp):
-    q, k, v, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed, logsumexp = ctx.saved_tensors
+def _gradients(ctx, backward, grad_out, grad_logsumexp):
+    q, k, v, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed, out, logsumexp = ctx.saved_tensors
     packing = (cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q)
-    *grads, grad_gates = torch.ops.earlybert.attention_backward(
-        grad_out, logsumexp, q, k, v, *packing, head_mask, head_gates, seed, ctx.dropout_p, ctx.scale
+    *grads, grad_gates = backward(
+        grad_out, out, logsumexp, q, k, v, *packing, head_mask, head_gates, seed, ctx.dropout_p, ctx.scale
     )
     return *grads, None, None, None, None, None, None if head_gates is None else grad_gates, None, None, None
 
 
-define(
+_shapes = Halves(_forward_shapes, _backward_shapes)
+_compiled = define(
     _OP,
     (
         f"({_INPUTS}) -> (Tensor out, Tensor logsumexp)",
-        f"(Tensor grad_out, Tensor logsumexp, {_INPUTS})"
+        f"(Tensor grad_out, Tensor out, Tensor logsumexp, {_INPUTS})"
         " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_gates)",
     ),
-    kernels={"cpu": Kernels(cpu.attention.forward, cpu.attention.backward)},
-    shapes=Kernels(_forward_shapes, _backward_shapes),
+    backends={
+        "cpu": Backend(Halves(cpu.attention.forward, cpu.attention.backward), _shapes),
+        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
+    },
     save=_save,
     gradients=_gradients,
 )
+
+_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
+register(_OP, "reference", reference.attention)
+register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

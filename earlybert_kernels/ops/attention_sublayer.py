@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
-from .attention import attention
-from .checks import check_gates, check_indices, check_offsets, check_probability, check_same_device, check_shape
-from .custom import Kernels, define
+from ..backends import cpu, triton
+from ..units import indices
+from .autocast import autocast
+from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
-from .dropout_add_layer_norm import dropout_add_layer_norm
 from .seeds import draw_seed
 
 _OP = "attention_sublayer"
@@ -54,7 +55,8 @@ def attention_sublayer(
         w_out: `(E, H * head_size)`; b_out: `(E,)`.
         norm_weight, norm_bias: `(E,)`.
         head_size: rows of a head.
-        active_heads: int64, sorted indices of the heads to compute; None for all. The gradients of the others are 0.
+        active_heads: the heads to compute, as sorted int64 indices or as bool `(H,)`; None for all. The gradients of
+            the others are 0. See `feed_forward_sublayer` on which to use.
         head_gates: float32 (or float64) `(H,)`, one for every head, active or not.
         first_token_only: return the first token of each sequence, and compute no other query. Then no sequence may
             be empty.
@@ -68,7 +70,7 @@ def attention_sublayer(
 
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
-        TypeError: gates are in half precision, indices are not int64, or `cu_seqlens` is not int32.
+        TypeError: gates are in half precision, `active_heads` are neither int64 nor bool, or `cu_seqlens` is not int32.
         IndexError: an index is outside the units (on the CPU).
         RuntimeError: the backend that was asked for cannot run this call.
     """
@@ -85,7 +87,7 @@ def attention_sublayer(
     for name, tensor in (("b_out", b_out), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         check_shape(_OP, name, tensor, (hidden,), f"({hidden},) to fit w_out")
     check_offsets(_OP, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen, least=int(first_token_only))
-    check_indices(_OP, "active_heads", active_heads)
+    check_active(_OP, "active_heads", active_heads, heads)
     check_gates(_OP, "head_gates", head_gates, heads)
     check_probability(_OP, "attention_dropout_p", attention_dropout_p)
     check_probability(_OP, "dropout_p", dropout_p)
@@ -93,10 +95,7 @@ def attention_sublayer(
     weights |= {"norm_weight": norm_weight, "norm_bias": norm_bias}
     units = {"active_heads": active_heads, "head_gates": head_gates}
     check_same_device(_OP, x=x, cu_seqlens=cu_seqlens, **weights, **units)
-    if backend is None and x.is_cuda:
-        run = _composed  # of ops, each of which chooses its own backend
-    else:
-        run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values())
+    run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values())
     return run(
         x,
         cu_seqlens,
@@ -112,6 +111,7 @@ def attention_sublayer(
 
 
 def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
@@ -126,37 +126,45 @@ def _run_compiled(
 ) -> Tensor:
     seeds = draw_seed(attention_dropout_p, x.device), draw_seed(dropout_p, x.device)
     options = (head_size, first_token_only, attention_dropout_p, dropout_p, eps)
-    inputs = (x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options)
-    return torch.ops.earlybert.attention_sublayer(*inputs)[0]
+    *linears, norm_weight, norm_bias = weights
+    weights = (*autocast(*linears), norm_weight, norm_bias)
+    return compiled(x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options)[0]
 
 
-_composed = partial(reference.attention_sublayer, attention=attention, dropout_add_layer_norm=dropout_add_layer_norm)
-
-register(_OP, "reference", reference.attention_sublayer)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+# The dispatcher's side. Under autocast x and the norm are float32 and the eight others in autocast's dtype, which is
+# that of the products.
 
 
-# The dispatcher's side.
-
-
-def _forward_shapes(x, cu_seqlens, max_seqlen, w_q, *inputs):
+def _forward_shapes(projections, x, cu_seqlens, max_seqlen, w_q, *inputs):
     active_heads, head_size, first_token_only = inputs[9], inputs[13], inputs[14]
-    hidden = x.shape[1]
+    tokens, hidden = x.shape
     heads = w_q.shape[0] // head_size if active_heads is None else active_heads.shape[0]
-    tokens = x.shape[0]
     queries = cu_seqlens.shape[0] - 1 if first_token_only else tokens
-    q, kv = (queries, heads, head_size), (tokens, heads, head_size)
-    sizes = (q, kv, kv, q, (heads, queries), (queries, hidden), (queries,), (queries,))
-    return x.new_empty((queries, hidden)), *(x.new_empty(size) for size in sizes)
+    context = w_q.new_empty((queries, heads, head_size))
+    logsumexp, *statistics = (x.new_empty(s, dtype=torch.float32) for s in ((heads, queries), (queries,), (queries,)))
+    kept = (w_q.new_empty(size) for size in projections(queries, tokens, heads, head_size, first_token_only))
+    return x.new_empty((queries, hidden)), *kept, context, logsumexp, w_q.new_empty((queries, hidden)), *statistics
+
+
+def _cpu_projections(queries, tokens, heads, head_size, first_token_only):
+    return (queries, heads, head_size), (tokens, heads, head_size), (tokens, heads, head_size)
+
+
+def _triton_projections(queries, tokens, heads, head_size, first_token_only):
+    """One product makes q, k and v of a head side by side; with other queries than keys, one makes k and v."""
+    if first_token_only:
+        return (queries, heads, head_size), (tokens, heads, 2, head_size), (0,)
+    return (0,), (tokens, heads, 3, head_size), (0,)
 
 
 def _backward_shapes(grad_out, *inputs):
-    x, w_q, head_gates = inputs[8], inputs[11], inputs[17]
+    x, w_q, norm_weight, head_gates = inputs[8], inputs[11], inputs[15], inputs[17]
     size, hidden = w_q.shape
     projection = (w_q.shape, (size,))
-    sizes = (x.shape, *projection * 3, (hidden, size), (hidden,), (hidden,), (hidden,))
-    gates = x.new_empty(0) if head_gates is None else x.new_empty(head_gates.shape)
-    return *(x.new_empty(s) for s in sizes), gates
+    products = (w_q.new_empty(s) for s in (*projection * 3, (hidden, size), (hidden,)))
+    norm = (norm_weight.new_empty(hidden) for _ in range(2))
+    grad_gates = x.new_empty(0 if head_gates is None else size // inputs[20], dtype=torch.float32)
+    return x.new_empty(x.shape), *products, *norm, grad_gates
 
 
 def _save(ctx, inputs, output):
@@ -167,10 +175,10 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*output[1:], x, cu_seqlens, w_q, w_k, w_v, w_out, norm_weight, *units_and_seeds)
 
 
-def _gradients(ctx, grad_out, *others):
+def _gradients(ctx, backward, grad_out, *others):
     saved = ctx.saved_tensors
     head_gates = saved[-3]
-    grad_x, *grads, grad_gates = torch.ops.earlybert.attention_sublayer_backward(
+    grad_x, *grads, grad_gates = backward(
         grad_out, *saved[:10], ctx.max_seqlen, *saved[10:], *ctx.options
     )
     return grad_x, None, None, *grads, None, None if head_gates is None else grad_gates, *[None] * 7
@@ -180,8 +188,9 @@ _OPTIONS = (
     "Tensor? active_heads, Tensor? head_gates, Tensor? attention_seed, Tensor? seed, SymInt head_size,"
     " bool first_token_only, float attention_dropout_p, float dropout_p"
 )
+#: q, k and v as the backend keeps them, and the attention's result.
 _RESULTS = "Tensor q, Tensor k, Tensor v, Tensor context, Tensor logsumexp, Tensor h, Tensor mean, Tensor rstd"
-define(
+_compiled = define(
     _OP,
     (
         "(Tensor x, Tensor cu_seqlens, SymInt max_seqlen, Tensor w_q, Tensor b_q, Tensor w_k, Tensor b_k, Tensor w_v,"
@@ -192,8 +201,24 @@ define(
         " Tensor grad_b_q, Tensor grad_w_k, Tensor grad_b_k, Tensor grad_w_v, Tensor grad_b_v, Tensor grad_w_out,"
         " Tensor grad_b_out, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_gates)",
     ),
-    kernels={"cpu": Kernels(cpu.attention_sublayer.forward, cpu.attention_sublayer.backward)},
-    shapes=Kernels(_forward_shapes, _backward_shapes),
+    backends={
+        "cpu": Backend(
+            Halves(cpu.attention_sublayer.forward, cpu.attention_sublayer.backward),
+            Halves(partial(_forward_shapes, _cpu_projections), _backward_shapes),
+        ),
+        "triton": Backend(
+            Halves(*triton.kernels(_OP)), Halves(partial(_forward_shapes, _triton_projections), _backward_shapes)
+        ),
+    },
     save=_save,
     gradients=_gradients,
 )
+
+
+def _run_on_cpu(*inputs, active_heads: Tensor | None, **options) -> Tensor:
+    return _run_compiled(_compiled["cpu"], *inputs, active_heads=indices(active_heads), **options)
+
+
+register(_OP, "reference", reference.attention_sublayer)
+register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

@@ -31,13 +31,23 @@ def check_mask(op: str, name: str, mask: Tensor | None, units: int) -> None:
     check_shape(op, name, mask, (units,), f"({units},), one entry a unit")
 
 
-def check_indices(op: str, name: str, indices: Tensor | None, count: int | None = None) -> None:
-    """Raises unless `indices` is None or int64 `(count,)`; what they point to, the backends check."""
-    if indices is None:
+def check_active(op: str, name: str, active: Tensor | None, units: int) -> None:
+    """Raises unless `active` is None, bool `(units,)` or one-dimensional int64."""
+    if active is None:
         return
+    if active.dtype == torch.bool:
+        check_mask(op, name, active, units)
+    elif active.dtype == torch.int64:
+        check_shape(op, name, active, (None,), "one dimension")
+    else:
+        raise TypeError(f"{op}: {name} is {active.dtype}, expected torch.int64 (indices) or torch.bool (a mask)")
+
+
+def check_indices(op: str, name: str, indices: Tensor, count: int) -> None:
+    """Raises unless `indices` is int64 `(count,)`; what they point to, the backends check."""
     if indices.dtype != torch.int64:
         raise TypeError(f"{op}: {name} is {indices.dtype}, expected torch.int64")
-    check_shape(op, name, indices, (count,), "one dimension" if count is None else f"({count},)")
+    check_shape(op, name, indices, (count,), f"({count},)")
 
 
 def check_offsets(op: str, name: str, offsets: Tensor, tokens: int, longest: int, least: int = 0) -> None:

@@ -7,52 +7,67 @@ from typing import NamedTuple
 
 import torch
 
+#: The device types a backend has kernels for; Triton's run on the CPU under its interpreter.
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu")}
 
-class Kernels(NamedTuple):
+
+class Halves(NamedTuple):
     """The two halves of an op, as functions of the arguments in its two schemas."""
 
     forward: Callable
     backward: Callable
 
 
+class Backend(NamedTuple):
+    """One backend's version of an op.
+
+    Attributes:
+        kernels: what runs.
+        shapes: what the compiler runs in their place: empty results of the right shapes, strides and dtypes.
+    """
+
+    kernels: Halves
+    shapes: Halves
+
+
 def define(
-    name: str,
-    schemas: tuple[str, str],
-    *,
-    kernels: dict[str, Kernels],
-    shapes: Kernels,
-    save: Callable,
-    gradients: Callable,
-) -> None:
-    """Defines `torch.ops.earlybert.<name>` and `torch.ops.earlybert.<name>_backward`.
+    name: str, schemas: tuple[str, str], *, backends: dict[str, Backend], save: Callable, gradients: Callable
+) -> dict[str, Callable]:
+    """Defines `torch.ops.earlybert.<name>.<backend>` and `torch.ops.earlybert.<name>_backward.<backend>`.
 
     Args:
         name: the op's name.
         schemas: arguments and results of forward and backward, in the dispatcher's notation.
-        kernels: the implementations by device type.
-        shapes: what the compiler runs in their place: empty results of the right shapes and dtypes.
+        backends: by name.
         save: `(ctx, inputs, output)`, keeps what backward needs.
-        gradients: `(ctx, *grads)` -> a gradient or None for each input of forward.
+        gradients: `(ctx, backward, *grads)` -> a gradient or None for each input of forward; `backward` is the
+            backend's op of that name.
+
+    Returns:
+        The forward ops by backend.
     """
-    names = (name, f"{name}_backward")
-    for half, own, schema, fake in zip(Kernels._fields, names, schemas, shapes, strict=True):
-        torch.library.define(f"earlybert::{own}", schema, tags=torch.Tag.pt2_compliant_tag)
-        for device, pair in kernels.items():
-            torch.library.impl(f"earlybert::{own}", device, getattr(pair, half))
-        torch.library.register_fake(f"earlybert::{own}", fake)
 
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
         save(ctx, inputs, output)
 
-    def defined_gradients(ctx, *grads):
-        if grads[0] is None:  # nothing that depends on the output has a gradient
-            return (None,) * len(ctx.needs_input_grad)
-        return gradients(ctx, *grads)
-
-    torch.library.register_autograd(f"earlybert::{name}", defined_gradients, setup_context=setup_context)
-
     def refuse(ctx, *grads):
         raise RuntimeError(f"{name}: only the 'reference' backend can be differentiated twice")
 
-    torch.library.register_autograd(f"earlybert::{name}_backward", refuse)
+    for backend, own in backends.items():
+        names = (f"{name}.{backend}", f"{name}_backward.{backend}")
+        for qualified, schema, kernel, fake in zip(names, schemas, own.kernels, own.shapes, strict=True):
+            torch.library.define(f"earlybert::{qualified}", schema, tags=torch.Tag.pt2_compliant_tag)
+            for device in _DEVICES[backend]:
+                torch.library.impl(f"earlybert::{qualified}", device, kernel)
+            torch.library.register_fake(f"earlybert::{qualified}", fake)
+        backward = getattr(getattr(torch.ops.earlybert, f"{name}_backward"), backend)
+
+        def defined_gradients(ctx, *grads, backward=backward):
+            if grads[0] is None:  # nothing that depends on the output has a gradient
+                return (None,) * len(ctx.needs_input_grad)
+            return gradients(ctx, backward, *grads)
+
+        torch.library.register_autograd(f"earlybert::{names[0]}", defined_gradients, setup_context=setup_context)
+        torch.library.register_autograd(f"earlybert::{names[1]}", refuse)
+    return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in backends}

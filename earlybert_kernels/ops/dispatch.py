@@ -24,11 +24,13 @@ class Implementation:
         run: the callable; every backend of an op takes the same arguments.
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
         refuses: why it cannot take these tensors (device, dtype, sizes), or None.
+        on_demand: whether it runs only where it is asked for by name.
     """
 
     run: Callable
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
+    on_demand: bool
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -41,10 +43,11 @@ def register(
     *,
     unavailable: Callable[[], str | None] = lambda: None,
     refuses: Callable[..., str | None] = lambda *tensors: None,
+    on_demand: bool = False,
 ) -> None:
-    """Makes `run` the implementation of `op` on `backend`."""
+    """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
     _known(backend)
-    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses)
+    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand)
 
 
 def op_names() -> list[str]:
@@ -107,7 +110,10 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
         return next(
             table[b].run
             for b in BACKENDS
-            if b in table and table[b].unavailable() is None and table[b].refuses(*tensors) is None
+            if b in table
+            and not table[b].on_demand
+            and table[b].unavailable() is None
+            and table[b].refuses(*tensors) is None
         )
     _known(forced)
     if forced not in table:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda
+from ..backends import cpu, cuda, triton
 from .checks import check_probability, check_same_device, check_shape
-from .custom import Kernels, define
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
 from .seeds import draw_seed
 
@@ -63,41 +66,25 @@ def dropout_add_layer_norm(
     return run(x, residual, weight, bias, dropout_p=dropout_p, eps=eps)
 
 
-def seeded(
+def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
     residual: Tensor,
     weight: Tensor,
     bias: Tensor,
-    seed: Tensor | None,
+    *,
     dropout_p: float,
     eps: float,
 ) -> Tensor:
-    """The compiled op under a given seed; it keeps `counter_rng.keep_mask(seed, x.shape, dropout_p)`.
-
-    Args:
-        x, residual, weight, bias: as a compiled backend takes them, x's dtype promoting to residual's.
-        seed: int64 0-d on x's device, or None for no dropout.
-        dropout_p: in [0, 1).
-        eps: added to the variance.
-    """
-    return torch.ops.earlybert.dropout_add_layer_norm(x, residual, weight, bias, seed, dropout_p, eps)[0]
-
-
-def _run_compiled(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, dropout_p: float, eps: float) -> Tensor:
     # The kernels take (x, residual) of one dtype or a float32 residual, and parameters of residual's dtype
     # or float32. Anything else is cast here, where autograd sees it.
     residual = residual.to(torch.promote_types(x.dtype, residual.dtype))
     if weight.dtype != bias.dtype or weight.dtype != residual.dtype or x.dtype != residual.dtype:
         weight, bias = weight.float(), bias.float()
-    return seeded(x, residual, weight, bias, draw_seed(dropout_p, x.device), dropout_p, eps)
+    return compiled(x, residual, weight, bias, draw_seed(dropout_p, x.device), dropout_p, eps)[0]
 
 
-register(_OP, "reference", reference.dropout_add_layer_norm)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
-register(_OP, "cuda", _run_compiled, unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses)
-
-
-# The dispatcher's side.
+# The dispatcher's side. With a seed, `counter_rng.keep_mask(seed, x.shape, dropout_p)` is kept.
 
 
 def _shares_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
@@ -131,9 +118,9 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, residual, weight, mean, rstd, seed)
 
 
-def _gradients(ctx, grad_out, grad_mean, grad_rstd):
+def _gradients(ctx, backward, grad_out, grad_mean, grad_rstd):
     x, residual, weight, mean, rstd, seed = ctx.saved_tensors
-    grad_x, grad_residual, grad_weight, grad_bias = torch.ops.earlybert.dropout_add_layer_norm_backward(
+    grad_x, grad_residual, grad_weight, grad_bias = backward(
         grad_out, x, residual, weight, mean, rstd, seed, ctx.dropout_p
     )
     if _shares_gradient(x, residual, seed):
@@ -141,7 +128,8 @@ def _gradients(ctx, grad_out, grad_mean, grad_rstd):
     return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
-define(
+_shapes = Halves(_forward_shapes, _backward_shapes)
+_compiled = define(
     _OP,
     (
         "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed, float dropout_p, float eps)"
@@ -149,11 +137,20 @@ define(
         "(Tensor grad_out, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, Tensor? seed,"
         " float dropout_p) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
     ),
-    kernels={
-        "cpu": Kernels(cpu.dropout_add_layer_norm.forward, _backward_with(cpu.dropout_add_layer_norm.backward)),
-        "cuda": Kernels(cuda.dropout_add_layer_norm_forward, _backward_with(cuda.dropout_add_layer_norm_backward)),
+    backends={
+        backend: Backend(Halves(forward, _backward_with(backward)), _shapes)
+        for backend, (forward, backward) in {
+            "cpu": (cpu.dropout_add_layer_norm.forward, cpu.dropout_add_layer_norm.backward),
+            "cuda": (cuda.dropout_add_layer_norm_forward, cuda.dropout_add_layer_norm_backward),
+            "triton": triton.kernels(_OP),
+        }.items()
     },
-    shapes=Kernels(_forward_shapes, _backward_shapes),
     save=_save,
     gradients=_gradients,
 )
+
+_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
+register(_OP, "reference", reference.dropout_add_layer_norm)
+register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cuda", _run["cuda"], unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses)
+register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

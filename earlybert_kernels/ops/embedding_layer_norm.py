@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
+from ..backends import cpu, triton
 from .checks import check_indices, check_probability, check_same_device, check_shape
-from .custom import Kernels, define
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
 from .seeds import draw_seed
 
@@ -68,14 +71,16 @@ def embedding_layer_norm(
     return choose(_OP, backend, *tensors)(*tensors, padding_id=padding_id, dropout_p=dropout_p, eps=eps)
 
 
-def _run_compiled(*tensors: Tensor, padding_id: int | None, dropout_p: float, eps: float) -> Tensor:
+def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, ...]],
+    *tensors: Tensor,
+    padding_id: int | None,
+    dropout_p: float,
+    eps: float,
+) -> Tensor:
     seed = draw_seed(dropout_p, tensors[0].device)
     padding_id = -1 if padding_id is None else padding_id
-    return torch.ops.earlybert.embedding_layer_norm(*tensors, seed, padding_id, dropout_p, eps)[0]
-
-
-register(_OP, "reference", reference.embedding_layer_norm)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses)
+    return compiled(*tensors, seed, padding_id, dropout_p, eps)[0]
 
 
 # The dispatcher's side.
@@ -83,7 +88,8 @@ register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.ref
 
 def _forward_shapes(input_ids, position_ids, token_type_ids, word, *inputs):
     tokens = input_ids.shape[0]
-    return tuple(word.new_empty(size) for size in ((tokens, word.shape[1]), (tokens,), (tokens,)))
+    statistics = (word.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+    return word.new_empty((tokens, word.shape[1])), *statistics
 
 
 def _backward_shapes(grad_out, mean, rstd, input_ids, position_ids, token_type_ids, *tensors):
@@ -97,8 +103,8 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*output[1:], *ids_tables_and_weight, seed)
 
 
-def _gradients(ctx, grad_out, *others):
-    grads = torch.ops.earlybert.embedding_layer_norm_backward(
+def _gradients(ctx, backward, grad_out, *others):
+    grads = backward(
         grad_out, *ctx.saved_tensors, ctx.padding_id, ctx.dropout_p
     )
     return None, None, None, *grads, None, None, None, None
@@ -109,15 +115,23 @@ _IDS_AND_TABLES = (
     " Tensor weight"
 )
 _OPTIONS = "Tensor? seed, SymInt padding_id, float dropout_p"
-define(
+_shapes = Halves(_forward_shapes, _backward_shapes)
+_compiled = define(
     _OP,
     (
         f"({_IDS_AND_TABLES}, Tensor bias, {_OPTIONS}, float eps) -> (Tensor out, Tensor mean, Tensor rstd)",
         f"(Tensor grad_out, Tensor mean, Tensor rstd, {_IDS_AND_TABLES}, {_OPTIONS}) -> (Tensor grad_word,"
         " Tensor grad_position, Tensor grad_token_type, Tensor grad_weight, Tensor grad_bias)",
     ),
-    kernels={"cpu": Kernels(cpu.embedding_layer_norm.forward, cpu.embedding_layer_norm.backward)},
-    shapes=Kernels(_forward_shapes, _backward_shapes),
+    backends={
+        "cpu": Backend(Halves(cpu.embedding_layer_norm.forward, cpu.embedding_layer_norm.backward), _shapes),
+        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
+    },
     save=_save,
     gradients=_gradients,
 )
+
+_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
+register(_OP, "reference", reference.embedding_layer_norm)
+register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

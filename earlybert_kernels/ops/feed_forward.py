@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
+from ..backends import cpu, triton
 from ..reference.feed_forward import ACTIVATIONS
+from ..units import indices
+from .autocast import autocast
 from .checks import check_gates, check_mask, check_same_device, check_shape
-from .custom import Kernels, define
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
 
 _OP = "feed_forward"
@@ -74,6 +79,7 @@ def feed_forward(
 
 
 def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, Tensor]],
     x: Tensor,
     w_in: Tensor,
     b_in: Tensor,
@@ -84,15 +90,10 @@ def _run_compiled(
     neuron_gates: Tensor | None,
     activation: str,
 ) -> Tensor:
-    active = None if neuron_mask is None else neuron_mask.nonzero().squeeze(1)
-    return torch.ops.earlybert.feed_forward(x, w_in, b_in, w_out, b_out, active, neuron_gates, activation)[0]
+    return compiled(*autocast(x, w_in, b_in, w_out, b_out), neuron_mask, neuron_gates, activation)[0]
 
 
-register(_OP, "reference", reference.feed_forward)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-
-
-# The dispatcher's side; `active` are the indices of the neurons to compute.
+# The dispatcher's side; `active` are the neurons to compute, as indices or as a mask.
 
 
 def _forward_shapes(x, w_in, b_in, w_out, b_out, active, gates, activation):
@@ -100,15 +101,10 @@ def _forward_shapes(x, w_in, b_in, w_out, b_out, active, gates, activation):
     return x.new_empty(x.shape), x.new_empty((x.shape[0], neurons))
 
 
-def _backward_kernel(grad_out, preactivation, x, w_in, w_out, active, gates, activation):
-    *grads, grad_gates = cpu.feed_forward.backward(grad_out, preactivation, x, w_in, w_out, active, gates, activation)
-    return *grads, x.new_empty(0) if grad_gates is None else grad_gates
-
-
 def _backward_shapes(grad_out, preactivation, x, w_in, w_out, active, gates, activation):
     neurons, hidden = w_in.shape
     sizes = (x.shape, w_in.shape, (neurons,), w_out.shape, (hidden,))
-    return *(x.new_empty(size) for size in sizes), x.new_empty(0 if gates is None else (neurons,))
+    return *(x.new_empty(size) for size in sizes), x.new_empty(0 if gates is None else neurons, dtype=torch.float32)
 
 
 def _save(ctx, inputs, output):
@@ -117,14 +113,15 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(output[1], x, w_in, w_out, active, gates)
 
 
-def _gradients(ctx, grad_out, grad_preactivation):
+def _gradients(ctx, backward, grad_out, grad_preactivation):
     saved = ctx.saved_tensors
     gates = saved[5]
-    *grads, grad_gates = torch.ops.earlybert.feed_forward_backward(grad_out, *saved, ctx.activation)
+    *grads, grad_gates = backward(grad_out, *saved, ctx.activation)
     return *grads, None, None if gates is None else grad_gates, None
 
 
-define(
+_shapes = Halves(_forward_shapes, _backward_shapes)
+_compiled = define(
     _OP,
     (
         "(Tensor x, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, Tensor? active, Tensor? gates,"
@@ -133,8 +130,19 @@ define(
         " str activation) -> (Tensor grad_x, Tensor grad_w_in, Tensor grad_b_in, Tensor grad_w_out,"
         " Tensor grad_b_out, Tensor grad_gates)",
     ),
-    kernels={"cpu": Kernels(cpu.feed_forward.forward, _backward_kernel)},
-    shapes=Kernels(_forward_shapes, _backward_shapes),
+    backends={
+        "cpu": Backend(Halves(cpu.feed_forward.forward, cpu.feed_forward.backward), _shapes),
+        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
+    },
     save=_save,
     gradients=_gradients,
 )
+
+
+def _run_on_cpu(*tensors: Tensor, neuron_mask: Tensor | None, **options) -> Tensor:
+    return _run_compiled(_compiled["cpu"], *tensors, neuron_mask=indices(neuron_mask), **options)
+
+
+register(_OP, "reference", reference.feed_forward)
+register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

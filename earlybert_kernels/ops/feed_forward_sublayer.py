@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
+from ..backends import cpu, triton
 from ..reference.feed_forward import ACTIVATIONS
-from .checks import check_gates, check_indices, check_probability, check_same_device, check_shape
-from .custom import Kernels, define
+from ..units import indices
+from .autocast import autocast
+from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
-from .dropout_add_layer_norm import dropout_add_layer_norm
-from .feed_forward import feed_forward
 from .seeds import draw_seed
 
 _OP = "feed_forward_sublayer"
@@ -42,8 +43,9 @@ def feed_forward_sublayer(
         x: `(T, E)`, any floating dtype.
         w_in, b_in, w_out, b_out: as in `feed_forward`.
         norm_weight, norm_bias: `(E,)`.
-        active_neurons: int64, sorted indices of the neurons to compute; None for all. The gradients of the others
-            are 0.
+        active_neurons: the neurons to compute, as sorted int64 indices or as bool `(F,)`; None for all. The gradients
+            of the others are 0. Indices are the faster: on a GPU only a mask may change within a captured graph,
+            and only the device then knows how many neurons there are.
         neuron_gates: float32 (or float64) `(F,)`, one for every neuron, active or not.
         activation: `"gelu"` (exact, with erf), `"gelu_tanh"` or `"relu"`.
         dropout_p: of the block's output; applied whenever it is above 0.
@@ -55,7 +57,7 @@ def feed_forward_sublayer(
 
     Raises:
         ValueError: shapes, devices or probabilities do not fit together, or the activation is unknown.
-        TypeError: gates are in half precision, or indices are not int64.
+        TypeError: gates are in half precision, or `active_neurons` are neither int64 nor bool.
         IndexError: an index is outside the units (on the CPU).
         RuntimeError: the backend that was asked for cannot run this call.
     """
@@ -67,7 +69,7 @@ def feed_forward_sublayer(
     check_shape(_OP, "w_out", w_out, (hidden, neurons), f"({hidden}, {neurons}) to fit w_in")
     for name, tensor in (("b_out", b_out), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         check_shape(_OP, name, tensor, (hidden,), f"({hidden},) to fit w_in")
-    check_indices(_OP, "active_neurons", active_neurons)
+    check_active(_OP, "active_neurons", active_neurons, neurons)
     check_gates(_OP, "neuron_gates", neuron_gates, neurons)
     check_probability(_OP, "dropout_p", dropout_p)
     weights = {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
@@ -75,10 +77,7 @@ def feed_forward_sublayer(
     check_same_device(_OP, x=x, **weights, **norm, active_neurons=active_neurons, neuron_gates=neuron_gates)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    if backend is None and x.is_cuda:
-        run = _composed  # of ops, each of which chooses its own backend
-    else:
-        run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates)
+    run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates)
     return run(
         x,
         *weights.values(),
@@ -92,6 +91,7 @@ def feed_forward_sublayer(
 
 
 def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
     *weights: Tensor,
     active_neurons: Tensor | None,
@@ -101,32 +101,28 @@ def _run_compiled(
     eps: float,
 ) -> Tensor:
     seed = draw_seed(dropout_p, x.device)
-    inputs = (x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps)
-    return torch.ops.earlybert.feed_forward_sublayer(*inputs)[0]
+    *linears, norm_weight, norm_bias = weights
+    weights = (*autocast(*linears), norm_weight, norm_bias)
+    return compiled(x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps)[0]
 
 
-_composed = partial(
-    reference.feed_forward_sublayer, feed_forward=feed_forward, dropout_add_layer_norm=dropout_add_layer_norm
-)
-
-register(_OP, "reference", reference.feed_forward_sublayer)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-
-
-# The dispatcher's side.
+# The dispatcher's side. Under autocast x and the norm are float32 and the four others in autocast's dtype, which is
+# that of the products.
 
 
 def _forward_shapes(x, w_in, b_in, w_out, b_out, norm_weight, norm_bias, active_neurons, *inputs):
     tokens = x.shape[0]
     active = w_in.shape[0] if active_neurons is None else active_neurons.shape[0]
-    sizes = ((tokens, active), x.shape, (tokens,), (tokens,))
-    return x.new_empty(x.shape), *(x.new_empty(size) for size in sizes)
+    statistics = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape), *statistics
 
 
 def _backward_shapes(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, norm_weight, active, gates, *inputs):
     neurons, hidden = w_in.shape
-    sizes = (x.shape, w_in.shape, (neurons,), w_out.shape, (hidden,), (hidden,), (hidden,))
-    return *(x.new_empty(size) for size in sizes), x.new_empty(0 if gates is None else (neurons,))
+    products = (w_in.new_empty(size) for size in (w_in.shape, (neurons,), w_out.shape, (hidden,)))
+    norm = (norm_weight.new_empty(hidden) for _ in range(2))
+    grad_gates = x.new_empty(0 if gates is None else neurons, dtype=torch.float32)
+    return x.new_empty(x.shape), *products, *norm, grad_gates
 
 
 def _save(ctx, inputs, output):
@@ -135,16 +131,17 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*output[1:], x, w_in, w_out, norm_weight, active, gates, seed)
 
 
-def _gradients(ctx, grad_out, *others):
+def _gradients(ctx, backward, grad_out, *others):
     saved = ctx.saved_tensors
     gates = saved[9]
     arguments = (grad_out, *saved, ctx.activation, ctx.dropout_p)
-    *grads, grad_gates = torch.ops.earlybert.feed_forward_sublayer_backward(*arguments)
+    *grads, grad_gates = backward(*arguments)
     return *grads, None, None if gates is None else grad_gates, None, None, None, None
 
 
 _UNITS = "Tensor? active_neurons, Tensor? neuron_gates, Tensor? seed, str activation, float dropout_p"
-define(
+_shapes = Halves(_forward_shapes, _backward_shapes)
+_compiled = define(
     _OP,
     (
         "(Tensor x, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, Tensor norm_weight, Tensor norm_bias,"
@@ -153,8 +150,19 @@ define(
         f" Tensor w_out, Tensor norm_weight, {_UNITS}) -> (Tensor grad_x, Tensor grad_w_in, Tensor grad_b_in,"
         " Tensor grad_w_out, Tensor grad_b_out, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_gates)",
     ),
-    kernels={"cpu": Kernels(cpu.feed_forward_sublayer.forward, cpu.feed_forward_sublayer.backward)},
-    shapes=Kernels(_forward_shapes, _backward_shapes),
+    backends={
+        "cpu": Backend(Halves(cpu.feed_forward_sublayer.forward, cpu.feed_forward_sublayer.backward), _shapes),
+        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
+    },
     save=_save,
     gradients=_gradients,
 )
+
+
+def _run_on_cpu(*tensors: Tensor, active_neurons: Tensor | None, **options) -> Tensor:
+    return _run_compiled(_compiled["cpu"], *tensors, active_neurons=indices(active_neurons), **options)
+
+
+register(_OP, "reference", reference.feed_forward_sublayer)
+register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

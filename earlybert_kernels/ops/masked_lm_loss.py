@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
+from ..backends import cpu, triton
+from .autocast import autocast
 from .checks import check_same_device, check_shape
-from .custom import Kernels, define
+from .custom import Backend, Halves, define
 from .dispatch import choose, register
 
 _OP = "masked_lm_loss"
@@ -21,6 +25,7 @@ def masked_lm_loss(
     bias: Tensor | None = None,
     *,
     ignore_index: int = -100,
+    max_labelled: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the decoder `hidden weight^T + bias` over the labelled rows, computing only those.
@@ -30,13 +35,16 @@ def masked_lm_loss(
         labels: int64 `(T,)`: a token id, or `ignore_index` where the row has no label.
         weight: `(V, E)`; bias: `(V,)` or None.
         ignore_index: the label of a row that does not count.
+        max_labelled: at least the number of labelled rows, where the caller knows one: a GPU then need not tell the
+            host how many there are, and computes that many. Labelled rows beyond it are left out (an error on the
+            CPU).
         backend: one of `ops.backends("masked_lm_loss")`; default: the best that takes these tensors.
 
     Returns:
         A scalar in float32 (float64 for float64 inputs); 0, with zero gradients, when no row is labelled.
 
     Raises:
-        ValueError: shapes or devices do not fit together.
+        ValueError: shapes or devices do not fit together, or more rows than `max_labelled` have labels (on the CPU).
         IndexError: a label is outside the vocabulary (on the CPU).
         TypeError: labels are not int64.
         RuntimeError: the backend that was asked for cannot run this call.
@@ -51,24 +59,38 @@ def masked_lm_loss(
     if bias is not None:
         check_shape(_OP, "bias", bias, (vocabulary,), f"({vocabulary},) to fit weight")
     check_same_device(_OP, hidden=hidden, labels=labels, weight=weight, bias=bias)
+    if max_labelled is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        labelled = int((labels != ignore_index).sum())
+        if labelled > max_labelled:
+            raise ValueError(f"{_OP}: {labelled} rows are labelled, more than max_labelled ({max_labelled})")
     run = choose(_OP, backend, hidden, labels, weight, bias)
-    return run(hidden, labels, weight, bias, ignore_index=ignore_index)
+    return run(hidden, labels, weight, bias, ignore_index=ignore_index, max_labelled=max_labelled)
 
 
-def _run_compiled(hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, *, ignore_index: int) -> Tensor:
-    rows = (labels != ignore_index).nonzero().squeeze(1)
-    return torch.ops.earlybert.masked_lm_loss(hidden, labels, rows, weight, bias)[0]
+def _run_compiled(
+    compiled: Callable[..., tuple[Tensor, Tensor]],
+    hidden: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    ignore_index: int,
+    max_labelled: int | None,
+) -> Tensor:
+    labelled = labels != ignore_index
+    if max_labelled is None:
+        rows = labelled.nonzero().squeeze(1)
+    else:
+        rows = torch.nonzero_static(labelled, size=max_labelled, fill_value=-1).squeeze(1)
+    hidden, weight, bias = autocast(hidden, weight, bias)
+    return compiled(hidden, labels, rows, weight, bias)[0]
 
 
-register(_OP, "reference", reference.masked_lm_loss)
-register(_OP, "cpu", _run_compiled, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-
-
-# The dispatcher's side; `rows` are the labelled ones.
+# The dispatcher's side; `rows` are the labelled ones, and after them any number of -1.
 
 
 def _forward_shapes(hidden, labels, rows, weight, bias):
-    return hidden.new_empty(()), hidden.new_empty((rows.shape[0], weight.shape[0]))
+    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty((rows.shape[0], weight.shape[0]))
 
 
 def _backward_shapes(grad_loss, grad_logits, hidden, rows, weight):
@@ -82,13 +104,14 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(output[1], hidden, rows, weight)
 
 
-def _gradients(ctx, grad_loss, grad_grad_logits):
+def _gradients(ctx, backward, grad_loss, grad_grad_logits):
     arguments = (grad_loss, *ctx.saved_tensors)
-    grad_hidden, grad_weight, grad_bias = torch.ops.earlybert.masked_lm_loss_backward(*arguments)
+    grad_hidden, grad_weight, grad_bias = backward(*arguments)
     return grad_hidden, None, None, grad_weight, grad_bias if ctx.has_bias else None
 
 
-define(
+_shapes = Halves(_forward_shapes, _backward_shapes)
+_compiled = define(
     _OP,
     (
         "(Tensor hidden, Tensor labels, Tensor rows, Tensor weight, Tensor? bias)"
@@ -96,8 +119,16 @@ define(
         "(Tensor grad_loss, Tensor grad_logits, Tensor hidden, Tensor rows, Tensor weight)"
         " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     ),
-    kernels={"cpu": Kernels(cpu.masked_lm_loss.forward, cpu.masked_lm_loss.backward)},
-    shapes=Kernels(_forward_shapes, _backward_shapes),
+    backends={
+        "cpu": Backend(Halves(cpu.masked_lm_loss.forward, cpu.masked_lm_loss.backward), _shapes),
+        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
+    },
     save=_save,
     gradients=_gradients,
 )
+
+
+_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
+register(_OP, "reference", reference.masked_lm_loss)
+register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..units import fold_gates, head_rows
+from ..units import fold_gates, head_rows, indices
 from .attention import attention
 from .dropout_add_layer_norm import dropout_add_layer_norm
 
@@ -35,15 +33,10 @@ def attention_sublayer(
     attention_dropout_p: float = 0.0,
     dropout_p: float = 0.0,
     eps: float = 1e-12,
-    attention: Callable[..., Tensor] = attention,
-    dropout_add_layer_norm: Callable[..., Tensor] = dropout_add_layer_norm,
 ) -> Tensor:
-    """The definition of `ops.attention_sublayer`, which documents the arguments.
-
-    Args:
-        attention, dropout_add_layer_norm: the ops it is made of; default: their definitions.
-    """
+    """The definition of `ops.attention_sublayer`, which documents the arguments."""
     if active_heads is not None:
+        active_heads = indices(active_heads)
         rows = head_rows(active_heads, head_size)
         w_q, w_k, w_v, b_q, b_k, b_v = (t.index_select(0, rows) for t in (w_q, w_k, w_v, b_q, b_k, b_v))
         w_out = w_out.index_select(1, rows)

@@ -1,7 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 import earlybert_kernels as ek
+from earlybert_kernels.backends import triton
+from earlybert_kernels.ops import dispatch
 
 OPS = ("attention", "dropout_add_layer_norm", "feed_forward", "masked_lm_loss")
 
@@ -18,7 +22,19 @@ def test_every_op_lists_its_backends_best_first(op):
     order = ["cuda", "triton", "cpu", "reference"]
     assert listed == [b for b in order if b in listed]
     if not torch.cuda.is_available():
-        assert "cuda" not in listed and "triton" not in listed
+        assert "cuda" not in listed and ("triton" in listed) == triton.INTERPRETED
+
+
+@pytest.mark.skipif(not triton.INTERPRETED, reason="Triton's interpreter is off: a GPU is there")
+def test_the_interpreter_runs_only_when_asked(monkeypatch):
+    calls = []
+    implementation = dispatch._implementations["dropout_add_layer_norm"]["triton"]
+    spy = dataclasses.replace(implementation, run=lambda *tensors, **options: calls.append(tensors))
+    monkeypatch.setitem(dispatch._implementations["dropout_add_layer_norm"], "triton", spy)
+    add_norm()
+    assert not calls
+    add_norm(backend="triton")
+    assert len(calls) == 1
 
 
 def test_unknown_op_is_named():

@@ -1,4 +1,3 @@
-import importlib
 import subprocess
 import sys
 
@@ -12,8 +11,12 @@ from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu, cuda
 from earlybert_kernels.reference.counter_rng import keep_mask
 
-# The module; the package exports the function of the same name.
-op = importlib.import_module("earlybert_kernels.ops.dropout_add_layer_norm")
+
+def seeded(x, *inputs):
+    """The dispatcher's op under a known seed."""
+    return getattr(torch.ops.earlybert.dropout_add_layer_norm, x.device.type)(x, *inputs)[0]
+
+
 NAME = "dropout_add_layer_norm"
 SHAPES = [(1, 1), (1, 1023), (7, 13), (31, 127), (512, 384), (2, 3, 768), (5, 2), (37, 1843), (1000, 5)]
 SHAPES += [(3, 4099)]
@@ -82,7 +85,7 @@ def assert_as_exact_as_pytorch(results, tensors, grad_out, p, eps=1e-12):
 def test_output_and_gradients_match_the_reference(backend, shape, p):
     *tensors, grad_out = inputs(shape, device=backend)
     seed = seed_for(p, backend)
-    results = run(lambda *t: op.seeded(*t, seed, p, 1e-12), tensors, grad_out)
+    results = run(lambda *t: seeded(*t, seed, p, 1e-12), tensors, grad_out)
     assert_as_exact_as_pytorch(results, tensors, grad_out, p)
 
 
@@ -95,7 +98,7 @@ def test_every_instruction_set(isa, p):
     try:
         for shape in SHAPES:
             *tensors, grad_out = inputs(shape)
-            results = run(lambda *t: op.seeded(*t, seed_for(p), p, 1e-12), tensors, grad_out)
+            results = run(lambda *t: seeded(*t, seed_for(p), p, 1e-12), tensors, grad_out)
             assert_as_exact_as_pytorch(results, tensors, grad_out, p)
     finally:
         cpu.extension.use_instruction_set(best)
@@ -108,7 +111,7 @@ def test_every_instruction_set(isa, p):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_half_precision_on_cuda(shape, dtype, param_dtype, p):
     *tensors, grad_out = inputs(shape, device="cuda", dtype=dtype, param_dtype=param_dtype)
-    results = run(lambda *t: op.seeded(*t, seed_for(p, "cuda"), p, 1e-5), tensors, grad_out)
+    results = run(lambda *t: seeded(*t, seed_for(p, "cuda"), p, 1e-5), tensors, grad_out)
     assert [r.dtype for r in results] == [dtype, *(t.dtype for t in tensors)]
     assert_as_exact_as_pytorch(results, tensors, grad_out, p, eps=1e-5)
 
@@ -119,7 +122,7 @@ def test_half_precision_x_and_float32_residual_on_cuda():
     x = x.detach().bfloat16().requires_grad_()
     tensors = (x, residual, weight, bias)
     for p in (0.0, 0.1):
-        results = run(lambda *t, p=p: op.seeded(*t, seed_for(p, "cuda"), p, 1e-12), tensors, grad_out)
+        results = run(lambda *t, p=p: seeded(*t, seed_for(p, "cuda"), p, 1e-12), tensors, grad_out)
         keep = keep_mask(seed_for(p) or 0, x.shape, p).to(x.device)
         truth = defined(tensors, grad_out, p, keep, torch.float64)
         assert [r.dtype for r in results] == [torch.float32, torch.bfloat16, *[torch.float32] * 3]
@@ -144,7 +147,7 @@ def test_replays_in_a_cuda_graph():
 def test_strided_and_misaligned_tensors(backend):
     shape = (33, 64)
     x, residual, weight, bias, grad_out = inputs(shape, device=backend, grad=False)
-    truth = op.seeded(x, residual, weight, bias, None, 0.0, 1e-12)
+    truth = seeded(x, residual, weight, bias, None, 0.0, 1e-12)
 
     def misaligned(t):
         flat = torch.empty(t.numel() + 1, device=t.device)[1:].view(t.shape)
@@ -155,12 +158,12 @@ def test_strided_and_misaligned_tensors(backend):
         tensors = [change(t).requires_grad_() for t in (x, residual)] + [
             (misaligned(t) if change is misaligned else t.clone()).requires_grad_() for t in (weight, bias)
         ]
-        results = run(lambda *t: op.seeded(*t, None, 0.0, 1e-12), tensors, change(grad_out))
+        results = run(lambda *t: seeded(*t, None, 0.0, 1e-12), tensors, change(grad_out))
         torch.testing.assert_close(results[0], truth, rtol=1e-6, atol=1e-6)
         assert_as_exact_as_pytorch(results, tensors, grad_out, 0.0)
     # A gradient that sum() makes has stride 0.
     x.requires_grad_()
-    op.seeded(x, residual, weight, bias, None, 0.0, 1e-12).sum().backward()
+    seeded(x, residual, weight, bias, None, 0.0, 1e-12).sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -169,7 +172,7 @@ def test_large_mean_does_not_cancel(backend):
     *tensors, grad_out = inputs((8, 256), device=backend)
     with torch.no_grad():
         tensors[1] += 1000.0
-    results = run(lambda *t: op.seeded(*t, None, 0.0, 1e-12), tensors, grad_out)
+    results = run(lambda *t: seeded(*t, None, 0.0, 1e-12), tensors, grad_out)
     assert_as_exact_as_pytorch(results, tensors, grad_out, 0.0)
 
 
@@ -178,7 +181,7 @@ def test_large_mean_does_not_cancel(backend):
 def test_no_rows(backend, shape):
     *tensors, grad_out = inputs(shape, device=backend)
     for p in (0.0, 0.1):
-        out, *grads = run(lambda *t, p=p: op.seeded(*t, seed_for(p, backend), p, 1e-12), tensors, grad_out)
+        out, *grads = run(lambda *t, p=p: seeded(*t, seed_for(p, backend), p, 1e-12), tensors, grad_out)
         assert out.shape == shape
         assert [g.shape for g in grads] == [t.shape for t in tensors]
         assert not grads[2].any()
@@ -212,7 +215,7 @@ def test_kernels_overwrite_poisoned_outputs(shape, p):
         if p or name != "grad_x":
             assert not buffer[1:-1].isnan().any(), name
     tensors = [t.requires_grad_() for t in (x, residual, weight, bias)]
-    results = run(lambda *t: op.seeded(*t, seed, p, 1e-12), tensors, grad_out)
+    results = run(lambda *t: seeded(*t, seed, p, 1e-12), tensors, grad_out)
     names = ("out", "grad_x" if p else "grad_residual", "grad_residual", "grad_weight", "grad_bias")
     for name, result in zip(names, results, strict=True):
         assert torch.equal(buffers[name][1:-1], result.flatten()), name
@@ -265,7 +268,7 @@ def test_without_dropout_it_is_layer_norm_of_the_sum(backend):
 def test_results_are_bitwise_equal_in_every_run(backend, shape):
     *tensors, grad_out = inputs(shape, device=backend)
     seed = seed_for(0.1, backend)
-    results = [run(lambda *t: op.seeded(*t, seed, 0.1, 1e-12), tensors, grad_out) for _ in range(5)]
+    results = [run(lambda *t: seeded(*t, seed, 0.1, 1e-12), tensors, grad_out) for _ in range(5)]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -288,16 +291,16 @@ def test_only_one_openmp_runtime_is_loaded():
 def test_opcheck(backend, p):
     x, residual, weight, bias, _ = inputs((6, 5, 48), device=backend)
     torch.library.opcheck(
-        torch.ops.earlybert.dropout_add_layer_norm.default,
+        getattr(torch.ops.earlybert.dropout_add_layer_norm, backend),
         (x, residual, weight, bias, seed_for(p, backend), p, 1e-12),
     )
     with torch.no_grad():
-        _, mean, rstd = torch.ops.earlybert.dropout_add_layer_norm(
+        _, mean, rstd = getattr(torch.ops.earlybert.dropout_add_layer_norm, backend)(
             x, residual, weight, bias, seed_for(p, backend), p, 1e-12
         )
     x, residual, weight = x.detach(), residual.detach(), weight.detach()
     arguments = (torch.randn_like(x), x, residual, weight, mean, rstd, seed_for(p, backend), p)
-    torch.library.opcheck(torch.ops.earlybert.dropout_add_layer_norm_backward.default, arguments)
+    torch.library.opcheck(getattr(torch.ops.earlybert.dropout_add_layer_norm_backward, backend), arguments)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -326,12 +329,12 @@ def test_compiles_into_one_graph(backend, dynamic, forced):
 @pytest.mark.parametrize("backend", COMPILED)
 def test_a_second_derivative_is_refused_and_nothing_is_saved_without_gradients(backend):
     x, residual, weight, bias, grad_out = inputs((4, 8), device=backend)
-    out = op.seeded(x, residual, weight, bias, None, 0.0, 1e-12)
+    out = seeded(x, residual, weight, bias, None, 0.0, 1e-12)
     (grad,) = torch.autograd.grad(out, x, grad_out, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice"):
         grad.sum().backward()
     with torch.no_grad():
-        assert op.seeded(x, residual, weight, bias, None, 0.0, 1e-12).grad_fn is None
+        assert seeded(x, residual, weight, bias, None, 0.0, 1e-12).grad_fn is None
 
 
 @pytest.mark.parametrize("keep", [True, False])

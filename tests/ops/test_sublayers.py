@@ -93,14 +93,14 @@ def compiled_attention(tensors, kept, first_token_only, dropout_p):
     seeds = [torch.tensor(s) if dropout_p else None for s in SEEDS]
     options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12)
     inputs = (tensors[0], *PACKING, *tensors[1:], indices(kept), gates, *seeds, *options)
-    return torch.ops.earlybert.attention_sublayer(*inputs)[0]
+    return torch.ops.earlybert.attention_sublayer.cpu(*inputs)[0]
 
 
 def compiled_feed_forward(tensors, kept, activation, dropout_p):
     *tensors, gates = tensors
     seed = torch.tensor(SEEDS[0]) if dropout_p else None
     inputs = (*tensors, indices(kept), gates, seed, activation, dropout_p, 1e-12)
-    return torch.ops.earlybert.feed_forward_sublayer(*inputs)[0]
+    return torch.ops.earlybert.feed_forward_sublayer.cpu(*inputs)[0]
 
 
 @needs_cpu
@@ -146,10 +146,7 @@ def test_feed_forward_output_and_gradients(isa, kept, dropout_p, activation):
     def defined(*tensors):
         return reference.feed_forward_sublayer(
             *tensors[:7], active_neurons=indices(UNITS[kept]), neuron_gates=tensors[7], activation=activation,
-            dropout_add_layer_norm=lambda *t, dropout_p, eps: reference.dropout_add_layer_norm(
-                *t, dropout_p=dropout_p, eps=eps, keep=keep
-            ),
-            dropout_p=dropout_p,
+            dropout_p=dropout_p, keep=keep,
         )  # fmt: skip
 
     def compiled(*tensors):
@@ -167,10 +164,10 @@ def test_opcheck(kept, dropout_p):
     for first_token_only in (False, True):
         options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12)
         inputs = (tensors[0], *PACKING, *tensors[1:], indices(UNITS[kept]), gates, *seeds, *options)
-        torch.library.opcheck(torch.ops.earlybert.attention_sublayer.default, inputs)
+        torch.library.opcheck(torch.ops.earlybert.attention_sublayer.cpu, inputs)
     *tensors, gates = feed_forward_inputs()
     inputs = (*tensors, indices(UNITS[kept]), gates, seeds[0], "gelu", dropout_p, 1e-12)
-    torch.library.opcheck(torch.ops.earlybert.feed_forward_sublayer.default, inputs)
+    torch.library.opcheck(torch.ops.earlybert.feed_forward_sublayer.cpu, inputs)
 
 
 @needs_cpu
@@ -274,7 +271,8 @@ def test_a_second_derivative_is_refused():
         ({"b_v": torch.zeros(31)}, ValueError, "b_v has shape"),
         ({"norm_bias": torch.zeros(5)}, ValueError, "norm_bias has shape"),
         ({"x": torch.zeros(3, HIDDEN)}, ValueError, "runs from 0 to 49, expected 0 to 3 tokens"),
-        ({"active_heads": torch.tensor([True])}, TypeError, "active_heads is torch.bool, expected torch.int64"),
+        ({"active_heads": torch.tensor([1.0])}, TypeError, "active_heads is torch.float32, expected torch.int64"),
+        ({"active_heads": torch.tensor([True])}, ValueError, r"active_heads has shape \(1,\)"),
         ({"active_heads": torch.tensor([0, 4])}, IndexError, "is not in|out of range"),
         pytest.param({"active_heads": torch.tensor([2, 2])}, ValueError, "comes twice", marks=needs_cpu),
         ({"head_gates": torch.ones(HEADS, dtype=torch.bfloat16)}, TypeError, "gates must stay float32"),

@@ -41,7 +41,7 @@ def forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    grad_out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *inputs
+    grad_out: Tensor, out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *inputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`grad_q`, `grad_k`, `grad_v`, and `grad_gates (H,)` (empty without gates)."""
     arguments, _kept_alive = _arguments(q, k, v, cu_seqlens, *inputs)

@@ -106,8 +106,8 @@ def backward(
         grad_h, context.flatten(1), Kept(w_out, in_units=units, in_scale=scale)
     )
     grad_q, grad_k, grad_v, _ = attention.backward(
-        grad_context.view_as(context), logsumexp, q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, None,
-        None, attention_seed, attention_dropout_p, head_size**-0.5,
+        grad_context.view_as(context), context, logsumexp, q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q,
+        None, None, attention_seed, attention_dropout_p, head_size**-0.5,
     )  # fmt: skip
     grad_queries, *grad_q_projection, _ = linear.backward(
         grad_q.flatten(1), x, Kept(w_q, out_units=units), x_rows=rows, grad_x=grad_residual

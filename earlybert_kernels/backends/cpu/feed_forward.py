@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import linear
+from . import empty, linear
 from .linear import Kept
 
 
@@ -44,13 +44,15 @@ def backward(
     gates: Tensor | None,
     activation: str,
     grad_x: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The gradients of x, w_in, b_in, w_out, b_out and gates (None without); that of x is added to `grad_x`."""
+) -> tuple[Tensor, ...]:
+    """The gradients of x, w_in, b_in, w_out, b_out and gates (empty without); that of x is added to `grad_x`."""
     first, second = _kept(w_in, w_out, active, gates)
     grad_h, grad_w_out, grad_b_out, grad_gates = linear.backward(
         grad_out, None, second, activation=activation, preactivation=preactivation
     )
     grad_x, grad_w_in, grad_b_in, _ = linear.backward(grad_h, x, first, grad_x=grad_x)
-    if grad_gates is not None and active is not None:
+    if grad_gates is None:
+        grad_gates = empty(0)
+    elif active is not None:
         grad_gates = gates.new_zeros(gates.shape).index_copy_(0, active, grad_gates)
     return grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out, grad_gates

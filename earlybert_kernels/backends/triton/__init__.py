@@ -40,6 +40,10 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return None
 
 
+#: How `ops.dispatch.register` is told of this backend. The interpreter is far too slow to be chosen unasked.
+AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": INTERPRETED}
+
+
 def kernel(op: str, name: str) -> Callable:
     """Function `name` of this package's module `op`, which is imported when it is first called: it needs Triton."""
 
@@ -47,3 +51,8 @@ def kernel(op: str, name: str) -> Callable:
         return getattr(importlib.import_module(f"{__name__}.{op}"), name)(*arguments, **options)
 
     return call
+
+
+def kernels(op: str) -> tuple[Callable, Callable]:
+    """The functions `forward` and `backward` of module `op`, as `kernel`."""
+    return kernel(op, "forward"), kernel(op, "backward")

@@ -1,4 +1,4 @@
-"""The attention sublayer: one product for q, k and v, attention, output projection, dropout, residual and layer norm."""
+"""The attention sublayer: one product for q, k and v, attention, the output projection, and what ends a sublayer."""
 
 from __future__ import annotations
 

@@ -37,11 +37,13 @@ def _fold(
     if indices is not None:
         unit = tl.load(indices + unit, inside, -1).to(tl.int32)
         inside &= unit >= 0
-    inside2 = (row < rows)[:, None] & inside[None, :]
-    value = tl.load(weight + row[:, None] * row_stride + (unit * SIZE + column % SIZE)[None, :], inside2, 0.0)
+    in_rows = (row < rows)[:, None]
+    source = weight + row[:, None] * row_stride + (unit * SIZE + column % SIZE)[None, :]
+    value = tl.load(source, in_rows & inside[None, :], 0.0)  # 0 where -1 stands for none
     if gates is not None:
         value = value.to(tl.float32) * tl.load(gates + unit, inside, 0.0)[None, :]
-    tl.store(folded + row[:, None] * columns + column[None, :], value.to(folded.dtype.element_ty), inside2)
+    target = folded + row[:, None] * columns + column[None, :]
+    tl.store(target, value.to(folded.dtype.element_ty), in_rows & (column < columns)[None, :])
 
 
 @triton.jit
@@ -97,7 +99,8 @@ def fold(weight: Tensor, units: Units | None, gates: Tensor | None, size: int = 
         size: columns of a unit.
 
     Returns:
-        `(E, room * size)`, contiguous, or `weight` itself where nothing is to be done.
+        `(E, room * size)`, contiguous, 0 where there is room for more units than are computed; or `weight` itself
+        where nothing is to be done.
     """
     if units is None and gates is None:
         return weight

@@ -18,7 +18,8 @@ class Used(NamedTuple):
 
     Attributes:
         units: int32, 0-d, on the device.
-        size: rows or columns of a unit.
+        size: rows or columns of a unit. If it is 1 and the dimension is an inner one, what stands behind the units up
+            to the next multiple of 16 is read, and has to be finite in one operand and 0 in the other.
     """
 
     units: Tensor
@@ -70,6 +71,7 @@ def _matmul(
     ACTIVATION: tl.constexpr,
     ADD: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ALIGN_USED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -88,59 +90,56 @@ def _matmul(
     program = tl.program_id(0)
     group = program // (GROUP * tiles_n)
     rows = min(tiles_m - group * GROUP, GROUP)
-    columns = N
     tile_m = group * GROUP + (program % (GROUP * tiles_n)) % rows
     tile_n = (program % (GROUP * tiles_n)) // rows
 
     if USED != "":
         used = tl.load(used_units) * used_size
-    if USED == "m":
-        M = min(M, used)
-        if tile_m * BLOCK_M >= M:
-            return
-    if USED == "n":
-        N = min(N, used)
-        if tile_n * BLOCK_N >= N:
-            return
+    if USED == "m" and tile_m * BLOCK_M >= used:
+        return
+    if USED == "n" and tile_n * BLOCK_N >= used:
+        return
     if USED == "k":
-        K = min(K, used)
+        # To a multiple of 16, so that loads along k are wide.
+        K = min(K, tl.cdiv(used, ALIGN_USED) * ALIGN_USED)
 
     offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_m, in_n = (offs_m < M)[:, None], (offs_n < N)[None, :]
     first_k = tl.program_id(1) * k_part
-    K = min(K, first_k + k_part)
-    offs_k = first_k + tl.arange(0, BLOCK_K)
-    # Rows and columns outside are read from the beginning again, which needs no mask; they are not stored.
-    a_tile = a + (offs_m % M).to(tl.int64)[:, None] * a_m + offs_k.to(tl.int64)[None, :] * a_k
-    b_tile = b + offs_k.to(tl.int64)[:, None] * b_k + (offs_n % N).to(tl.int64)[None, :] * b_n
+    offs_k = tl.arange(0, BLOCK_K)
+    a_tile = a + offs_m.to(tl.int64)[:, None] * a_m + (first_k + offs_k).to(tl.int64)[None, :] * a_k
+    b_tile = b + (first_k + offs_k).to(tl.int64)[:, None] * b_k + offs_n.to(tl.int64)[None, :] * b_n
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(first_k, K, BLOCK_K):
+    for k in range(first_k, min(K, first_k + k_part), BLOCK_K):
         if EVEN_K:
-            a_part, b_part = tl.load(a_tile), tl.load(b_tile)
+            a_part, b_part = tl.load(a_tile, in_m, 0.0), tl.load(b_tile, in_n, 0.0)
         else:
-            inside = tl.arange(0, BLOCK_K) < K - k
-            a_part = tl.load(a_tile, inside[None, :], 0.0)
-            b_part = tl.load(b_tile, inside[:, None], 0.0)
+            in_k = k + offs_k < K
+            a_part = tl.load(a_tile, in_m & in_k[None, :], 0.0)
+            b_part = tl.load(b_tile, in_n & in_k[:, None], 0.0)
         total = tl.dot(a_part, b_part, total, input_precision=PRECISION)
         a_tile += BLOCK_K * a_k
         b_tile += BLOCK_K * b_k
 
-    stored = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    place = offs_m.to(tl.int64)[:, None] * c_m + offs_n[None, :]
+    # Places within the tile fit 32 bits; where it begins may not.
+    stored = in_m & in_n
+    place = tl.arange(0, BLOCK_M)[:, None] * c_m + offs_n[None, :]
+    begin = (tile_m * BLOCK_M).to(tl.int64) * c_m
+    c += begin + tl.program_id(1).to(tl.int64) * c_part
     dtype = c.dtype.element_ty
     if EPILOGUE == "forward":
         if bias is not None:
             total += tl.load(bias + offs_n, offs_n < N, 0.0).to(tl.float32)[None, :]
         if ACTIVATION != "none":
-            tl.store(preactivation + place, total.to(dtype), stored)
+            tl.store(preactivation + begin + place, total.to(dtype), stored)
             total = activate(total, ACTIVATION)
     else:
-        before = tl.load(preactivation + place, stored, 0.0).to(tl.float32)
+        before = tl.load(preactivation + begin + place, stored, 0.0).to(tl.float32)
         after, slope = activate_with_slope(before, ACTIVATION)
-        tl.store(activated + place, after.to(dtype), stored)
+        tl.store(activated + begin + place, after.to(dtype), stored)
         total = tl.where(stored, total * slope, 0.0)
-        tl.store(column_sums + tile_m * columns + offs_n, tl.sum(total, 0), offs_n < N)
-    c += tl.program_id(1).to(tl.int64) * c_part
+        tl.store(column_sums + tile_m * N + offs_n, tl.sum(total, 0), offs_n < N)
     if ADD:
         total += tl.load(c + place, stored, 0.0).to(tl.float32)
     tl.store(c + place, total.to(dtype), stored)
@@ -162,7 +161,7 @@ def matmul(
     Args:
         a: `(M, K)`; b: `(K, N)`, the same dtype; any strides.
         tile: what a program computes.
-        used: of "m", "n" or "k", how much is in use: the rest is not read, and that of the result not written.
+        used: of "m", "n" or "k", how much is in use. Behind it the result is written to the end of a tile.
         bias: `(N,)` or None.
         activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
         add_to: `(M, N)` with contiguous rows, of any dtype: the result is added to it, in place.
@@ -232,6 +231,7 @@ def _launch(a, b, out, tile, used, bias, preactivation, activated, sums, epilogu
         ACTIVATION=activation,
         ADD=add,
         EVEN_K=dimension != "k" and inner % tile.k == 0,
+        ALIGN_USED=1 if amount.size % 16 and amount.size > 1 else 16,
         PRECISION=_PRECISION[a.dtype],
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,

@@ -47,10 +47,12 @@ def used(units: Units | None, size: int = 1) -> Used | None:
 
 
 def take(weight: Tensor, units: Units | None) -> Tensor:
-    """The computed units' part of a weight or bias `(units, ...)`; anything where -1 stands for none."""
+    """The computed units' part of a weight or bias `(units, ...)`; the first one's where -1 stands for none."""
     if units is None:
         return weight
-    indices = units.indices if units.number is None else units.indices.clamp(min=0)
+    indices = units.indices
+    if units.number is not None:
+        indices = torch.where(indices < 0, indices[:1].clamp(min=0), indices)
     return weight.index_select(0, indices)
 
 

@@ -9,7 +9,7 @@ _GUARD = 8  # values before and behind each tensor, so that rows stay aligned as
 
 
 class Guarded:
-    """Once set up with pytest's `monkeypatch`, the floating tensors of `torch.empty` and `empty_like` lie in NaN."""
+    """The floating tensors of `torch.empty` and `torch.empty_like`, in buffers of NaN under pytest's `monkeypatch`."""
 
     def __init__(self, monkeypatch) -> None:
         self._buffers: list[Tensor] = []

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .launch import launch
 
-#: What the interpreter is taken to have: few, so that a program of it goes through several groups of rows.
-INTERPRETED_MULTIPROCESSORS = 1
+#: Programs under the interpreter: few, so that one of them goes through several groups of rows.
+INTERPRETED_PROGRAMS = 2
 #: Of an H100 and an H200, for launches that are recorded without a GPU.
 RECORDED_MULTIPROCESSORS = 132
 
@@ -41,10 +41,9 @@ def tiling(width: int) -> Tiling:
 
 def resident_programs(tensor: Tensor, groups: int, per_multiprocessor: int) -> int:
     """How many programs share `groups` groups of rows: no more than the tensor's device runs at once."""
-    if tensor.is_cuda:
-        multiprocessors = _multiprocessors(tensor.get_device())
-    else:
-        multiprocessors = RECORDED_MULTIPROCESSORS if tensor.is_meta else INTERPRETED_MULTIPROCESSORS
+    if tensor.is_cpu:
+        return min(groups, INTERPRETED_PROGRAMS)
+    multiprocessors = _multiprocessors(tensor.get_device()) if tensor.is_cuda else RECORDED_MULTIPROCESSORS
     return min(groups, multiprocessors * per_multiprocessor)
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS, WORDS, sentence
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

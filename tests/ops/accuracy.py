@@ -1,4 +1,4 @@
-"""How exact a float32 kernel has to be: compared with float64, and with plain PyTorch in float32."""
+"""How exact a kernel has to be: compared with float64, and with plain PyTorch in the kernel's dtype."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def results(function: Callable[..., Tensor], tensors: Iterable[Tensor], dtype: t
     return out, *torch.autograd.grad((out * weights).sum(), leaves)
 
 
-def assert_as_exact_as_pytorch(ours: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor]) -> None:
-    """At most twice plain PyTorch's error in float32, plus 16 roundings of the largest value."""
+def assert_as_exact_as_pytorch(
+    ours: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> None:
+    """At most twice plain PyTorch's error, plus roundings of the largest value: 16 in float32, else one."""
     for number, (a, b, exact) in enumerate(zip(ours, plain, truth, strict=True)):
-        floor = 16 * torch.finfo(torch.float32).eps * exact.abs().max()
+        floor = (16 if dtype == torch.float32 else 1) * torch.finfo(dtype).eps * exact.abs().max()
         error, allowed = (a - exact).abs().max(), 2 * (b - exact).abs().max() + floor
         assert error <= allowed, f"result {number}: error {error:.3g}, allowed {allowed:.3g}"
 

@@ -159,9 +159,9 @@ class CapturedStep:
             self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def _tie_rates(self) -> None:
-        """Makes learning rates tensors that stay, and puts there what a scheduler or the user has put in their place."""
+        """Makes learning rates tensors that stay, and puts there what a scheduler has put in their place."""
         groups = self._optimizer.param_groups
-        for group in groups[len(self._rates) :]:
+        for _ in groups[len(self._rates) :]:
             self._rates.append(torch.zeros((), device=self._device))
         for group, rate in zip(groups, self._rates, strict=True):
             if group["lr"] is not rate:

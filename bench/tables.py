@@ -39,7 +39,7 @@ def _number(value: float | None, digits: int) -> str:
 # Microbenchmarks: one row is the `extra_info` of one of pytest-benchmark's.
 
 #: What rows have in common that compute the same.
-_PROBLEM = ("op", "shape", "lengths", "unit", "mode", "dtype", "device", "sequences")
+_PROBLEM = ("op", "shape", "lengths", "unit", "mode", "dtype", "device", "sequences", "dropout")
 
 
 def problem_of(row: Result) -> tuple:
@@ -70,7 +70,7 @@ def micro(rows: Sequence[Result]) -> str:
             row["unit"],
             row["mode"],
             row["provider"],
-            _spread(quartiles(row["seconds"]), 3, 1e3),
+            _spread(quartiles(row["seconds"]), 4, 1e3),
             _spread(row["ratio"], 2),
             _number(fastest, 2),
             _number(row["gflops_per_second"], 1),

@@ -91,11 +91,15 @@ def step(result: Result) -> str:
     data = "random tokens" if arguments["data_dir"] is None else "real sentences"
     with_memory = any("memory" in variant for variant in result["variants"].values())
     header = ["step", "ms, median (quartiles)", "of stock (quartiles)", "of converted (quartiles)", "real tokens/s"]
+    with_share = "rates" in result  # older results have none
     rows = []
     for name, variant in result["variants"].items():
         cells = [name, _spread(variant["time"], 1, 1e3)]
         cells += [_spread(variant["of_stock"], 3), _spread(variant["of_converted"], 3)]
         cells.append(f"{variant['real_tokens_per_second']:,.0f}")
+        if with_share:
+            share = variant.get("matrix_rate_share")
+            cells.append(NONE if share is None else f"{100 * share:.0f}%")
         if with_memory:
             peak = variant.get("memory", {}).get("peak_bytes")
             cells.append(NONE if peak is None else f"{peak / 2**20:,.0f}")
@@ -104,7 +108,8 @@ def step(result: Result) -> str:
         f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, "
         f"{arguments['dtype']}, batch {arguments['batch_size']}: "
         f"{real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
-        f"{conditions(result)}\n\n" + table(header + ["peak MiB"] * with_memory, rows)
+        f"{conditions(result)}\n\n"
+        + table(header + ["of the matrix rate"] * with_share + ["peak MiB"] * with_memory, rows)
     )
 
 

@@ -144,6 +144,15 @@ def test_extreme_logits():
     assert not any(g.isnan().any() for g in grads)
 
 
+def test_the_loss_is_float32_under_any_default_dtype():
+    tensors = inputs(4, 3, 7)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert op.forward(tensors[0], tensors[1], rows_of(tensors[1]), *tensors[2:])[0].dtype == F32
+    finally:
+        torch.set_default_dtype(F32)
+
+
 def test_a_small_loss_keeps_its_digits():
     hidden, weight = torch.tensor([[1.0, 0.5, 0.5, 0.5]], device=DEVICE), torch.eye(4, device=DEVICE) * 20
     labels = torch.tensor([0], device=DEVICE)

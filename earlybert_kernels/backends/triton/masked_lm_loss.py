@@ -138,7 +138,7 @@ def _gather(matrix: Tensor, rows: Tensor, factor: Tensor | None = None) -> Tenso
 
 def _factor(grad_loss: Tensor | float, rows: Tensor) -> Tensor:
     """`grad_loss` over the number of labelled rows, float32 0-d; over 1 if there is none."""
-    return grad_loss / (rows >= 0).sum().clamp(min=1)
+    return grad_loss / (rows >= 0).sum().clamp(min=1).float()  # not torch's default dtype
 
 
 def forward(hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,7 @@ def test_unlabelled_rows_are_not_read():
     hidden, labels, weight, bias = inputs(7, 8, 13)
     truth = computed(hidden, labels, weight, bias)
     hidden[labels == -100] = float("nan")
+    hidden = torch.nn.functional.pad(hidden, (0, 0, 1, 0), value=float("nan"))[1:]  # nor what lies at -1
     for rows in (rows_of(labels), rows_of(labels, 9)):
         for a, b in zip(computed(hidden, labels, weight, bias, rows), truth, strict=True):
             torch.testing.assert_close(a, b)
@@ -141,6 +142,15 @@ def test_extreme_logits():
     loss, *grads = computed(hidden, torch.tensor([9000], device=DEVICE), weight, bias)
     torch.testing.assert_close(loss.cpu(), torch.tensor(2.0).log())
     assert not any(g.isnan().any() for g in grads)
+
+
+def test_the_loss_is_float32_under_any_default_dtype():
+    tensors = inputs(4, 3, 7)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert op.forward(tensors[0], tensors[1], rows_of(tensors[1]), *tensors[2:])[0].dtype == F32
+    finally:
+        torch.set_default_dtype(F32)
 
 
 def test_a_small_loss_keeps_its_digits():

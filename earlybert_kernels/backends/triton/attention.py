@@ -27,8 +27,8 @@ class Tiles(NamedTuple):
 # By dtype (float32 or half precision) and head size (up to 64, or 128). Of a list, the first whose keys hold the
 # longest sequence: then one tile sees all keys of its queries. Where none does, the last takes keys block by block.
 # Wider tiles would save little: rescaling is cheap, and lengths vary within a batch, so that blocks end early.
-# Reasoned from what the compiler makes of them for compute capability 8.0, 9.0 and 10.0 (registers, shared memory,
-# few registers spilled and those outside the inner loop); not yet measured on a GPU.
+# Reasoned from what the compiler makes of them for compute capability 8.0, 9.0 and 10.0: registers, shared memory, and
+# few spills, nearly all of them outside the inner loop. Not yet measured on a GPU.
 _HALF, _FLOAT32 = False, True
 _FORWARD = {
     (_HALF, 64): [

@@ -52,9 +52,7 @@ class Case:
         assert {t.dtype for t in results[:4]} == {self.dtype} and results[4].dtype == torch.float32
         count = 4 if self.gates is None else 5
         assert results[4].numel() == (0 if self.gates is None else len(self.gates))
-        assert_as_exact_as_pytorch(
-            results[:count], self.defined(self.dtype), self.defined(torch.float64), self.dtype
-        )
+        assert_as_exact_as_pytorch(results[:count], self.defined(self.dtype), self.defined(torch.float64), self.dtype)
 
 
 def run(grad_out, arguments, **options):
@@ -90,11 +88,10 @@ def test_head_sizes(size, dtype):
     case.check(run(*case.inputs()))
 
 
-@pytest.mark.parametrize("programs", [1, 12])  # one share of the keys, or several
-@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(("p", "programs"), [(0.0, 1), (0.3, 1), (0.3, 8)])  # the keys in one share, or in two
 def test_keys_in_blocks(in_blocks, p, programs):
     in_blocks.setattr(op, "_PROGRAMS", programs)
-    case = Case((65, 1, 33), gates=[0.5, -2.0], p=p)
+    case = Case((65, 7), gates=[0.5, -2.0], p=p)
     case.check(run(*case.inputs()))
 
 
@@ -103,7 +100,7 @@ def test_more_keys_than_any_tile_holds():
     case.check(run(*case.inputs()))
 
 
-@pytest.mark.parametrize("lengths", [(13, 2), (30, 9), (50, 3), (70, 70)])
+@pytest.mark.parametrize("lengths", [(13, 2), (30, 9), (50, 3), (70, 6)])
 def test_dropout_keeps_what_the_shared_rule_keeps(lengths):
     # Small weights and plain values: what is kept or dropped wrongly shows far above rounding.
     case = Case(lengths, dtype=torch.float16, gates=[1.5, 0.5], p=0.4)
@@ -116,6 +113,13 @@ def test_fewer_queries_than_keys(lengths_q, blocks, request):
     if blocks:
         request.getfixturevalue("in_blocks")
     case = Case((40, 50, 7), lengths_q=lengths_q, gates=[0.5, -1.0], p=0.2)
+    case.check(run(*case.inputs()))
+
+
+def test_scores_far_below_zero():
+    # Keys that are not there score 0, whose exponential against such a logsumexp is infinite.
+    case = Case((5, 18), dtype=torch.bfloat16)
+    case.qkv[:2] = (sign * (5 + t.abs()).bfloat16().double() for sign, t in zip((1, -1), case.qkv[:2], strict=True))
     case.check(run(*case.inputs()))
 
 

@@ -94,7 +94,7 @@ def step(result: Result) -> str:
     with_share = "rates" in result  # older results have none
     rows = []
     for name, variant in result["variants"].items():
-        cells = [name, _spread(variant["time"], 1, 1e3)]
+        cells = [name, _spread(variant["time"], 2, 1e3)]
         cells += [_spread(variant["of_stock"], 3), _spread(variant["of_converted"], 3)]
         cells.append(f"{variant['real_tokens_per_second']:,.0f}")
         if with_share:

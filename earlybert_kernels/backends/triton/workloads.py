@@ -1,0 +1,34 @@
+"""What `inspect` compiles: every op called at the shapes and dtypes of real BERTs, on tensors without data.
+
+The kernels' configurations stand where they are launched, and nowhere else: what these calls would launch is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .launch import Launch, recording
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+#: By op: calls that between them use every configuration.
+WORKLOADS: dict[str, Callable[[], None]] = {}
+
+
+def launches(op: str, architecture: int) -> list[Launch]:
+    """What the workload of an op would launch on an architecture."""
+    with recording(architecture) as recorded:
+        WORKLOADS[op]()
+    return recorded
+
+
+def _workload(calls: Callable[[], None]) -> Callable[[], None]:
+    WORKLOADS[calls.__name__] = calls
+    return calls
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -32,3 +32,15 @@ def _workload(calls: Callable[[], None]) -> Callable[[], None]:
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@_workload
+def lamb_step() -> None:
+    from .lamb_step import lamb_step
+
+    for dtype in DTYPES:
+        for adapt, l1 in ((True, 0.0), (False, 0.0), (False, 1e-4)):
+            params, grads = ([_empty(3072, 768, dtype=dtype), _empty(768, dtype=dtype)] for _ in range(2))
+            moments = [[_empty(3072, 768), _empty(768)] for _ in range(2)]
+            options = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
+            lamb_step(params, grads, *moments, [_empty(), _empty()], lr=_empty(), adapt=adapt, l1=l1, **options)

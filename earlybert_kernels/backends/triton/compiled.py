@@ -172,6 +172,7 @@ def constants(source: ASTSource) -> dict[str, Any]:
 
 
 def dtype(source: ASTSource) -> str:
-    """The dtype that a kernel is for: of its floating tensors, those in half precision come first."""
-    pointed_at = {kind[1:] for kind in source.signature.values() if kind.startswith("*")}
-    return next((name for name in ("bf16", "fp16", "fp32") if name in pointed_at), "-")
+    """The dtype that a kernel is for: of its floating tensors and of its constants; half precision comes first."""
+    names = {kind[1:] for kind in source.signature.values() if kind.startswith("*")}
+    names |= {value.name for value in source.constants.values() if isinstance(value, tl.dtype)}
+    return next((name for name in ("bf16", "fp16", "fp32") if name in names), "-")

@@ -20,7 +20,7 @@ from .launch import launch
 # Numbers of a tensor whose squares one program sums: a fixed count, so that sums have one order.
 CHUNK = 8192
 # Numbers that are loaded at once.
-BLOCK = 1024
+BLOCK = 512
 # Tensors, or chunks of one tensor, that are looked at at once.
 ROWS = 512
 
@@ -146,9 +146,11 @@ def _find(table, chunk, tensors, ROWS: tl.constexpr):
 
 @triton.jit
 def _pointers(address, begin, DTYPE: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """Those of BLOCK numbers from `begin` of a tensor; FULL promises that its address is a multiple of 16."""
+    pointer = address.to(tl.pointer_type(DTYPE))
     if FULL:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE)) + begin + tl.arange(0, BLOCK)
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + begin + tl.arange(0, BLOCK)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""How exact a float32 kernel has to be: compared with float64, and with plain PyTorch in float32."""
+"""How exact a kernel has to be: compared with float64, and with plain PyTorch in the kernel's dtype."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ import torch
 from torch import Tensor
 
 
-def results(function: Callable[..., Tensor], tensors: Iterable[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Output and gradients of `function` in `dtype`, for the same weights of the output."""
-    leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
+def results(
+    function: Callable[..., Tensor], tensors: Iterable[Tensor], dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, ...]:
+    """Output and gradients of `function` in `dtype` on `device`, for the same weights of the output; on the CPU."""
+    leaves = [t.detach().to(device, dtype).requires_grad_() for t in tensors]
     out = function(*leaves)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
-    return out, *torch.autograd.grad((out * weights).sum(), leaves)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(out)
+    grads = torch.autograd.grad((out * weights).sum(), leaves)
+    return tuple(t.cpu() for t in (out, *grads))
 
 
-def assert_as_exact_as_pytorch(ours: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor]) -> None:
-    """At most twice plain PyTorch's error in float32, plus 16 roundings of the largest value."""
+def assert_as_exact_as_pytorch(
+    ours: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> None:
+    """At most twice plain PyTorch's error in `dtype`, plus 16 roundings (4 in half precision) of the largest value."""
+    roundings = 16 if dtype == torch.float32 else 4
     for number, (a, b, exact) in enumerate(zip(ours, plain, truth, strict=True)):
-        floor = 16 * torch.finfo(torch.float32).eps * exact.abs().max()
+        floor = roundings * torch.finfo(dtype).eps * exact.abs().max() if exact.numel() else 0
         error, allowed = (a - exact).abs().max(), 2 * (b - exact).abs().max() + floor
         assert error <= allowed, f"result {number}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 def assert_defined_by(
-    compiled: Callable[..., Tensor], definition: Callable[..., Tensor], tensors: Sequence[Tensor]
+    compiled: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    device: str = "cpu",
 ) -> None:
-    """`compiled` in float32 is as exact as the definition in float32, output and gradients."""
-    ours = results(compiled, tensors, torch.float32)
+    """`compiled` in float32 on `device` is as exact as the definition in float32, output and gradients."""
+    ours = results(compiled, tensors, torch.float32, device)
     assert_as_exact_as_pytorch(
         ours, results(definition, tensors, torch.float32), results(definition, tensors, torch.float64)
     )

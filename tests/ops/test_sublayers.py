@@ -5,12 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_as_exact_as_pytorch, assert_defined_by, results
+from targets import Target
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.counter_rng import keep_mask
 
+CPU = Target("cpu", "cpu")
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
 LENGTHS = (9, 1, 33, 6)
@@ -88,27 +90,36 @@ def test_definition_of_feed_forward(kept):
     torch.testing.assert_close(out, truth, rtol=1e-10, atol=1e-10)
 
 
-def compiled_attention(tensors, kept, first_token_only, dropout_p):
+def active(kept, units, target, as_mask):
+    """The kept units as a backend takes them: indices, or on a GPU also a mask."""
+    if kept is None:
+        return None
+    if not as_mask:
+        return indices(kept).to(target.device)
+    return torch.zeros(units, dtype=torch.bool).index_fill(0, indices(kept), True).to(target.device)
+
+
+def compiled_attention(tensors, kept, first_token_only, dropout_p, target=CPU, as_mask=False):
     *tensors, gates = tensors
-    seeds = [torch.tensor(s) if dropout_p else None for s in SEEDS]
+    seeds = [torch.tensor(s, device=target.device) if dropout_p else None for s in SEEDS]
     options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12)
-    inputs = (tensors[0], *PACKING, *tensors[1:], indices(kept), gates, *seeds, *options)
-    return torch.ops.earlybert.attention_sublayer.cpu(*inputs)[0]
+    packing = PACKING[0].to(target.device), PACKING[1]
+    inputs = (tensors[0], *packing, *tensors[1:], active(kept, HEADS, target, as_mask), gates, *seeds, *options)
+    return getattr(torch.ops.earlybert.attention_sublayer, target.backend)(*inputs)[0]
 
 
-def compiled_feed_forward(tensors, kept, activation, dropout_p):
+def compiled_feed_forward(tensors, kept, activation, dropout_p, target, as_mask=False):
     *tensors, gates = tensors
-    seed = torch.tensor(SEEDS[0]) if dropout_p else None
-    inputs = (*tensors, indices(kept), gates, seed, activation, dropout_p, 1e-12)
-    return torch.ops.earlybert.feed_forward_sublayer.cpu(*inputs)[0]
+    seed = torch.tensor(SEEDS[0], device=target.device) if dropout_p else None
+    inputs = (*tensors, active(kept, NEURONS, target, as_mask), gates, seed, activation, dropout_p, 1e-12)
+    return getattr(torch.ops.earlybert.feed_forward_sublayer, target.backend)(*inputs)[0]
 
 
-@needs_cpu
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("kept", UNITS)
 @pytest.mark.parametrize("first_token_only", [False, True])
-def test_attention_output_and_gradients(isa, first_token_only, kept, dropout_p):
-    kept = UNITS[kept]
+def test_attention_output_and_gradients(target, first_token_only, kept, dropout_p):
+    kept, as_mask = UNITS[kept], target.backend == "triton"
     keeps = keeps_of(kept, first_token_only, dropout_p)
     masked = torch.ones(HEADS, dtype=torch.bool) if kept is None else torch.zeros(HEADS, dtype=torch.bool)
     masked[slice(None) if kept is None else kept] = True
@@ -123,24 +134,21 @@ def test_attention_output_and_gradients(isa, first_token_only, kept, dropout_p):
         return attention_by_hand(tensors, kept, first_token_only, keeps, dropout_p)
 
     def compiled(*tensors):
-        return compiled_attention(tensors, kept, first_token_only, dropout_p)
+        return compiled_attention(tensors, kept, first_token_only, dropout_p, target, as_mask)
 
     tensors = attention_inputs()
-    ours, plain, truth = (
-        list(results(f, tensors, dtype))
-        for f, dtype in ((compiled, torch.float32), (defined, torch.float32), (defined, torch.float64))
-    )
+    ours = list(results(compiled, tensors, torch.float32, target.device))
+    plain, truth = (list(results(defined, tensors, dtype)) for dtype in (torch.float32, torch.float64))
     # A softmax does not change when all its scores do: the gradient of b_k is rounding, of the size of w_k's.
     grads_b_k = [gradients.pop(5) for gradients in (ours, plain, truth)]
     assert (grads_b_k[0] - grads_b_k[2]).abs().max() <= 1e-5 * (1 + truth[4].abs().max())
     assert_as_exact_as_pytorch(ours, plain, truth)
 
 
-@needs_cpu
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("kept", UNITS)
-def test_feed_forward_output_and_gradients(isa, kept, dropout_p, activation):
+def test_feed_forward_output_and_gradients(target, kept, dropout_p, activation):
     keep = keep_mask(SEEDS[0], (TOKENS, HIDDEN), dropout_p) if dropout_p else None
 
     def defined(*tensors):
@@ -150,9 +158,10 @@ def test_feed_forward_output_and_gradients(isa, kept, dropout_p, activation):
         )  # fmt: skip
 
     def compiled(*tensors):
-        return compiled_feed_forward(tensors, UNITS[kept], activation, dropout_p)
+        as_mask = target.backend == "triton"
+        return compiled_feed_forward(tensors, UNITS[kept], activation, dropout_p, target, as_mask)
 
-    assert_defined_by(compiled, defined, feed_forward_inputs())
+    assert_defined_by(compiled, defined, feed_forward_inputs(), target.device)
 
 
 @needs_cpu

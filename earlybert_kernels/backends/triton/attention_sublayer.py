@@ -112,9 +112,7 @@ def backward(
     )  # fmt: skip
 
     if rows is None:
-        grad_x, projections = _project_backward(
-            grad_kv, low, (w_q, w_k, w_v), units, heads, add_to=grad_residual
-        )
+        grad_x, projections = _project_backward(grad_kv, low, (w_q, w_k, w_v), units, heads, add_to=grad_residual)
     else:
         grad_first, query = _project_backward(
             grad_q.unsqueeze(2), low.index_select(0, rows), (w_q,), units, heads, add_to=grad_residual
@@ -152,9 +150,7 @@ def _by_head(weights: Sequence[Tensor], heads: int) -> Tensor:
     return torch.stack([w.view(heads, -1, *w.shape[1:]) for w in weights], dim=1)
 
 
-def _project(
-    x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], units: Units | None, head_size: int
-) -> Tensor:
+def _project(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], units: Units | None, head_size: int) -> Tensor:
     """The linear layers' results for the computed heads, `(tokens, room, layers, D)`, by one product."""
     heads = layers[0][0].shape[0] // head_size
     weight, bias = (take(_by_head(parts, heads), units) for parts in zip(*layers, strict=True))

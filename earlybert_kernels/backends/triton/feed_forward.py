@@ -24,9 +24,7 @@ def forward(
     `active` are the neurons to compute, as int64 indices or as a bool mask; the rest is as in `ops.feed_forward`.
     """
     units = computed_units(active)
-    h, preactivation = linear(
-        x, take(w_in, units), take(b_in, units), activation=activation, outputs=used(units)
-    )
+    h, preactivation = linear(x, take(w_in, units), take(b_in, units), activation=activation, outputs=used(units))
     out, _ = linear(h, fold(w_out, units, gates), b_out, inputs=used(units))
     return out, preactivation
 

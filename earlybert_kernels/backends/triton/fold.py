@@ -74,7 +74,7 @@ def _unfold(
     total = tl.zeros((COLUMNS,), tl.float32)
     gate = total + 1.0
     if gates is not None:
-        gate = tl.load(gates + unit, inside, 0.0)
+        gate = tl.load(gates + unit, computed, 0.0)
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         taken = (row < rows)[:, None] & computed[None, :]

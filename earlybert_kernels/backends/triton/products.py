@@ -125,9 +125,7 @@ def linear_grad_preactivation(
     return activation_backward(grad_y @ weight, preactivation, activation)
 
 
-def linear_grad_weight(
-    grad_y: Tensor, x: Tensor, *, outputs: Used | None = None, inputs: Used | None = None
-) -> Tensor:
+def linear_grad_weight(grad_y: Tensor, x: Tensor, *, outputs: Used | None = None, inputs: Used | None = None) -> Tensor:
     """`grad_y^T x`, the gradient of `linear`'s weight `(O, I)`; arguments as there."""
     library, tile, parts = choice("grad_weight", grad_y, grad_y.shape[0])
     used = _used(m=outputs, n=inputs)

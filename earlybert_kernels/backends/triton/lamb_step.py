@@ -127,8 +127,8 @@ def _scales_kernel(table, scales, log_beta1, log_beta2, tensors, ROWS: tl.conste
     address = tl.load(table + STEP * tensors + tensor, mask=exists, other=0)
     # In float64: little is left of 1 - 0.999.
     step = tl.load(address.to(tl.pointer_type(tl.float32)), mask=exists, other=1.0).to(tl.float64)
-    bias1 = 1.0 - tl.exp(step * log_beta1.to(tl.float64))
-    bias2 = 1.0 - tl.exp(step * log_beta2.to(tl.float64))
+    bias1 = 1.0 - tl.exp(step * log_beta1)
+    bias2 = 1.0 - tl.exp(step * log_beta2)
     tl.store(scales + 2 * tensor, (1.0 / bias1).to(tl.float32), mask=exists)
     tl.store(scales + 2 * tensor + 1, (1.0 / tl.sqrt(bias2)).to(tl.float32), mask=exists)
 
@@ -173,10 +173,7 @@ def _advance(
     param_squares = tl.zeros((BLOCK,), tl.float32)
     update_squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
-        if FULL:
-            mask = None
-        else:
-            mask = start + tl.arange(0, BLOCK) < count
+        mask = None if FULL else start + tl.arange(0, BLOCK) < count
         p = tl.load(param_at + start, mask=mask).to(tl.float32)
         g = tl.load(grad_at + start, mask=mask).to(tl.float32)
         if L1:
@@ -259,10 +256,7 @@ def _apply(
     exp_avg_at = _pointers(exp_avg_at, begin, tl.float32, FULL, BLOCK)
     exp_avg_sq_at = _pointers(exp_avg_sq_at, begin, tl.float32, FULL, BLOCK)
     for start in range(0, count, BLOCK):
-        if FULL:
-            mask = None
-        else:
-            mask = start + tl.arange(0, BLOCK) < count
+        mask = None if FULL else start + tl.arange(0, BLOCK) < count
         p = tl.load(param_at + start, mask=mask).to(tl.float32)
         m, v = tl.load(exp_avg_at + start, mask=mask), tl.load(exp_avg_sq_at + start, mask=mask)
         u = _update(p, m, v, scale, sqrt_scale, eps, weight_decay)

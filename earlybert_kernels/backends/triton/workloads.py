@@ -36,6 +36,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @_workload
 def lamb_step() -> None:
+    """Weights and biases; gates, which are neither adapted nor free of a penalty."""
     from .lamb_step import lamb_step
 
     for dtype in DTYPES:

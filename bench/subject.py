@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from earlybert_kernels.nn import make_packing
+from earlybert_kernels.nn import Packing
 
 from .cases import UNITS, Problem
 from .floors import Floors
@@ -40,7 +40,7 @@ class Subject(ABC):
         longest = max(self.lengths)
         mask = torch.arange(longest) < torch.tensor(self.lengths)[:, None]
         self.padding_mask = mask.to(problem.device)
-        self.packing = make_packing(self.padding_mask, len(self.lengths), longest, problem.device)
+        self.packing = Packing.from_mask(self.padding_mask, len(self.lengths), longest, problem.device)
         self._generator = torch.Generator().manual_seed(0)
         self.tokens: Tensors = {}
         self.weights: Tensors = {}

@@ -6,10 +6,12 @@ Importing the package never touches a GPU.
 from importlib.metadata import PackageNotFoundError, version
 
 from . import ops
+from .capture import CapturedStep
+from .collator import PackedCollator
 from .compact import compact, to_stock
 from .convert import convert, is_converted, restore
 from .gates import enable_gates, head_gates, neuron_gates, remove_gates
-from .masking import apply_ticket, check_ticket, clear_ticket
+from .masking import apply_ticket, check_ticket, clear_ticket, reserve_masks
 from .models import check_convertible
 from .ops import use_backend
 from .optim import Lamb
@@ -21,7 +23,9 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "unknown"
 
 __all__ = [
+    "CapturedStep",
     "Lamb",
+    "PackedCollator",
     "Ticket",
     "apply_ticket",
     "check_convertible",
@@ -35,6 +39,7 @@ __all__ = [
     "neuron_gates",
     "ops",
     "remove_gates",
+    "reserve_masks",
     "restore",
     "to_stock",
     "use_backend",

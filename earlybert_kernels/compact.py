@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .gates import remove_gates
-from .masking import check_ticket, clear_ticket
+from .masking import check_ticket, clear_ticket, release_masks
 from .models import find_base, layer_parts
 from .nn import LayerParts
 from .ticket import Ticket
-from .units import fold_gates, head_rows
+from .units import fold_gates, head_rows, unit_list
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,7 +42,7 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
     check_ticket(model, ticket)
     if optimizer is not None:
         _check_optimizer(optimizer, base)
-    clear_ticket(model)
+    clear_ticket(release_masks(model))
     before = set(model.parameters())
     remove_gates(model)
     if optimizer is not None:
@@ -91,11 +91,10 @@ def to_stock(model: nn.Module) -> nn.Module:
     original = family.dense_ticket(base)
     layers = zip(layer_parts(model), layer_parts(stock), original.heads, original.neurons, strict=True)
     for (layer, parts), (_, dense_parts), heads, neurons in layers:
-        active_heads, active_neurons = getattr(layer, "active_heads", None), getattr(layer, "active_neurons", None)
         ours = _kept(
             parts,
-            range(parts.num_heads) if active_heads is None else active_heads.tolist(),
-            range(parts.num_neurons) if active_neurons is None else active_neurons.tolist(),
+            unit_list(getattr(layer, "active_heads", None), parts.num_heads),
+            unit_list(getattr(layer, "active_neurons", None), parts.num_neurons),
         )
         theirs = _kept(dense_parts, heads, neurons)
         gate_of = {

@@ -29,6 +29,7 @@ VARIABLES = (
     "CUDA_HOME",
     "CXX",
     "MAX_JOBS",
+    "TRITON_INTERPRET",
 )
 
 

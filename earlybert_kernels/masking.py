@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .convert import is_converted
 from .models import layer_parts
 from .ticket import Ticket
+from .units import unit_list
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,9 +36,8 @@ def apply_ticket(model: Model, ticket: Ticket) -> Model:
     check_ticket(model, ticket)
     for (layer, parts), heads, neurons in zip(layers, ticket.heads, ticket.neurons, strict=True):
         device = parts.query.weight.device
-        # All units kept is the dense path, which gathers no weights.
-        layer.active_heads = None if len(heads) == parts.num_heads else torch.tensor(heads, device=device)
-        layer.active_neurons = None if len(neurons) == parts.num_neurons else torch.tensor(neurons, device=device)
+        layer.active_heads = _updated(layer.active_heads, heads, parts.num_heads, device)
+        layer.active_neurons = _updated(layer.active_neurons, neurons, parts.num_neurons, device)
     return model
 
 
@@ -47,8 +48,52 @@ def clear_ticket(model: Model) -> Model:
         TypeError: the model's family has no adapter.
     """
     if is_converted(model):
-        for layer, _ in layer_parts(model):
-            layer.active_heads = layer.active_neurons = None
+        for layer, parts in layer_parts(model):
+            device = parts.query.weight.device
+            layer.active_heads = _updated(layer.active_heads, range(parts.num_heads), parts.num_heads, device)
+            layer.active_neurons = _updated(layer.active_neurons, range(parts.num_neurons), parts.num_neurons, device)
+    return model
+
+
+def reserve_masks(model: Model) -> Model:
+    """From now on tickets are kept as one bool mask a layer that `apply_ticket` and `clear_ticket` change in place.
+
+    A captured step (`CapturedStep`) then goes on with the new ticket as it is, where it would have to be captured
+    again. The price: a GPU has to find the kept units in every step, and prunes less tightly than with the exact
+    widths that the host knows otherwise, without a ticket as with one. A ticket that is applied stays; `compact`
+    removes the masks.
+
+    Args:
+        model: a converted model.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is not converted.
+        TypeError: the model's family has no adapter.
+    """
+    if not is_converted(model):
+        raise ValueError("stock layers cannot skip units: call earlybert_kernels.convert(model) first")
+    for layer, parts in layer_parts(model):
+        for name, units in (("active_heads", parts.num_heads), ("active_neurons", parts.num_neurons)):
+            kept = unit_list(getattr(layer, name), units)
+            setattr(layer, name, _mask(kept, units).to(parts.query.weight.device))
+    return model
+
+
+def release_masks(model: Model) -> Model:
+    """The opposite of `reserve_masks`; a ticket that is applied stays. Returns the model.
+
+    Raises:
+        TypeError: the model's family has no adapter.
+    """
+    if is_converted(model):
+        for layer, parts in layer_parts(model):
+            for name, units in (("active_heads", parts.num_heads), ("active_neurons", parts.num_neurons)):
+                active = getattr(layer, name)
+                if active is not None and active.dtype == torch.bool:
+                    setattr(layer, name, _updated(None, unit_list(active, units), units, active.device))
     return model
 
 
@@ -56,3 +101,17 @@ def check_ticket(model: nn.Module, ticket: Ticket) -> None:
     """Raises ValueError unless the ticket fits the model as it is now: layers, indices, no layer left empty."""
     parts = [parts for _, parts in layer_parts(model)]
     ticket.check_sizes([p.num_heads for p in parts], [p.num_neurons for p in parts])
+
+
+def _updated(active: Tensor | None, kept: Sequence[int], units: int, device: torch.device) -> Tensor | None:
+    """What a layer keeps as its active units from now on; a mask stays the tensor that it is."""
+    if active is not None and active.dtype == torch.bool:
+        return active.copy_(_mask(kept, units))
+    # All units kept is the dense path, which gathers no weights.
+    return None if len(kept) == units else torch.tensor(kept, device=device)
+
+
+def _mask(kept: Sequence[int], units: int) -> Tensor:
+    mask = torch.zeros(units, dtype=torch.bool)
+    mask[list(kept)] = True
+    return mask

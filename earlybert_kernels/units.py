@@ -14,6 +14,11 @@ def indices(active: Tensor | None) -> Tensor | None:
     return active.nonzero().squeeze(1) if active is not None and active.dtype == torch.bool else active
 
 
+def unit_list(active: Tensor | None, units: int) -> list[int]:
+    """The active ones of a layer's units, of which None stands for all, as a list on the host."""
+    return list(range(units)) if active is None else indices(active).tolist()
+
+
 def check_gate_dtype(gates: Tensor) -> Tensor:
     """Returns the gates, or raises TypeError if they were cast to half precision, in which they could not move."""
     if gates.dtype not in (torch.float32, torch.float64):

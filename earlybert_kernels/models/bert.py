@@ -156,6 +156,8 @@ def connect(base: hf.BertModel, model: nn.Module) -> Callable[[], None]:
 
 
 def _first_token_only(head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    if isinstance(head, hf.BertForMultipleChoice) and kwargs.get("cu_seq_lens_q") is not None:
+        raise ValueError("BertForMultipleChoice takes no packed batch, in which its choices could not be told apart")
     return args, {**kwargs, "first_token_only": True}
 
 

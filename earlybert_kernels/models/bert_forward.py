@@ -9,7 +9,8 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import can_return_tuple
 
 from .. import ops
-from ..nn import Packing, make_packing
+from ..nn import Packing
+from .doors import find_packing
 
 
 @can_return_tuple
@@ -29,27 +30,35 @@ def packed_forward(
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
 
+    A batch that is packed already, `(1, T)`, comes with the offsets of its sequences, as `find_packing` describes
+    them. Then `last_hidden_state` and hidden states are `(1, T, E)`, `pooler_output` is `(sequences, E)`, and nothing
+    in the forward depends on the batch's values.
+
     Args:
         first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
-            alone and `last_hidden_state` is `(B, 1, E)`. Ignored when hidden states are asked for.
+            alone and `last_hidden_state` is `(sequences, 1, E)`. Ignored when hidden states are asked for.
 
     Raises:
-        ValueError: attention weights, cross-attention or a cache are asked for, or a row has padding where
-            the pooled token belongs.
+        ValueError: attention weights, cross-attention or a cache are asked for, a row has padding where the pooled
+            token belongs, or the arguments do not fit together.
+        TypeError: offsets are not int32.
     """
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
     packing, x, hidden_states = encode(base, *inputs, first_token_only=first_token_only, **kwargs)
-    if base.pooler is not None and packing.index is not None and not bool(attention_mask[:, 0].all()):
+    if base.pooler is not None and packing.starts_with_padding:
         raise ValueError(
             "BERT pools the first token of a row, and in this batch a row begins with padding: "
             "pad on the right (tokenizer.padding_side = 'right')"
         )
-    sequence_output = x.unsqueeze(1) if first_token_only and hidden_states is None else packing.pad(x)
+    if first_token_only and hidden_states is None:
+        sequence_output = first = x.unsqueeze(1)
+    else:
+        sequence_output, first = packing.pad(x), packing.first_tokens(x).unsqueeze(1)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
-        pooler_output=None if base.pooler is None else base.pooler(sequence_output),
+        pooler_output=None if base.pooler is None else base.pooler(first),
         hidden_states=hidden_states,
     )
 
@@ -65,19 +74,25 @@ def encode(
     first_token_only: bool = False,
     output_attentions: bool | None = None,
     output_hidden_states: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_k: int | None = None,
     **kwargs,
 ) -> tuple[Packing, Tensor, tuple[Tensor, ...] | None]:
-    """Embeds and encodes the real tokens of a padded `(B, S)` batch.
+    """Embeds and encodes the real tokens of a padded `(B, S)` batch, or of a packed `(1, T)` one.
 
-    Padding goes before the embeddings; a token keeps the position that it has in its padded row.
+    Padding goes before the embeddings; a token keeps the position that it has in its padded row. In a packed batch
+    without `position_ids` each sequence counts from 0.
 
     Returns:
         Where the real tokens were; the last layer's output, `(T, E)` or, with `first_token_only` and no hidden
-        states asked for, `(B, E)`; and the hidden states `(B, S, E)`, if they were asked for.
+        states asked for, `(sequences, E)`; and the hidden states `(B, S, E)` or `(1, T, E)`, if they were asked for.
 
     Raises:
         ValueError: attention weights or a selection of hidden states are asked for, not exactly one of the inputs
-            was given, the mask is not `(B, S)`, or the batch is on another device than the model.
+            was given, mask or offsets do not fit the batch, or the batch is on another device than the model.
+        TypeError: offsets are not int32.
     """
     if output_attentions if output_attentions is not None else base.config.output_attentions:
         raise ValueError(
@@ -98,14 +113,18 @@ def encode(
             "it cannot copy a converted model; use DistributedDataParallel (torchrun) instead"
         )
     shape = tuple(tokens.shape[:2])
-    if attention_mask is not None and tuple(attention_mask.shape) != shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; a converted model takes the padding mask "
-            f"of the batch, {shape}, and no other"
-        )
-    packing = make_packing(attention_mask, *shape, device)
+    packing = find_packing(
+        shape,
+        device,
+        attention_mask,
+        cu_seq_lens_q=cu_seq_lens_q,
+        max_length_q=max_length_q,
+        cu_seq_lens_k=cu_seq_lens_k,
+        max_length_k=max_length_k,
+    )
     if position_ids is None:
-        position_ids = torch.arange(packing.seq, device=device)
+        is_packed = cu_seq_lens_q is not None
+        position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
     named = {
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,

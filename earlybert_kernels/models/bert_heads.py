@@ -10,6 +10,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import can_return_tuple
 
 from .. import ops
+from ..nn import Packing
 from .bert_forward import encode
 
 #: Heads that read the pooled token alone: the last layer need compute no other.
@@ -30,12 +31,17 @@ def question_answering_forward(
     inputs_embeds: Tensor | None = None,
     start_positions: Tensor | None = None,
     end_positions: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
     **kwargs,
 ) -> QuestionAnsweringModelOutput:
     """`BertForQuestionAnswering.forward` in which padding is no candidate for a start or an end.
 
     The stock head lets padding take part in the softmax over positions, so that its loss depends on how far a
     batch was padded. Here those logits are the dtype's lowest value: each row has the loss it has alone.
+
+    Of a packed batch the logits are `(1, T)`. The positions `(sequences,)` are counted within each sequence; one of
+    `max_length_q` or more does not count.
     """
     outputs = model.bert(
         input_ids,
@@ -43,18 +49,25 @@ def question_answering_forward(
         token_type_ids=token_type_ids,
         position_ids=position_ids,
         inputs_embeds=inputs_embeds,
+        cu_seq_lens_q=cu_seq_lens_q,
+        max_length_q=max_length_q,
         **{**kwargs, "return_dict": True},
     )
     logits = model.qa_outputs(outputs.last_hidden_state)
+    lowest = torch.finfo(logits.dtype).min
     if attention_mask is not None:
-        logits = logits.masked_fill((attention_mask == 0).unsqueeze(-1), torch.finfo(logits.dtype).min)
+        logits = logits.masked_fill((attention_mask == 0).unsqueeze(-1), lowest)
     start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
     loss = None
     if start_positions is not None and end_positions is not None:
-        length = start_logits.shape[1]
+        rows = logits
+        if cu_seq_lens_q is not None:
+            packing = Packing.from_offsets(cu_seq_lens_q, max_length_q, logits.shape[1])
+            rows = packing.rows(logits.squeeze(0), fill=lowest)
+        length = rows.shape[1]
         loss = sum(
             cross_entropy(scores, positions.view(-1).clamp(0, length), ignore_index=length)
-            for scores, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            for scores, positions in zip(rows.unbind(-1), (start_positions, end_positions), strict=True)
         )
         loss = loss / 2
     return QuestionAnsweringModelOutput(
@@ -71,16 +84,20 @@ def masked_lm_forward(
     inputs_embeds: Tensor | None = None,
     labels: Tensor | None = None,
     skip_logits: bool = False,
+    max_labelled: int | None = None,
     **kwargs,
 ) -> MaskedLMOutput:
     """`BertForMaskedLM.forward`, with the head and the decoder on the labelled rows alone when `skip_logits`.
 
     Args:
-        labels: `(B, S)`, -100 where there is no label.
+        labels: `(B, S)`, or `(1, T)` of a packed batch; -100 where there is no label.
         skip_logits: return the loss without logits, which are then never computed for unlabelled tokens.
+        max_labelled: with `skip_logits`, at least the number of labels, where the caller knows one: the host then
+            need not ask the device how many there are, and head and decoder run on that many rows. Labels beyond it
+            are left out (an error on the CPU).
 
     Raises:
-        ValueError: `skip_logits` without labels.
+        ValueError: `skip_logits` without labels, or more labels than `max_labelled` (on the CPU).
     """
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
     if not skip_logits:
@@ -88,18 +105,35 @@ def masked_lm_forward(
         return type(model).forward(model, **dict(zip(names, inputs, strict=True)), labels=labels, **kwargs)
     if labels is None:
         raise ValueError("skip_logits=True needs labels: without a loss and without logits nothing is left to compute")
-    return _labelled_rows_forward(model, inputs, labels, **kwargs)
+    return _labelled_rows_forward(model, inputs, labels, max_labelled, **kwargs)
 
 
 @can_return_tuple
-def _labelled_rows_forward(model: hf.BertForMaskedLM, inputs: tuple, labels: Tensor, **kwargs) -> MaskedLMOutput:
+def _labelled_rows_forward(
+    model: hf.BertForMaskedLM, inputs: tuple, labels: Tensor, max_labelled: int | None, **kwargs
+) -> MaskedLMOutput:
     packing, x, hidden_states = encode(model.bert, *inputs, **kwargs)
-    labels = packing.pack(labels)
-    rows = (labels != -100).nonzero().squeeze(1)
+    rows, labels = _labelled(packing.pack(labels), max_labelled)
     head = model.cls.predictions
     hidden = head.transform(x.index_select(0, rows))
-    loss = ops.masked_lm_loss(hidden, labels[rows], head.decoder.weight, head.decoder.bias)
+    loss = ops.masked_lm_loss(hidden, labels, head.decoder.weight, head.decoder.bias, max_labelled=max_labelled)
     return MaskedLMOutput(loss=loss, hidden_states=hidden_states)
+
+
+def _labelled(labels: Tensor, max_labelled: int | None) -> tuple[Tensor, Tensor]:
+    """`(T,)` labels -> the rows that have one, and their labels.
+
+    With `max_labelled`, as many rows as that: those without a label at the end are row 0 again, labelled -100.
+    """
+    mask = labels != -100
+    if max_labelled is None:
+        rows = mask.nonzero().squeeze(1)
+        return rows, labels.index_select(0, rows)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (count := int(mask.sum())) > max_labelled:
+        raise ValueError(f"{count} tokens are labelled, more than max_labelled ({max_labelled})")
+    rows = torch.nonzero_static(mask, size=max_labelled, fill_value=-1).squeeze(1)
+    absent, rows = rows < 0, rows.clamp(min=0)
+    return rows, labels.index_select(0, rows).masked_fill(absent, -100)
 
 
 #: Forwards that take the place of the stock ones on a converted head.

@@ -2,7 +2,7 @@
 
 from .encoder import PaddingFreeEncoder
 from .encoder_layer import EncoderLayer
-from .packing import Packing, make_packing
+from .packing import Packing
 from .parts import LayerParts
 
-__all__ = ["EncoderLayer", "LayerParts", "Packing", "PaddingFreeEncoder", "make_packing"]
+__all__ = ["EncoderLayer", "LayerParts", "Packing", "PaddingFreeEncoder"]

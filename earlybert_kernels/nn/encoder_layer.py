@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..units import unit_list
 from .parts import LayerParts
 
 
@@ -18,7 +19,8 @@ class EncoderLayer(nn.Module):
     Attributes:
         parts: the layer's linear layers, norms and dropouts.
         head_gates, neuron_gates: float32 Parameters `(heads,)` and `(neurons,)` while gates are enabled, else None.
-        active_heads, active_neurons: int64 indices of the kept units while a ticket is applied, else None.
+        active_heads, active_neurons: int64 indices of the kept units while a ticket is applied, else None; or, where
+            `reserve_masks` was called, bool `(heads,)` and `(neurons,)`, True for the kept ones.
         gradient_checkpointing: recompute the layer in the backward pass; transformers' switch sets it for all layers.
     """
 
@@ -38,15 +40,18 @@ class EncoderLayer(nn.Module):
     @property
     def is_masked(self) -> bool:
         """Whether a ticket is applied that drops units of this layer."""
-        return self.active_heads is not None or self.active_neurons is not None
+        return any(len(kept) < units for kept, units in self._kept())
 
     def extra_repr(self) -> str:
         """Kept of all units, and whether they are gated."""
-        heads, neurons = self.parts.num_heads, self.parts.num_neurons
-        active_heads = heads if self.active_heads is None else len(self.active_heads)
-        active_neurons = neurons if self.active_neurons is None else len(self.active_neurons)
+        heads, neurons = (f"{len(kept)}/{units}" for kept, units in self._kept())
         gated = ", gated" if self.head_gates is not None else ""
-        return f"heads={active_heads}/{heads}, neurons={active_neurons}/{neurons}{gated}"
+        return f"heads={heads}, neurons={neurons}{gated}"
+
+    def _kept(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
+        """Of heads and of neurons: the kept ones, and how many there are."""
+        heads, neurons = self.parts.num_heads, self.parts.num_neurons
+        return (unit_list(self.active_heads, heads), heads), (unit_list(self.active_neurons, neurons), neurons)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, first_token_only: bool = False) -> Tensor:
         """Attention and feed-forward sublayers over packed tokens.

@@ -1,4 +1,4 @@
-"""Packed batches: the real tokens of a padded batch, one sequence behind the other."""
+"""Packed batches: the real tokens of a batch, one sequence behind the other."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Packing(NamedTuple):
-    """Where the real tokens of a padded `(B, S)` batch are.
+    """Where the real tokens of a batch are, and where its sequences.
+
+    The batch is `(B, S)`, one sequence a row, or `(1, T)`, packed already.
 
     Attributes:
-        batch, seq: B and S of the padded batch.
+        batch, seq: the batch's two dimensions.
         index: int64 `(T,)`, position of each real token in the flattened batch; None when nothing is padding.
-        cu_seqlens: int32 `(B + 1,)`, first packed row of each sequence, and T.
-        max_seqlen: real tokens of the longest sequence.
+        cu_seqlens: int32 `(sequences + 1,)`, first packed row of each sequence, and T.
+        max_seqlen: at least the real tokens of the longest sequence.
+        starts_with_padding: whether a sequence's row begins with padding.
     """
 
     batch: int
@@ -23,32 +27,77 @@ class Packing(NamedTuple):
     index: Tensor | None
     cu_seqlens: Tensor
     max_seqlen: int
+    starts_with_padding: bool = False
+
+    @classmethod
+    def from_mask(cls, mask: Tensor | None, batch: int, seq: int, device: torch.device) -> Packing:
+        """The packing of a `(B, S)` batch. The host waits for the device once, to learn how many tokens are real.
+
+        Args:
+            mask: `(B, S)`, non-zero at real tokens, or None when all are; real tokens need not be contiguous.
+            batch, seq, device: B, S and the batch's device.
+        """
+        if mask is not None and mask.numel():
+            mask = mask != 0
+            lengths = mask.sum(1, dtype=torch.int32)
+            tokens, longest, empty_starts = torch.stack([lengths.sum(), lengths.max(), (~mask[:, 0]).sum()]).tolist()
+            if tokens < batch * seq:
+                index = torch.nonzero_static(mask.reshape(-1), size=tokens).squeeze(1)
+                cu_seqlens = functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+                return cls(batch, seq, index, cu_seqlens, longest, empty_starts > 0)
+        cu_seqlens = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=device)
+        return cls(batch, seq, None, cu_seqlens, seq)
+
+    @classmethod
+    def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> Packing:
+        """The packing of a batch that is `(1, tokens)` already. Nothing waits for the device.
+
+        Args:
+            cu_seqlens: int32 `(sequences + 1,)`, from 0 to `tokens`.
+            max_seqlen: no sequence is longer.
+            tokens: T.
+        """
+        return cls(1, tokens, None, cu_seqlens, max_seqlen)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in the batch."""
+        return self.cu_seqlens.shape[0] - 1
 
     def pack(self, x: Tensor) -> Tensor:
-        """`(B, S, ...)` -> `(T, ...)`: drops the padding."""
+        """`(B, S, ...)` or `(1, T, ...)` -> `(T, ...)`: drops the padding."""
         x = x.reshape(self.batch * self.seq, *x.shape[2:])
         return x if self.index is None else x.index_select(0, self.index)
 
     def pad(self, x: Tensor) -> Tensor:
-        """`(T, ...)` -> `(B, S, ...)`: puts zeros where padding was."""
+        """`(T, ...)` -> `(B, S, ...)` or `(1, T, ...)`, as the batch came: puts zeros where padding was."""
         if self.index is not None:
             x = x.new_zeros(self.batch * self.seq, *x.shape[1:]).index_copy(0, self.index, x)
         return x.view(self.batch, self.seq, *x.shape[1:])
 
+    def first_tokens(self, x: Tensor) -> Tensor:
+        """`(T, ...)` -> `(sequences, ...)`: the first real token of each sequence."""
+        return x.index_select(0, self.cu_seqlens[:-1])
 
-def make_packing(mask: Tensor | None, batch: int, seq: int, device: torch.device) -> Packing:
-    """The packing of a `(B, S)` batch.
+    def positions(self) -> Tensor:
+        """int64 `(T,)`: the place of each token in its own sequence."""
+        tokens, sequence = self._token_sequences()
+        return tokens - self.cu_seqlens.index_select(0, sequence)
 
-    Args:
-        mask: `(B, S)`, non-zero at real tokens, or None when all are; real tokens need not be contiguous.
-        batch, seq, device: B, S and the batch's device.
-    """
-    if mask is not None:
-        mask = mask != 0
-        lengths = mask.sum(1, dtype=torch.int32)
-        index = mask.reshape(-1).nonzero().squeeze(1)
-        if index.numel() < batch * seq:
-            cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-            return Packing(batch, seq, index, cu_seqlens, int(lengths.max()))
-    cu_seqlens = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=device)
-    return Packing(batch, seq, None, cu_seqlens, seq)
+    def rows(self, x: Tensor, fill: float) -> Tensor:
+        """`(T, ...)` -> `(sequences, max_seqlen, ...)`: each sequence from the start of a row of its own.
+
+        Args:
+            x: one entry a packed token.
+            fill: what stands behind the end of a sequence.
+        """
+        tokens, sequence = self._token_sequences()
+        places = tokens - self.cu_seqlens.index_select(0, sequence) + sequence * self.max_seqlen
+        padded = x.new_full((self.sequences * self.max_seqlen, *x.shape[1:]), fill)
+        return padded.index_copy(0, places, x).view(self.sequences, self.max_seqlen, *x.shape[1:])
+
+    def _token_sequences(self) -> tuple[Tensor, Tensor]:
+        """int64 `(T,)` each: the numbers of all packed tokens, and of the sequence that each belongs to."""
+        count = self.seq * self.batch if self.index is None else self.index.shape[0]
+        tokens = torch.arange(count, device=self.cu_seqlens.device)
+        return tokens, torch.bucketize(tokens, self.cu_seqlens[1:], right=True)

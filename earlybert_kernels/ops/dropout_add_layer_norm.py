@@ -94,7 +94,7 @@ def _shares_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
 
 def _backward_with(kernel):
     def run(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
-        grad_x, *grads = kernel(grad_out, x, residual, weight, mean, rstd, seed, dropout_p)
+        grad_x, *grads = kernel(grad_out, x, residual, weight, mean, rstd, seed, dropout_p)[:4]
         # A functional op may not return one tensor twice, so the absent one is empty.
         return (x.new_empty(0) if grad_x is None else grad_x, *grads)
 

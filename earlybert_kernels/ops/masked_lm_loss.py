@@ -89,8 +89,9 @@ def _run_compiled(
 # The dispatcher's side; `rows` are the labelled ones, and after them any number of -1.
 
 
-def _forward_shapes(hidden, labels, rows, weight, bias):
-    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty((rows.shape[0], weight.shape[0]))
+def _forward_shapes(pitch, hidden, labels, rows, weight, bias):
+    columns = -(-weight.shape[0] // pitch) * pitch  # of a row of logits in memory
+    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty((rows.shape[0], columns))
 
 
 def _backward_shapes(grad_loss, grad_logits, hidden, rows, weight):
@@ -110,7 +111,10 @@ def _gradients(ctx, backward, grad_loss, grad_grad_logits):
     return grad_hidden, None, None, grad_weight, grad_bias if ctx.has_bias else None
 
 
-_shapes = Halves(_forward_shapes, _backward_shapes)
+def _shapes(pitch: int) -> Halves:
+    return Halves(partial(_forward_shapes, pitch), _backward_shapes)
+
+
 _compiled = define(
     _OP,
     (
@@ -120,8 +124,8 @@ _compiled = define(
         " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     ),
     backends={
-        "cpu": Backend(Halves(cpu.masked_lm_loss.forward, cpu.masked_lm_loss.backward), _shapes),
-        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
+        "cpu": Backend(Halves(cpu.masked_lm_loss.forward, cpu.masked_lm_loss.backward), _shapes(1)),
+        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes(64)),
     },
     save=_save,
     gradients=_gradients,

@@ -79,3 +79,17 @@ def some_ticket(model, seed: int = 5):
         [keep(config.num_attention_heads, layer) for layer in layers],
         [keep(config.intermediate_size, layer) for layer in layers],
     )
+
+
+def packed(lengths: tuple[int, ...], seed: int = 0, longest: int = 12) -> dict:
+    """The real tokens of `batch(lengths, seed=seed)` as a packed batch whose sequences may have `longest` tokens."""
+    padded = batch(lengths, seed=seed)
+    real = padded["attention_mask"].bool()
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    return {
+        "input_ids": padded["input_ids"][real].unsqueeze(0),
+        "token_type_ids": padded["token_type_ids"][real].unsqueeze(0),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
+        "cu_seq_lens_q": offsets,
+        "max_length_q": longest,
+    }

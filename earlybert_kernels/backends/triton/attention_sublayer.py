@@ -93,7 +93,7 @@ def backward(
     units, heads = computed_units(active_heads), w_q.shape[0] // head_size
     low, rows = x.to(w_q.dtype), _first_tokens(cu_seqlens, first_token_only)
     residual = x if rows is None else x.index_select(0, rows)
-    grad_h, grad_residual, *grad_norm = dropout_add_layer_norm.backward(
+    grad_h, grad_residual, *grad_norm, grad_b_out = dropout_add_layer_norm.backward(
         grad_out, h, residual, norm_weight, mean, rstd, seed, dropout_p
     )
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
@@ -120,7 +120,7 @@ def backward(
         grad_x, projections = _project_backward(grad_kv, low, (w_k, w_v), units, heads)
         grad_x = grad_x.to(x.dtype).index_add_(0, rows, grad_first)
         projections = query + projections
-    return grad_x, *projections, grad_w_out, grad_h.sum(0), *grad_norm, grad_gates
+    return grad_x, *projections, grad_w_out, grad_b_out, *grad_norm, grad_gates
 
 
 def _first_tokens(cu_seqlens: Tensor, first_token_only: bool) -> Tensor | None:

@@ -38,9 +38,16 @@ def backward(
     active: Tensor | None,
     gates: Tensor | None,
     activation: str,
+    *,
     grad_x: Tensor | None = None,
+    grad_b_out: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, w_in, b_in, w_out, b_out and gates (empty without); that of x is added to `grad_x`."""
+    """The gradients of x, w_in, b_in, w_out, b_out and gates (empty without).
+
+    Args:
+        grad_x: `(T, E)`, contiguous, to which the gradient of x is added; None for a new one.
+        grad_b_out: the column sums of `grad_out`, where they are known.
+    """
     units, neurons = computed_units(active), w_in.shape[0]
     grad_h, h, grad_b_in = linear_grad_preactivation(
         grad_out, fold(w_out, units, gates), preactivation, activation, inputs=used(units)
@@ -50,4 +57,5 @@ def backward(
     grad_w_in = put(linear_grad_weight(grad_h, x, outputs=used(units)), units, neurons)
     grad_b_in = put(grad_b_in.to(w_in.dtype), units, neurons)
     grad_x = linear_grad_input(grad_h, take(w_in, units), outputs=used(units), add_to=grad_x)
-    return grad_x, grad_w_in, grad_b_in, grad_w_out, grad_out.sum(0), grad_gates
+    grad_b_out = grad_out.sum(0) if grad_b_out is None else grad_b_out
+    return grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out, grad_gates

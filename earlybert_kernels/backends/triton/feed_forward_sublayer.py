@@ -50,12 +50,13 @@ def backward(
     dropout_p: float,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, w_in, b_in, w_out, b_out, norm_weight, norm_bias and neuron_gates."""
-    grad_h, grad_x, *grad_norm = dropout_add_layer_norm.backward(
+    grad_h, grad_x, *grad_norm, grad_b_out = dropout_add_layer_norm.backward(
         grad_out, h, x, norm_weight, mean, rstd, seed, dropout_p
     )
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
         grad_h, grad_x = grad_x, grad_x.clone()
     *grads, grad_gates = feed_forward.backward(
-        grad_h, preactivation, x.to(w_in.dtype), w_in, w_out, active_neurons, neuron_gates, activation, grad_x
-    )
+        grad_h, preactivation, x.to(w_in.dtype), w_in, w_out, active_neurons, neuron_gates, activation, grad_x=grad_x,
+        grad_b_out=grad_b_out,
+    )  # fmt: skip
     return *grads, *grad_norm, grad_gates

@@ -1,0 +1,204 @@
+"""A whole training step captured in a CUDA graph and replayed: one launch where there were thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any]
+
+
+class CapturedStep:
+    """Runs a training step (forward, backward, optimizer) from a CUDA graph, which costs the host next to nothing.
+
+        def train_step(batch):
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        step = CapturedStep(model, optimizer, train_step)
+        for batch in loader:  # made by PackedCollator(fill_to=...)
+            loss = step(batch)
+            scheduler.step()
+
+    A graph is captured for every shape of a batch: the shapes and dtypes of its tensors and the values of all else.
+    The first batch of a shape is trained on without a graph, by calling `train_step`, and the graph is captured
+    behind it; the ones after it are copied to where the first one was, and the graph is replayed. So every call is
+    exactly one training step. Between steps any of these may change:
+
+    - the Parameters' values, and the learning rates: they become tensors on the device, which schedulers change in
+      place as they change numbers;
+    - the ticket, after `reserve_masks`.
+
+    When Parameters or buffers are exchanged, added or frozen, when a module goes from training to evaluation, or the
+    optimizer loads a state, the graphs are dropped and captured anew. Anything else that `train_step` reads from
+    Python (weight decay, say) stays what it was when a graph was captured.
+
+    What `train_step` does has to be the device's work alone. While it is captured nothing runs, and a step that
+    waits for the device (`.item()`, a padded batch, `clip_grad_norm_(error_if_nonfinite=True)`) cannot be captured.
+    Schedulers and counters belong outside of it; autocast belongs inside. Gradients are not to be read outside.
+    Dropout draws from torch's CUDA generator, and so anew in every replay, as it would without a graph.
+
+    With a model on another device than a GPU the same is done without graphs: batches are copied to where the first
+    one of their shape was, and `train_step` is called.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, train_step: Callable[[dict[str, Any]], Tensor]
+    ) -> None:
+        """
+        Args:
+            model: what is trained, all on one device.
+            optimizer: what trains it. On a GPU one that can be captured: `torch.optim.AdamW(..., capturable=True)`.
+            train_step: takes a batch on the model's device, trains, and returns the loss or another tensor.
+
+        Raises:
+            ValueError: the optimizer cannot be captured.
+        """
+        self._model, self._optimizer, self._train_step = model, optimizer, train_step
+        self._device = next(model.parameters()).device
+        self._captures = self._device.type == "cuda"
+        self._buckets: dict[Hashable, _Bucket] = {}
+        self._state: list[Any] = []
+        self._rates: list[Tensor] = []
+        if self._captures:
+            for group in optimizer.param_groups:
+                if not group.get("capturable", False):
+                    raise ValueError(
+                        f"{type(optimizer).__name__} keeps numbers of its steps on the host, which a captured step "
+                        "would not change: make it with capturable=True, which torch.optim.AdamW takes, for one"
+                    )
+            self._stream = torch.cuda.Stream(self._device)
+            self._tie_rates()
+
+    @property
+    def buckets(self) -> int:
+        """Shapes of batches that there is a graph for."""
+        return len(self._buckets)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One training step.
+
+        Args:
+            batch: tensors, on any device, and values that can be hashed.
+
+        Returns:
+            What `train_step` returned, detached, the caller's own.
+
+        Raises:
+            TypeError: a value is neither a tensor nor can it be hashed.
+            RuntimeError: the step cannot be captured. It has been taken all the same, without a graph.
+        """
+        self._drop_outdated()
+        key = tuple(sorted((name, *_shape(name, value)) for name, value in batch.items()))
+        bucket = self._buckets.get(key) or _Bucket(batch, self._device)
+        bucket.fill(batch)
+        if not self._captures:
+            loss = self._train_step(dict(bucket.batch)).detach().clone()
+        else:
+            with torch.cuda.device(self._device):
+                self._tie_rates()
+                loss = self._first_step(bucket) if bucket.graph is None else self._replay(bucket)
+        self._buckets[key] = bucket
+        return loss
+
+    def _first_step(self, bucket: _Bucket) -> Tensor:
+        """A step as any other, and then the capture.
+
+        On the same stream, so that the step makes what has to be there before a capture: the optimizer's state and the
+        libraries' workspaces, which outlast the graph, and compiled kernels.
+        """
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            loss = self._train_step(dict(bucket.batch)).detach()
+        current.wait_stream(self._stream)
+        loss = loss.clone()
+        self._capture(bucket)
+        return loss
+
+    def _replay(self, bucket: _Bucket) -> Tensor:
+        bucket.graph.replay()
+        return bucket.loss.clone()
+
+    def _capture(self, bucket: _Bucket) -> None:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, a loader's that pins memory, may go on with what a capture forbids its own.
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        try:
+            with capture:
+                bucket.loss = self._train_step(dict(bucket.batch)).detach()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the training step cannot be captured in a CUDA graph: it waits for the device, or does on the host "
+                "what depends on the device. Batches have to be packed ones (PackedCollator); a step with .item() or "
+                f"print(loss) cannot be captured. {error}"
+            ) from error
+        bucket.graph = graph
+
+    def _drop_outdated(self) -> None:
+        """Forgets all graphs if they would work on other tensors, or in another mode, than the model now has."""
+        optimizer = self._optimizer
+        state: list[Any] = [optimizer.state, len(optimizer.param_groups)]
+        for module in self._model.modules():
+            state.append(module.training)
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                state.append(tensor)
+                if tensor is not None:
+                    state += (tensor.requires_grad, tensor.data_ptr())
+        if len(state) != len(self._state) or not all(map(_same, state, self._state)):
+            self._buckets.clear()
+            self._state = state
+            # One pool for all graphs, of which one runs at a time, and none needs what another has left there.
+            self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+
+    def _tie_rates(self) -> None:
+        """Makes learning rates tensors that stay, and puts there what a scheduler or the user has put in their place."""
+        groups = self._optimizer.param_groups
+        for group in groups[len(self._rates) :]:
+            self._rates.append(torch.zeros((), device=self._device))
+        for group, rate in zip(groups, self._rates, strict=True):
+            if group["lr"] is not rate:
+                rate.fill_(group["lr"])
+                group["lr"] = rate
+
+
+class _Bucket:
+    """One shape of batches: where they are copied to, and the graph that reads them there."""
+
+    def __init__(self, batch: Batch, device: torch.device) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.loss: Tensor | None = None
+        self.batch = {
+            name: torch.empty(value.shape, dtype=value.dtype, device=device) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
+
+    def fill(self, batch: Batch) -> None:
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                self.batch[name].copy_(value, non_blocking=True)
+
+
+def _shape(name: str, value: Any) -> tuple[str, Hashable]:
+    if torch.is_tensor(value):
+        return "tensor", (value.dtype, tuple(value.shape))
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} of the batch is a {type(value).__name__}: a captured step takes tensors, which may change, and "
+            "plain values, each of which has a graph of its own"
+        ) from None
+    return type(value).__name__, value
+
+
+def _same(a: Any, b: Any) -> bool:
+    """For tensors and dicts: the same one; for numbers: an equal one."""
+    return a is b or (isinstance(a, int) and a == b)

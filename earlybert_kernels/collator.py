@@ -1,0 +1,150 @@
+"""From examples to a packed batch: no padding, or as much filling as keeps the shapes of batches few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: What belongs to a token, and what to a sequence. `labels` belong to what their shape says.
+_OF_TOKENS = ("input_ids", "token_type_ids")
+_OF_SEQUENCES = ("next_sentence_label", "start_positions", "end_positions")
+_NO_LABEL = -100
+
+
+class PackedCollator:
+    """Makes the packed batches that converted models take, from examples as a tokenizer gives them.
+
+    The batch has the names of transformers' `DataCollatorWithFlattening`, which packs for causal language models:
+    it drops token types, and takes no labels of whole sequences. This one keeps both.
+
+    With `fill_to`, batches are filled up to a multiple of so many tokens, and shapes are few: those that a
+    `CapturedStep` captures. The filling is some more sequences behind the real ones, as many in every batch, that no
+    loss reads: their labels are -100, their answers to questions lie outside.
+    """
+
+    def __init__(
+        self,
+        *,
+        fill_to: int | None = None,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        skip_logits: bool = False,
+    ) -> None:
+        """
+        Args:
+            fill_to: the number of tokens of a batch becomes a multiple of this; needs the next two. Larger numbers
+                waste more tokens, half of this on average, and make fewer shapes.
+            batch_size: examples in a batch; one with fewer is filled up to the shapes of a full one.
+            max_length: tokens of the longest example there can be.
+            skip_logits: the batch is for a `BertForMaskedLM` and asks it for the loss alone: it holds `skip_logits`,
+                and `max_labelled`, the number of labels (with `fill_to`, rounded up to a 16th of the tokens).
+
+        Raises:
+            ValueError: `fill_to` is given without the others, or one of them is out of range.
+        """
+        if fill_to is not None:
+            if batch_size is None or max_length is None:
+                raise ValueError("fill_to needs batch_size and max_length, from which the number of fillers follows")
+            if fill_to < 1 or batch_size < 1 or max_length < 2:
+                raise ValueError(
+                    f"fill_to is {fill_to}, batch_size {batch_size} and max_length {max_length}; expected at least "
+                    "1, 1 and 2"
+                )
+        self.fill_to = fill_to
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.skip_logits = skip_logits
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Packs examples, each of which has the same of these (as numbers, lists or tensors) and nothing else is read.
+
+        Args:
+            examples: `input_ids`, `token_type_ids`; `labels` or `label`, one of the example or one a token;
+                `next_sentence_label`, `start_positions`, `end_positions`.
+
+        Returns:
+            `input_ids`, `position_ids`, `token_type_ids` and labels of tokens, int64 `(1, T)`; labels of sequences
+            `(sequences,)`; `cu_seq_lens_q` and `cu_seq_lens_k`, int32 `(sequences + 1,)`; `max_length_q` and
+            `max_length_k`, ints.
+
+        Raises:
+            ValueError: an example is empty or longer than `max_length`, there are more than `batch_size`, labels do
+                not fit their tokens, or labels are not integers and the batch has to be filled.
+        """
+        lengths = [len(example["input_ids"]) for example in examples]
+        fillers = [] if self.fill_to is None else self._fillers(lengths)
+        if min(lengths) == 0:
+            raise ValueError("an example has no tokens, not even the first, which a classifier reads")
+        longest = max(lengths) if self.fill_to is None else self.max_length
+        filling = sum(fillers)
+        tokens = sum(lengths) + filling
+
+        batch: dict[str, Any] = {}
+        for name in _OF_TOKENS:
+            if name in examples[0]:
+                batch[name] = _joined(examples, name, lengths, filling, 0)
+        for name in _OF_SEQUENCES:
+            if name in examples[0]:
+                outside = _NO_LABEL if name == "next_sentence_label" else longest
+                batch[name] = _stacked(examples, name, len(fillers), outside)
+        for name in ("labels", "label"):
+            if name in examples[0]:
+                if torch.as_tensor(examples[0][name]).dim() == 0:
+                    batch["labels"] = _stacked(examples, name, len(fillers), _NO_LABEL)
+                else:
+                    batch["labels"] = _joined(examples, name, lengths, filling, _NO_LABEL)
+                break
+
+        ends = torch.tensor([0, *accumulate([*lengths, *fillers])], dtype=torch.int32)
+        starts = ends[:-1].long().repeat_interleave(ends.diff(), output_size=tokens)
+        batch["position_ids"] = (torch.arange(tokens) - starts).unsqueeze(0)
+        batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = ends
+        batch["max_length_q"] = batch["max_length_k"] = longest
+        if self.skip_logits:
+            labelled = int((batch["labels"] != _NO_LABEL).sum())
+            step = 1 if self.fill_to is None else -(-tokens // 16)
+            batch |= {"skip_logits": True, "max_labelled": -(-labelled // step) * step}
+        return batch
+
+    def _fillers(self, lengths: list[int]) -> list[int]:
+        """The lengths of the sequences that fill the batch up: always so many that sequences are always as many."""
+        if len(lengths) > self.batch_size or max(lengths) > self.max_length:
+            raise ValueError(
+                f"got {len(lengths)} examples of at most {max(lengths)} tokens, expected at most batch_size, "
+                f"{self.batch_size}, of at most max_length, {self.max_length}"
+            )
+        # Each of a full batch's fillers takes 1 token, and together they can take fill_to - 1 more.
+        count = -(-(self.fill_to - 1) // (self.max_length - 1)) + self.batch_size - len(lengths)
+        tokens = sum(lengths)
+        filling = -(-(tokens + count) // self.fill_to) * self.fill_to - tokens
+        # As equal as can be: attention's cost goes with the square of a length.
+        return [filling // count + (i < filling % count) for i in range(count)]
+
+
+def _joined(examples: Sequence[Mapping[str, Any]], name: str, lengths: list[int], filling: int, fill: int) -> Tensor:
+    """int64 `(1, T)`."""
+    columns = [torch.as_tensor(example[name]) for example in examples]
+    for column, length in zip(columns, lengths, strict=True):
+        if tuple(column.shape) != (length,) or column.is_floating_point():
+            raise ValueError(
+                f"{name} of an example of {length} tokens are {column.dtype} {tuple(column.shape)}, expected one "
+                "integer a token" + (", or one number in all" if name.startswith("label") else "")
+            )
+    return torch.cat([*columns, torch.full((filling,), fill)]).long().unsqueeze(0)
+
+
+def _stacked(examples: Sequence[Mapping[str, Any]], name: str, fillers: int, fill: int) -> Tensor:
+    """`(sequences,)`, int64 or float32."""
+    column = torch.as_tensor([example[name] for example in examples])
+    if not column.is_floating_point():
+        return torch.cat([column, torch.full((fillers,), fill)])
+    if fillers:
+        raise ValueError(
+            f"{name} are {column.dtype}: no number of theirs says that a filler does not count, so that the loss "
+            "would read it. Train regressions on batches that are not filled (no fill_to)."
+        )
+    return column.float()

@@ -1,0 +1,87 @@
+"""The two doors of a converted model: a padded batch with its mask, or a packed batch with its offsets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..nn import Packing
+
+
+def find_packing(
+    shape: tuple[int, int],
+    device: torch.device,
+    attention_mask: Tensor | None = None,
+    *,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_k: int | None = None,
+) -> Packing:
+    """Where the tokens of a batch are, by what a model's forward was given.
+
+    Args:
+        shape: `(B, S)`, or `(1, T)` of a packed batch.
+        device: the batch's.
+        attention_mask: `(B, S)`, non-zero at real tokens; None when all are, or the batch is packed.
+        cu_seq_lens_q: int32 `(sequences + 1,)`, which make a batch a packed one: the first token of each sequence,
+            and T. These names are those of transformers' `DataCollatorWithFlattening`.
+        max_length_q: no sequence is longer; a number on the host.
+        cu_seq_lens_k, max_length_k: the same again, as transformers' collators give them; they need not be given.
+
+    Raises:
+        ValueError: the arguments do not fit the batch or each other.
+        TypeError: `cu_seq_lens_q` is not int32, or `max_length_q` not an int.
+    """
+    if cu_seq_lens_q is None:
+        if not (max_length_q is cu_seq_lens_k is max_length_k is None):
+            raise ValueError("a packed batch needs cu_seq_lens_q, the offsets of its sequences")
+        if attention_mask is not None and tuple(attention_mask.shape) != shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; a converted model takes the padding mask "
+                f"of the batch, {shape}, and no other"
+            )
+        return Packing.from_mask(attention_mask, *shape, device)
+    if attention_mask is not None:
+        raise ValueError(
+            "attention_mask and cu_seq_lens_q were both given: a batch is either padded, with a mask, or packed, "
+            "with offsets, and then holds no padding"
+        )
+    if shape[0] != 1:
+        raise ValueError(f"a packed batch is one row of tokens, (1, T); this one, with cu_seq_lens_q, is {shape}")
+    _check_offsets(cu_seq_lens_q, shape[1], device)
+    if not isinstance(max_length_q, int | torch.SymInt):
+        raise TypeError(
+            f"max_length_q is {max_length_q!r}: a packed batch needs the length of its longest sequence as an int, "
+            "which the device need not be asked for"
+        )
+    if max_length_k is not None and max_length_k != max_length_q:
+        raise ValueError(f"max_length_k is {max_length_k}, expected max_length_q, {max_length_q}, or nothing")
+    if cu_seq_lens_k is not None and not _equal(cu_seq_lens_k, cu_seq_lens_q):
+        raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q: in an encoder a token attends to its own sequence")
+    return Packing.from_offsets(cu_seq_lens_q, max_length_q, shape[1])
+
+
+def _check_offsets(offsets: Tensor, tokens: int, device: torch.device) -> None:
+    if offsets.dtype != torch.int32:
+        raise TypeError(f"cu_seq_lens_q is {offsets.dtype}, expected torch.int32")
+    if offsets.dim() != 1 or offsets.shape[0] < 2:
+        raise ValueError(f"cu_seq_lens_q has shape {tuple(offsets.shape)}, expected (sequences + 1,)")
+    if offsets.device != device:
+        raise ValueError(f"cu_seq_lens_q is on {offsets.device} and the batch on {device}")
+    if _can_read(offsets) and (offsets[0] != 0 or offsets[-1] != tokens):
+        raise ValueError(
+            f"cu_seq_lens_q runs from {int(offsets[0])} to {int(offsets[-1])}, expected 0 to the batch's {tokens} "
+            "tokens"
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    return not _can_read(a) or not _can_read(b) or torch.equal(a, b)
+
+
+def _can_read(x: Tensor) -> bool:
+    """Whether the host can look at values without waiting for a device."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

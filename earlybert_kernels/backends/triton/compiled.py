@@ -25,6 +25,9 @@ from triton.runtime.jit import create_function_from_signature
 
 from .launch import Launch
 
+#: Instructions of a loop that time is spent in; smaller ones set memory to 0 or look something up.
+_LEAST_LOOP = 64
+_INSTRUCTION_BYTES = 16
 #: What a kernel's PTX holds of each kind of tensor-core instruction.
 _INSTRUCTIONS = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
 
@@ -52,6 +55,8 @@ class Resources(NamedTuple):
     Attributes:
         registers: of a thread.
         spilled: bytes of a thread's stack, which is where registers go that there are too few of.
+        stack_in_kernel: the share of all instructions that read or write the stack.
+        stack_in_loops: the largest such share of an innermost loop; of loops that are worth the name.
         shared: bytes of shared memory of a program.
         instruction: the tensor-core instruction, or None.
         products: the operands' dtype and the precision of every `tl.dot`.
@@ -59,6 +64,8 @@ class Resources(NamedTuple):
 
     registers: int
     spilled: int
+    stack_in_kernel: float
+    stack_in_loops: float
     shared: int
     instruction: str | None
     products: tuple[tuple[str, str], ...]
@@ -113,10 +120,14 @@ def compile_one(configuration: Configuration) -> Resources:
     """
     told = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     binary = triton.compile(configuration.source, target=_target(configuration.architecture), options=told)
-    registers, spilled = _registers_and_stack(binary.asm["cubin"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        registers, spilled = _registers_and_stack(file.name)
+        shares = _stack_shares(file.name) if spilled else (0.0, 0.0)
     ptx = binary.asm["ptx"]
     instruction = next((name for name, opcode in _INSTRUCTIONS.items() if opcode in ptx), None)
-    return Resources(registers, spilled, binary.metadata.shared, instruction, _products(binary.asm["ttir"]))
+    return Resources(registers, spilled, *shares, binary.metadata.shared, instruction, _products(binary.asm["ttir"]))
 
 
 @functools.cache
@@ -136,19 +147,43 @@ def _target(architecture: int) -> GPUTarget:
     return GPUTarget("cuda", architecture, 32)
 
 
-def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
+def _cuobjdump(option: str, cubin: str) -> str:
+    """What NVIDIA's tool, which comes with Triton, lists of a file; it calls another one, which comes with it."""
+    disassembler = os.path.dirname(triton.knobs.nvidia.nvdisasm.path)
+    environment = {**os.environ, "PATH": f"{disassembler}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [triton.knobs.nvidia.cuobjdump.path, option, cubin]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def _registers_and_stack(cubin: str) -> tuple[int, int]:
     """As the assembler has noted them in its output, which holds one kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        # Comes with Triton.
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listing = _cuobjdump("--dump-resource-usage", cubin)
     found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
     if len(found) != 1:
         raise RuntimeError(f"cuobjdump --dump-resource-usage says something unexpected: {listing!r}")
     registers, stack, local = map(int, found[0])
     return registers, stack + local
+
+
+def _stack_shares(cubin: str) -> tuple[float, float]:
+    """`Resources.stack_in_kernel` and `stack_in_loops`, from the machine code."""
+    listing = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", _cuobjdump("-sass", cubin))
+    instructions = [(int(address, 16), text) for address, text in listing]
+    loops = []
+    for address, text in instructions:
+        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if target is not None and int(target.group(1), 16) < address:
+            loops.append(range(int(target.group(1), 16), address + 1))
+
+    def share(region: range) -> float:
+        own = [text for address, text in instructions if address in region]
+        return sum("LDL" in text or "STL" in text for text in own) / len(own)
+
+    def is_innermost(loop: range) -> bool:
+        return not any(other != loop and other[0] in loop and other[-1] in loop for other in loops)
+
+    large = [loop for loop in loops if is_innermost(loop) and len(loop) >= _LEAST_LOOP * _INSTRUCTION_BYTES]
+    return share(range(instructions[-1][0] + 1)), max(map(share, large), default=0.0)
 
 
 def _products(ttir: str) -> tuple[tuple[str, str], ...]:

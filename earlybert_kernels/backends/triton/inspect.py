@@ -1,9 +1,9 @@
 """`python -m earlybert_kernels.backends.triton.inspect`: compiles every kernel without a GPU, and checks what came out.
 
 For each configuration that ships (`workloads.py` calls every op at BERT's shapes and dtypes) it prints registers,
-spilled bytes, shared memory and the tensor-core instruction. The exit status is 1 where a check fails: a kernel that
-does not compile, spills registers or needs more shared memory than the GPU has, or a matrix product that leaves the
-tensor cores idle.
+spilled bytes (and the share of an inner loop's instructions that go there), shared memory and the tensor-core
+instruction. The exit status is 1 where a check fails: a kernel that does not compile, spills where it costs time or
+needs more shared memory than the GPU has, or a matrix product that leaves the tensor cores idle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from . import INTERPRETED
 #: Bytes of shared memory that a program may ask for, by architecture.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
+#: The most instructions of a kernel, and of a loop in it, that may go to spilled registers: few are free, and now and
+#: then fewer than another tile would cost.
+STACK_LIMITS = {"kernel": 0.05, "inner loop": 0.02}
+
 _HALF = ("bf16", "fp16")
 
 
@@ -31,7 +35,7 @@ class Row(NamedTuple):
         dtype: of the floating tensors; half precision where any has it.
         architecture: ten times the compute capability.
         warps, stages: what the compiler was told.
-        registers, spilled, shared, instruction: of `compiled.Resources`; None where it does not compile.
+        registers, spilled, stack_in_loops, shared, instruction: of `compiled.Resources`; None if it does not compile.
         product: whether it multiplies matrices.
         constants: what is compiled in.
         problems: of `problems`.
@@ -45,6 +49,7 @@ class Row(NamedTuple):
     stages: int
     registers: int | None
     spilled: int | None
+    stack_in_loops: float | None
     shared: int | None
     instruction: str | None
     product: bool | None
@@ -57,8 +62,10 @@ def problems(architecture: int, dtype: str, resources: Any) -> list[str]:
     if isinstance(resources, str):
         return [f"does not compile: {resources}"]
     found = []
-    if resources.spilled:
-        found.append(f"spills {resources.spilled} bytes a thread")
+    shares = {"kernel": resources.stack_in_kernel, "inner loop": resources.stack_in_loops}
+    for place, share in shares.items():
+        if share > STACK_LIMITS[place]:
+            found.append(f"spills: {share:.1%} of the instructions of the {place} go to the stack")
     limit = SHARED_LIMITS[architecture]
     if resources.shared > limit:
         found.append(f"needs {resources.shared} bytes of shared memory, the limit is {limit}")
@@ -87,6 +94,7 @@ def inspect(configurations: Sequence[Any]) -> list[Row]:
             stages=each.num_stages,
             registers=None if failed else resources.registers,
             spilled=None if failed else resources.spilled,
+            stack_in_loops=None if failed else resources.stack_in_loops,
             shared=None if failed else resources.shared,
             instruction=None if failed else resources.instruction,
             product=None if failed else bool(resources.products),
@@ -99,11 +107,12 @@ def inspect(configurations: Sequence[Any]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, the constants last."""
-    heads = ["op", "kernel", "dtype", "arch", "warps", "stages", "regs", "spilled", "shared", "product", "constants"]
-    lines = [heads]
+    heads = "op kernel dtype arch warps stages regs spilled in-loops shared product constants"
+    lines = [heads.split()]
     for row in rows:
         product = (row.instruction or "no tensor cores") if row.product else "-"
-        cells = [*row[:6], row.registers, row.spilled, row.shared, product]
+        in_loops = None if row.stack_in_loops is None else f"{row.stack_in_loops:.1%}"
+        cells = [*row[:6], row.registers, row.spilled, in_loops, row.shared, product]
         settings = " ".join(f"{name}={value}" for name, value in row.constants.items())
         lines.append([*("?" if cell is None else str(cell) for cell in cells), settings])
     widths = [max(map(len, column)) for column in list(zip(*lines, strict=True))[:-1]] + [0]
@@ -120,6 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m earlybert_kernels.backends.triton.inspect", description=__doc__)
     parser.add_argument("--arch", type=int, action="append", choices=sorted(SHARED_LIMITS), help="default: all")
     parser.add_argument("--op", action="append", help="of workloads.py; default: all")
+    parser.add_argument("--all", action="store_true", help="all combinations, not a selection: takes long")
     parser.add_argument("--json", metavar="FILE", help="writes the same there")
     arguments = parser.parse_args()
     if INTERPRETED:
@@ -141,7 +151,7 @@ def main() -> int:
         for architecture in asked
         if reasons[architecture] is None
         for op in arguments.op or workloads.WORKLOADS
-        for launched in workloads.launches(op, architecture)
+        for launched in workloads.launches(op, architecture, arguments.all)
     ]
     rows = inspect(configurations)
     print(table(rows))

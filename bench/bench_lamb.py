@@ -10,7 +10,9 @@ import torch
 
 import earlybert_kernels as ek
 
+from .cases import providers
 from .optimizers import OptimizerSubject, make_rows, measure_step
+from .record import pick_device
 from .row import Rates
 
 
@@ -19,8 +21,9 @@ def _make_step(parameters: list[torch.Tensor], lr: float, provider: str) -> Call
     return ek.use_backend("reference" if provider == "eager" else provider)(optimizer.step)
 
 
-_COMPILED = [backend for backend in ek.ops.backends("lamb_step") if backend != "reference"]
-SUBJECT = OptimizerSubject("lamb", _make_step, ("eager", *_COMPILED), exact="eager")
+# torch.compile has no optimizer to compile, and the reference is what eager runs.
+_PROVIDERS = [name for name in providers("lamb_step", pick_device()) if name not in ("compile", "reference")]
+SUBJECT = OptimizerSubject("lamb", _make_step, _PROVIDERS, exact="eager")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

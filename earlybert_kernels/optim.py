@@ -17,21 +17,28 @@ class Lamb(torch.optim.Optimizer):
     """LAMB: Adam's update with decoupled weight decay, scaled in every tensor by `|parameter| / |update|`.
 
     You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv 1904.00962,
-    algorithm 2, with the identity for phi; `ops.lamb_step` has the formulas. On the CPU float32 Parameters take the
-    compiled step; `use_backend("reference")` forces plain PyTorch.
+    algorithm 2, with the identity for phi; `ops.lamb_step` has the formulas. float32 Parameters on the CPU and those
+    on a GPU take a compiled step; `use_backend("reference")` forces plain PyTorch.
 
-    The state of a Parameter is `step` (a 0-dimensional float32 tensor on the CPU), `exp_avg` and `exp_avg_sq` (of its
-    shape; float32, float64 for a float64 Parameter).
+    The state of a Parameter is `step` (a 0-dimensional float32 tensor on the Parameter's device), `exp_avg` and
+    `exp_avg_sq` (of its shape; float32, float64 for a float64 Parameter).
+
+    On a GPU a step waits for nothing, and a CUDA graph can capture it: after a first step, which makes the state. A
+    replay counts its step, but it goes on with the learning rate that was captured unless this is a tensor on the
+    GPU: schedulers then write the new one into it.
 
     Args:
         params: Parameters, or groups of them as every torch optimizer takes, with any of the following of their own.
-        lr: learning rate, at least 0; schedulers may change it.
+        lr: learning rate, at least 0, a number or a 0-dimensional tensor; schedulers may change it.
         betas: decay of the two moments, each in [0, 1).
         eps: added to the root of the second moment; greater than 0.
         weight_decay: at least 0; part of the update that is scaled.
         adapt: whether updates are scaled. False, for a group, makes the step that of AdamW. Gates need it: scaled,
             a layer's gates would move in proportion to their norm, whatever their learning rate is meant to be. It is
             also common for biases and LayerNorm.
+        l1: at least 0; factor of a penalty `l1 |p|_1`, whose gradient `l1 sign(p)` is added to that of the loss. For
+            gates it is the lambda of EarlyBERT's search. It is no part of the loss, so that it depends neither on
+            how many gradients are accumulated nor on a scaled loss.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -41,13 +48,14 @@ class Lamb(torch.optim.Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float,
+        lr: float | Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
         adapt: bool = True,
+        l1: float = 0.0,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
         _check_options(defaults)  # a group may override each of them
         super().__init__(params, defaults)
 
@@ -91,35 +99,38 @@ class Lamb(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer`."""
         super().load_state_dict(state_dict)
-        # That has rounded moments to half precision where the Parameters have it.
+        # That has rounded moments to half precision where the Parameters have it, and left the steps where they were.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         own = chain.from_iterable(group["params"] for group in self.param_groups)
         for number, param in zip(saved, own, strict=True):
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in self.state.get(param, {}):
-                    moment = state_dict["state"][number][name]
-                    self.state[param][name] = moment.to(param.device, _state_dtype(param))
+            if self.state.get(param):
+                saved_state = state_dict["state"][number]
+                self.state[param]["step"] = saved_state["step"].to(param.device, torch.float32)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    self.state[param][name] = saved_state[name].to(param.device, _state_dtype(param))
 
     def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Changes these Parameters of a group, which are on one device and in one dtype."""
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
             if not state:
-                state["step"] = torch.tensor(0.0, dtype=torch.float32)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
                 for name in ("exp_avg", "exp_avg_sq"):
                     state[name] = torch.zeros(param.shape, dtype=_state_dtype(param), device=param.device)
-            state["step"] += 1
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0)
         lamb_step(
             params,
             [param.grad for param in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [state["step"].item() for state in states],
-            lr=float(group["lr"]),  # schedulers may leave a number of numpy's, or a tensor
+            steps,
+            lr=group["lr"],
             betas=tuple(group["betas"]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             adapt=group["adapt"],
+            l1=group["l1"],
         )
 
 
@@ -129,7 +140,7 @@ def _state_dtype(param: Tensor) -> torch.dtype:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    for name in ("lr", "weight_decay"):
+    for name in ("lr", "weight_decay", "l1"):
         if not options[name] >= 0:
             raise ValueError(f"Lamb: {name} is {options[name]}, expected 0 or more")
     if not options["eps"] > 0:

@@ -257,7 +257,7 @@ void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, d
 using LambTensorAt = std::tuple<int64_t, Address, Address, Address, Address, double, double>;
 
 void lamb_step(const std::vector<LambTensorAt>& all, double lr, double beta1, double beta2, double eps,
-               double weight_decay, bool adapt) {
+               double weight_decay, bool adapt, double l1) {
   std::vector<LambTensor> tensors;
   for (const auto& [size, parameter, gradient, exp_avg, exp_avg_sq, scale, sqrt_scale] : all) {
     tensors.push_back({size, at<float>(parameter), at<const float>(gradient), at<float>(exp_avg),
@@ -266,7 +266,7 @@ void lamb_step(const std::vector<LambTensorAt>& all, double lr, double beta1, do
   const auto narrow = [](double x) { return static_cast<float>(x); };
   const LambStep arguments = {tensors.data(), static_cast<int64_t>(tensors.size()), narrow(lr), narrow(beta1),
                               narrow(1.0 - beta1), narrow(beta2), narrow(1.0 - beta2), narrow(eps),
-                              narrow(weight_decay), adapt};
+                              narrow(weight_decay), adapt, narrow(l1)};
   check(EARLYBERT_CALL(lamb_step, arguments));
 }
 

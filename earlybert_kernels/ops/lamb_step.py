@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu
+from ..backends import cpu, triton
 from .dispatch import choose, register
 
 _OP = "lamb_step"
@@ -18,13 +19,14 @@ def lamb_step(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[float],
+    steps: Sequence[float | Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     adapt: bool,
+    l1: float = 0.0,
     backend: str | None = None,
 ) -> None:
     """Changes `params` and their moments in place, as algorithm 2 of LAMB says (You et al., arXiv 1904.00962).
@@ -33,37 +35,63 @@ def lamb_step(
     `1 - beta^step`, which takes out their bias towards 0; `u = m / (sqrt(v) + eps) + weight_decay p`; and
     `p = p - lr |p| / |u| u`. The trust ratio `|p| / |u|` is 1 where one of the norms is 0.
 
+    In all of that g is `grad + l1 sign(p)`, the gradient of the loss and of a penalty `l1 |p|_1`, as EarlyBERT has one
+    on its gates (Chen et al., arXiv 2101.00063, section 3.1). Here it depends neither on how many gradients were
+    accumulated nor on how the loss was scaled, and needs no pass of its own.
+
+    Nothing is read back from a GPU, so that a CUDA graph can capture the step; with `steps` and `lr` on the GPU a
+    replay finds their new values.
+
     Args:
         params: any shapes, one floating dtype, one device.
         grads: one for each, of its shape.
         exp_avgs: m, of the params' shapes, in the dtype to compute in.
         exp_avg_sqs: v, likewise.
-        steps: the number of this step for each tensor, from 1.
-        lr: learning rate.
+        steps: the number of this step for each tensor, from 1; a float, or a tensor without dimensions, on the CPU or
+            where the params are.
+        lr: learning rate; likewise.
         betas: decay of m and v, each in [0, 1).
         eps: greater than 0.
         weight_decay: the factor of p in u.
         adapt: by the trust ratio; if not, it is 1.
+        l1: factor of the penalty.
         backend: one of `ops.backends("lamb_step")`; default: the best that takes these tensors.
 
     Raises:
-        ValueError: the lists differ in length, or shapes or devices do not fit together.
+        ValueError: the lists differ in length, or shapes, dtypes or devices do not fit together.
         RuntimeError: the backend that was asked for cannot run this call.
     """
     if not params:
         return
-    device = params[0].device
+    device, dtype = params[0].device, params[0].dtype
     for param, grad, *moments in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
         if not param.shape == grad.shape == moments[0].shape == moments[1].shape:
             raise ValueError(f"{_OP}: a parameter of shape {tuple(param.shape)} does not fit its gradient or moments")
         if not device == param.device == grad.device == moments[0].device == moments[1].device:
             raise ValueError(f"{_OP}: tensors are on several devices")
+        if param.dtype != dtype:
+            raise ValueError(f"{_OP}: parameters are in {dtype} and in {param.dtype}")
     if len(steps) != len(params):
         raise ValueError(f"{_OP}: got {len(steps)} steps for {len(params)} parameters")
     run = choose(_OP, backend, *params, *grads, *exp_avgs, *exp_avg_sqs)
-    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
+    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
     run(params, grads, exp_avgs, exp_avg_sqs, steps, **options)
+
+
+def _triton_refuses(*tensors: Tensor) -> str | None:
+    moments = {tensor.dtype for tensor in tensors[len(tensors) // 2 :]}
+    if moments != {torch.float32}:
+        return f"it takes moments in float32, got {', '.join(map(str, moments))}"
+    return triton.refuses(*tensors)
 
 
 register(_OP, "reference", reference.lamb_step)
 register(_OP, "cpu", cpu.lamb_step.lamb_step, unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(
+    _OP,
+    "triton",
+    triton.kernel("lamb_step", "lamb_step"),
+    unavailable=triton.unavailable,
+    refuses=_triton_refuses,
+    on_demand=triton.INTERPRETED,
+)

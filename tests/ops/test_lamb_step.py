@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from accuracy import assert_as_exact_as_pytorch
+from targets import targets_of
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
 
-BACKENDS = ek.ops.backends("lamb_step")
+TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
 STEPS = 20
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 SHAPES = [
@@ -18,7 +19,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def naive(params, grads_of_steps, *, lr, betas, eps, weight_decay, adapt):
+def naive(params, grads_of_steps, *, lr, betas, eps, weight_decay, adapt, l1=0.0):
     """Algorithm 2 in float64, tensor by tensor: the parameters and both moments after all steps."""
     beta1, beta2 = betas
     results = []
@@ -26,7 +27,7 @@ def naive(params, grads_of_steps, *, lr, betas, eps, weight_decay, adapt):
         p = param.double()
         m, v = torch.zeros_like(p), torch.zeros_like(p)
         for step, grads in enumerate(grads_of_steps, start=1):
-            g = grads[number].double()
+            g = grads[number].double() + l1 * p.sign()
             m = beta1 * m + (1 - beta1) * g
             v = beta2 * v + (1 - beta2) * g * g
             u = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps) + weight_decay * p
@@ -59,6 +60,12 @@ def problem(shapes, steps=STEPS):
     return params, grads
 
 
+def penalized_problem(shapes, steps=STEPS):
+    """The same with parameters of 1 or more that keep their sign: next to 0 it would be a matter of rounding."""
+    params, grads = problem(shapes, steps)
+    return [param + param.sign() for param in params], grads
+
+
 def assert_exact(ours, plain, truth):
     """Of tensors that hold numbers."""
     kept = [group for group in zip(ours, plain, truth, strict=True) if group[2].numel()]
@@ -85,6 +92,20 @@ def test_the_reference_is_the_papers_algorithm(adapt):
     ours = stepped("reference", params, grads, dtype=torch.float64, adapt=adapt, **OPTIONS)
     for a, b in zip(ours, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_a_penalty_is_part_of_the_gradient(isa, adapt):
+    params, grads = penalized_problem(SHAPES)
+    options = {**OPTIONS, "lr": 1e-3, "adapt": adapt, "l1": 0.3}
+    truth = naive(params, grads, **options)
+    exact = stepped("reference", params, grads, dtype=torch.float64, **options)
+    for a, b in zip(exact, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    plain = stepped("reference", params, grads, **options)
+    assert_exact(stepped("cpu", params, grads, **options), plain, truth)
+    without = stepped("cpu", params, grads, **{**options, "l1": 0.0})
+    assert all((a != b).any() == (a != 0).any() for a, b in zip(truth[::3], without[::3], strict=True))
 
 
 @pytest.mark.parametrize("view", [torch.clone, misaligned, transposed, with_gaps])
@@ -119,33 +140,33 @@ def test_more_tensors_than_a_batch_holds_own_steps_each():
     assert_exact(*results.values())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_step_is_as_long_as_the_parameter_says(backend):
+@TARGETS
+def test_a_step_is_as_long_as_the_parameter_says(target):
     for scale in (1e-12, 1.0, 1e12):
-        param, grad = torch.randn(300, 70) * scale, torch.randn(300, 70)
-        moved = param.clone()
+        param, grad = (torch.randn(300, 70, device=target.device) for _ in range(2))
+        param *= scale
+        moved, *moments = param.clone(), torch.zeros_like(param), torch.zeros_like(param)
         ek.ops.lamb_step(
-            [moved], [grad], [torch.zeros(300, 70)], [torch.zeros(300, 70)], [1.0],
-            lr=0.25, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, adapt=True, backend=backend,
+            [moved], [grad], *([moment] for moment in moments), [1.0],
+            lr=0.25, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, adapt=True, backend=target.backend,
         )  # fmt: skip
         torch.testing.assert_close((moved - param).norm(), 0.25 * param.norm(), rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_is_not_hidden(backend):
-    params, grads = [torch.ones(40), torch.ones(40)], [torch.ones(40), torch.ones(40)]
+@TARGETS
+def test_nan_is_not_hidden(target):
+    params, grads, *moments = (list(torch.ones(2, 40, device=target.device).unbind()) for _ in range(4))
     grads[0][3] = float("nan")
-    moments = [[torch.zeros(40), torch.zeros(40)] for _ in range(2)]
-    ek.ops.lamb_step(params, grads, *moments, [1.0, 1.0], adapt=True, backend=backend, **OPTIONS)
+    ek.ops.lamb_step(params, grads, *moments, [1.0, 1.0], adapt=True, backend=target.backend, **OPTIONS)
     assert params[0][3].isnan() and params[1].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_autograd_notices_the_change(backend):
-    param = torch.ones(5, requires_grad=True)
+@TARGETS
+def test_autograd_notices_the_change(target):
+    param = torch.ones(5, requires_grad=True, device=target.device)
     loss = param.square().sum()
-    moments = [[torch.zeros(5)] for _ in range(2)]
-    ek.ops.lamb_step([param], [torch.ones(5)], *moments, [1.0], adapt=True, backend=backend, **OPTIONS)
+    others = [[torch.ones(5, device=target.device)] for _ in range(3)]
+    ek.ops.lamb_step([param], *others, [1.0], adapt=True, backend=target.backend, **OPTIONS)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -159,6 +180,24 @@ def test_half_precision_is_computed_in_the_moments_dtype():
     torch.testing.assert_close(moments[0][0], grad.float() * 0.1)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_steps_and_learning_rate_may_be_tensors(isa, backend):
+    params, grads = problem([(33, 65), (3,)], steps=1)
+    results = []
+    for number in (float, torch.tensor, lambda x: torch.tensor(x, dtype=torch.float64)):
+        tensors = [[p.clone() for p in params], grads[0], *([p.abs() for p in params] for _ in range(2))]
+        steps = [number(3.0 + index) for index in range(len(params))]
+        ek.ops.lamb_step(*tensors, steps, **{**OPTIONS, "lr": number(0.125)}, adapt=True, backend=backend)
+        results.append([*tensors[0], *tensors[2], *tensors[3]])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
+
+
+def test_plain_pytorch_waits_for_nothing_that_is_not_on_the_cpu():
+    tensors = [[torch.empty(5, 3, device="meta"), torch.empty(2, device="meta")] for _ in range(4)]
+    step = torch.empty((), device="meta")
+    ek.ops.lamb_step(*tensors, [step, step], **{**OPTIONS, "lr": step}, adapt=True, l1=0.1)
+
+
 def test_mistakes_are_named():
     a, b = torch.ones(3), torch.ones(4)
     call = {"adapt": True, **OPTIONS}
@@ -166,6 +205,8 @@ def test_mistakes_are_named():
         ek.ops.lamb_step([a], [b], [a], [a], [1.0], **call)
     with pytest.raises(ValueError, match="several devices"):
         ek.ops.lamb_step([a], [a.to("meta")], [a], [a], [1.0], **call)
+    with pytest.raises(ValueError, match="parameters are in torch.float32 and in torch.float64"):
+        ek.ops.lamb_step([a, a.double()], [a, a], [a, a], [a, a], [1.0, 1.0], **call)
     with pytest.raises(ValueError, match="got 2 steps for 1 parameters"):
         ek.ops.lamb_step([a], [a], [a], [a], [1.0, 2.0], **call)
     with pytest.raises(ValueError, match="argument 2 is longer"):

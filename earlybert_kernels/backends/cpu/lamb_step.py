@@ -16,23 +16,24 @@ def lamb_step(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[float],
+    steps: Sequence[float | Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     adapt: bool,
+    l1: float,
 ) -> None:
     """See `ops.lamb_step`."""
     written = [*params, *exp_avgs, *exp_avg_sqs]
     # The kernel goes through memory without gaps; of what has gaps it gets copies, which are copied back.
     dense = [[t.contiguous() for t in tensors] for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
     tensors = [
-        (p.numel(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), *_scales(betas, step))
+        (p.numel(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), *_scales(betas, float(step)))
         for p, g, m, v, step in zip(*dense, steps, strict=True)
     ]
-    run(extension.lamb_step, tensors, lr, *betas, eps, weight_decay, adapt)
+    run(extension.lamb_step, tensors, float(lr), *betas, eps, weight_decay, adapt, l1)
     for tensor, copy in zip(written, [*dense[0], *dense[2], *dense[3]], strict=True):
         if copy is not tensor:
             tensor.copy_(copy)

@@ -1,0 +1,105 @@
+"""`python -m earlybert_kernels.backends.triton.inspect`: all that ships passes its checks, and they can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# Kernels with one fault each, and some without, in a process of their own: in the tests' they may be interpreted.
+FAULTS = '''
+import json, sys
+import torch
+import triton
+import triton.language as tl
+from earlybert_kernels.backends.triton import compiled, inspect
+from earlybert_kernels.backends.triton.launch import launch, recording
+
+@triton.jit
+def spills(x, out, rows, N: tl.constexpr):
+    """Has more sums than registers: each of 32 threads has 512."""
+    at = tl.arange(0, N)
+    sums = tl.zeros((N,), tl.float32)
+    for row in range(rows):
+        sums = tl.cumsum(sums + tl.load(x + row * N + at))
+    tl.store(out + at, sums)
+
+@triton.jit
+def multiplies(x, out, N: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    a = tl.load(x + at).to(DTYPE)
+    tl.store(out + at, tl.dot(a, a, input_precision=PRECISION))
+
+@triton.jit
+def is_ahead(x, y, out, steps, N: tl.constexpr):
+    """Loads 64 KiB for each step, several steps ahead."""
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    sums = tl.zeros((N, N), tl.float32)
+    for step in range(steps):
+        sums = tl.dot(tl.load(x + step * N * N + at), tl.load(y + step * N * N + at), sums)
+    tl.store(out + at, sums)
+
+@triton.jit
+def is_wrong(x):
+    tl.store(x, no_such_name)
+
+half, single = (torch.empty(2**18, dtype=dtype, device="meta") for dtype in (torch.bfloat16, torch.float32))
+with recording(90) as launches:
+    launch(spills, (1,), single, single, 7, N=2**14, num_warps=1)
+    launch(is_ahead, (1,), half, half, half, 7, N=128, num_warps=8, num_stages=6)
+    launch(multiplies, (1,), half, half, N=32, DTYPE=tl.float32, PRECISION="ieee")
+    launch(is_wrong, (1,), half)
+    for x in (single, half, single[:7]):  # the last says nothing new
+        launch(multiplies, (3,), x, x, N=32, DTYPE=tl.bfloat16, PRECISION="tf32")
+    launch(multiplies, (1,), single, single, N=32, DTYPE=tl.float32, PRECISION="ieee")
+rows = inspect.inspect([compiled.configuration("faults", 90, each) for each in launches])
+print(json.dumps([row._asdict() for row in rows]))
+'''
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=inherited | environment)
+
+
+def inspected(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return run("-m", "earlybert_kernels.backends.triton.inspect", *arguments, **environment)
+
+
+def test_the_checks_can_fail(tmp_path):
+    program = tmp_path / "faults.py"
+    program.write_text(FAULTS, encoding="utf-8")
+    done = run(str(program), PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    spills, too_large, idle, wrong, *good = [" ".join(row["problems"]) for row in rows]
+    assert re.search(r"spills: [1-9]\d\.\d% of the instructions of the kernel go to the stack", spills)
+    assert re.fullmatch(r"needs \d+ bytes of shared memory, the limit is 232448", too_large)
+    assert idle == "multiplies matrices without tensor cores"
+    assert "does not compile: CompilationError" in wrong and "no_such_name" in wrong
+    assert good == ["", "", ""]
+    kinds = [(row["dtype"], row["instruction"]) for row in rows]
+    assert kinds[1] == ("bf16", "wgmma") and kinds[-3:] == [("fp32", "mma"), ("bf16", "mma"), ("fp32", None)]
+    assert all(row["product"] and row["registers"] > 0 and row["shared"] > 0 for row in rows[-3:])
+
+
+def test_every_kernel_that_ships_passes(tmp_path):
+    done = inspected("--json", str(tmp_path / "rows.json"))
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    report = json.loads((tmp_path / "rows.json").read_text())
+    assert not any(row["problems"] for row in report["rows"])
+    left = {architecture for architecture, reason in report["left_out"].items() if reason is None}
+    assert {"80", "90"} <= left == {str(row["architecture"]) for row in report["rows"]}
+
+
+def test_what_cannot_be_inspected_is_said():
+    done = inspected(TRITON_INTERPRET="1")
+    assert done.returncode == 2 and "TRITON_INTERPRET is set" in done.stderr
+    done = inspected("--op", "atention")
+    assert done.returncode == 2 and "no op atention; the ops are" in done.stderr

@@ -31,6 +31,7 @@ class Attention(Subject):
         kept = sizes.ticket().heads[0]
         heads = len(kept) if problem.unit == "compact" else sizes.heads
         self.kept_heads = sizes.heads if problem.unit == "dense" else len(kept)
+        self.kept_share = self.kept_heads / sizes.heads
         self.tokens = {name: self.random(self.num_tokens, heads, sizes.head_size) for name in ("q", "k", "v")}
         self.head_mask = None
         if problem.unit == "masked":

@@ -27,6 +27,7 @@ class FeedForward(Subject):
         kept = sizes.ticket().neurons[0]
         neurons = len(kept) if problem.unit == "compact" else sizes.neurons
         self.kept_neurons = sizes.neurons if problem.unit == "dense" else len(kept)
+        self.kept_share = self.kept_neurons / sizes.neurons
         self.tokens = {"x": self.random(self.num_tokens, sizes.hidden)}
         self.weights = {
             "w_in": self.random(neurons, sizes.hidden, scale=sizes.hidden**-0.5),

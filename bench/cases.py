@@ -7,18 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend
 
 import earlybert_kernels as ek
 
-from .lengths import draw_lengths
+from .lengths import draw_lengths, mean_length
 from .shapes import SHAPES, Shape
 
 #: dense: all units. masked: full tensors, the ticket given as the op's mask. compact: the ticket's tensors alone.
 UNITS = ("dense", "masked", "compact")
 #: Every ratio is to it: what stock transformers does.
 BASELINE = "eager"
+#: torch's kernels of attention on a GPU, each alone, where eager runs the one that torch likes best.
+SDPA_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 #: The providers that are torch alone; the others are backends of our op.
-TORCH_PROVIDERS = (BASELINE, "compile")
+TORCH_PROVIDERS = (BASELINE, "compile", *SDPA_KERNELS)
 #: The batch that is measured: of the first ten, the one whose mean and longest are closest to an average batch's.
 _BATCH_SEED = 5
 #: Backends that take no tensors of the other device.
@@ -37,6 +44,7 @@ class Problem:
         batch_size: sequences.
         dtype: of all tensors.
         device: of all tensors.
+        dropout: the rate while the op is timed; None for the subject's own.
     """
 
     op: str
@@ -46,6 +54,7 @@ class Problem:
     batch_size: int
     dtype: torch.dtype
     device: torch.device
+    dropout: float | None = None
 
     @property
     def sizes(self) -> Shape:
@@ -64,7 +73,7 @@ class Case:
     Attributes:
         problem: what is computed.
         mode: one of `floors.MODES`.
-        provider: `"eager"`, `"compile"` or a backend of the op.
+        provider: one of `TORCH_PROVIDERS`, or a backend of the op.
     """
 
     problem: Problem
@@ -78,9 +87,13 @@ class Case:
         return "-".join((problem.shape, problem.lengths, problem.unit, self.mode, self.provider))
 
 
-def providers(op: str, device: torch.device) -> list[str]:
-    """Eager PyTorch, torch.compile of the same, and the op's backends for tensors on the device."""
-    return [*TORCH_PROVIDERS, *(b for b in ek.ops.backends(op) if b in _BACKENDS_OF[device.type])]
+def providers(op: str, unit: str, device: torch.device) -> list[str]:
+    """Eager PyTorch, torch.compile of the same, and the op's backends for tensors on the device.
+
+    For attention of all heads on a GPU, also torch's kernels.
+    """
+    kernels = SDPA_KERNELS if (op, unit, device.type) == ("attention", "dense", "cuda") else ()
+    return [BASELINE, "compile", *kernels, *(b for b in ek.ops.backends(op) if b in _BACKENDS_OF[device.type])]
 
 
 def make_cases(
@@ -91,12 +104,18 @@ def make_cases(
     lengths: Sequence[str],
     modes: Sequence[str],
     batch_size: int,
+    tokens: int | None = None,
     dtype: torch.dtype,
     device: torch.device,
+    dropout: float | None = None,
 ) -> list[Case]:
-    """All rows of an op; those of one problem stand together."""
+    """All rows of an op; those of one problem stand together.
+
+    With `tokens`, a batch has as many sequences as have so many tokens on average, and not `batch_size`.
+    """
     return [
-        Case(Problem(op, shape, mix, unit, batch_size, dtype, device), mode, provider)
+        Case(Problem(op, shape, mix, unit, size, dtype, device, dropout), mode, provider)
         for shape, mix, unit in itertools.product(sizes, lengths, units)
-        for mode, provider in itertools.product(modes, providers(op, device))
+        for size in [batch_size if tokens is None else max(1, round(tokens / mean_length(mix)))]
+        for mode, provider in itertools.product(modes, providers(op, unit, device))
     ]

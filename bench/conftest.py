@@ -42,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--modes", nargs="+", choices=MODES, default=["full"], help=shown)
     group.addoption("--units", nargs="+", choices=UNITS, default=list(UNITS), help=shown)
     group.addoption("--batch-size", type=int, default=32, help=f"sequences; {shown}")
+    group.addoption("--tokens", type=int, help="real tokens of a batch, about, in place of --batch-size")
+    group.addoption("--dropout", type=float, help="default: BERT's in ops that have dropout")
     group.addoption("--dtype", choices=tuple(_DTYPES), default="float32", help=shown)
     group.addoption("--rounds", type=int, default=10, help=f"rounds of a row, of a slow one fewer; {shown}")
 
@@ -59,8 +61,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         lengths=option("lengths"),
         modes=option("modes"),
         batch_size=option("batch_size"),
+        tokens=option("tokens"),
         dtype=_DTYPES[option("dtype")],
         device=record.pick_device(),
+        dropout=option("dropout"),
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 

@@ -105,6 +105,13 @@ def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, ite
     return _with_full(Floor(product, rows + weight), Floor(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
 
 
+def training_step(lengths: Sequence[int], layers: int, hidden: int, neurons: int) -> Floor:
+    """The products of an encoder, forward and backward: all linear layers and attention of all tokens. No bytes."""
+    weights = 4 * hidden * hidden + 2 * hidden * neurons
+    linear = 6 * sum(lengths) * weights
+    return Floor(layers * (linear + attention(lengths, 1, hidden, 1)["full"].flops), 0)
+
+
 def adam(parameters: int, itemsize: int) -> Floor:
     """One step of AdamW or LAMB: reads parameter, gradient and two moments, writes all but the gradient."""
     return Floor(0, 7 * parameters * itemsize)

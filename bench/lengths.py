@@ -45,6 +45,12 @@ def is_known(name: str) -> bool:
     return name in HISTOGRAMS or (name.isdecimal() and int(name) > 0)
 
 
+def mean_length(name: str) -> float:
+    """Tokens of a sequence on average, of a mix that `draw_lengths` knows."""
+    histogram = HISTOGRAMS.get(name) or {int(name): 1}
+    return sum(length * count for length, count in histogram.items()) / sum(histogram.values())
+
+
 def draw_lengths(name: str, count: int, seed: int = 0) -> list[int]:
     """Lengths of `count` sequences in tokens, as random batches have them; the same for the same arguments.
 

@@ -22,8 +22,8 @@ import torch
 
 from . import record
 from .training import training_step
-from .variants import VARIANTS, build
-from .workload import Workload, quiet_transformers
+from .variants import VARIANTS, build, is_captured
+from .workload import Workload, pack, quiet_transformers
 
 #: Until optimizer state is there, and what is compiled is compiled.
 _WARM_UP = 3
@@ -66,10 +66,12 @@ def measure(workload: Workload, variant: str) -> dict[str, Any]:
     """
     device = record.pick_device()
     batches = workload.batches(_WARM_UP + _STEPS, device)
+    captured = is_captured(variant)
+    batches = pack(batches) if captured else batches
     gc.collect()
     before = _resident("VmRSS")
     model = build(variant, workload.stock_model().to(device))
-    step = training_step(model, device, getattr(torch, workload.dtype))
+    step = training_step(model, device, getattr(torch, workload.dtype), captured=captured)
     for batch in batches[:_WARM_UP]:
         step(batch)
     gc.collect()

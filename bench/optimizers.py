@@ -87,7 +87,7 @@ def measure_step(
     )
     own, base = (subject.make_step(_parameters(shapes, device, dtype), 1e-5, name) for name in (provider, baseline))
     rounds = request.config.getoption("rounds")
-    times = run_paired(benchmark, lambda: own, lambda: base, device, rounds)
+    times = run_paired(benchmark, lambda _: own, lambda _: base, device, rounds)
     if times is None:
         return
     count = sum(map(torch.Size.numel, shapes))

@@ -7,28 +7,24 @@ therefore no result; the ratio of a round to the baseline's run in the same roun
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .record import wait_for
+from .stopwatch import Prepare, Stopwatch
 from .summary import paired_ratio
 
-WARM_UP = 2
+WARM_UP = 3
 #: A row that is slow gets fewer rounds: so many that its rounds take about so long, but not fewer than these unless
 #: fewer were asked for.
 SECONDS_PER_ROW = 3.0
 MIN_ROUNDS = 5
 
-#: Gives what is to be timed, after doing what is not.
-Prepare = Callable[[], Callable[[], Any]]
-
 
 def run_paired(
     benchmark: Any, prepare: Prepare, prepare_baseline: Prepare, device: torch.device, rounds: int
 ) -> dict[str, Any] | None:
-    """Times rounds of one call each, from an idle device until it is idle again.
+    """Times rounds of one measurement each, as `Stopwatch` does it.
 
     Args:
         benchmark: pytest-benchmark's fixture; it keeps the measured seconds.
@@ -38,39 +34,30 @@ def run_paired(
         rounds: how many at most, after `WARM_UP` that do not count.
 
     Returns:
-        `seconds` and `baseline_seconds` of every round, and `ratio`, the quartiles of one over the other. None where
-        pytest-benchmark is disabled and everything was run but once.
+        `seconds` of one call and `baseline_seconds` in every round, `calls` that a round consists of, and `ratio`, the
+        quartiles of one over the other. None where pytest-benchmark is disabled and everything was run but once.
     """
-    baseline_seconds = []
+    baseline, own = Stopwatch(prepare_baseline, device), Stopwatch(prepare, device)
+    baseline_seconds, seconds = [], []
 
-    def setup() -> tuple[tuple, dict]:
-        run_baseline = prepare_baseline()
-        wait_for(device)
-        begin = time.perf_counter()
-        run_baseline()
-        wait_for(device)
-        baseline_seconds.append(time.perf_counter() - begin)
-        run = prepare()
-        wait_for(device)
-        return (run,), {}
-
-    def target(run: Callable[[], Any]) -> None:
-        run()
-        wait_for(device)
+    def measure() -> None:
+        baseline_seconds.append(baseline.seconds())
+        seconds.append(own.seconds())
 
     for _ in range(WARM_UP):
         begin = time.perf_counter()
-        arguments, _ = setup()
-        target(*arguments)
+        baseline.warm_up()
+        own.warm_up()
         round_seconds = time.perf_counter() - begin
-    baseline_seconds.clear()
-    benchmark.pedantic(target, setup=setup, rounds=affordable_rounds(rounds, round_seconds))
+    benchmark.pedantic(measure, rounds=affordable_rounds(rounds, round_seconds))
     if benchmark.stats is None:
         return None
-    seconds = list(benchmark.stats.stats.data)
+    # pytest-benchmark has timed whole rounds, and has not summed them up yet.
+    benchmark.stats.stats.data[:] = seconds
     return {
         "seconds": seconds,
         "baseline_seconds": baseline_seconds,
+        "calls": own.calls,
         "ratio": paired_ratio(seconds, baseline_seconds),
     }
 

@@ -1,4 +1,4 @@
-"""One way to compute a subject: eager PyTorch, torch.compile, or a backend of our op."""
+"""One way to compute a subject: eager PyTorch, torch.compile, a kernel of torch's, or a backend of our op."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
-from .cases import BASELINE, TORCH_PROVIDERS
+from .cases import BASELINE, SDPA_KERNELS, TORCH_PROVIDERS
 from .floors import MODES
 from .subject import Subject, Tensors
 
@@ -18,7 +19,7 @@ class Provider:
 
     Args:
         subject: what is computed.
-        name: `"eager"`, `"compile"`, or a backend of the op.
+        name: one of `TORCH_PROVIDERS`, or a backend of the op.
         dtype: of the tensors; default the problem's.
     """
 
@@ -30,42 +31,57 @@ class Provider:
             self._forward = torch.compile(subject.padded, dynamic=False, fullgraph=True)
         elif name == BASELINE:
             self._forward = subject.padded
+        elif name in SDPA_KERNELS:
+            self._forward = sdpa_kernel(SDPA_KERNELS[name])(subject.padded)
         else:
             self._forward = lambda inputs, dropout_p: subject.packed(inputs, dropout_p, name)
-        inputs = {key: self._from_packed(tensor) for key, tensor in subject.tokens.items()} | subject.weights
-        dtype = dtype or subject.problem.dtype
-        self._inputs = {key: tensor.to(dtype, copy=True).requires_grad_() for key, tensor in inputs.items()}
+        self._dtype = dtype or subject.problem.dtype
+        self._copies: list[Tensors] = []
         self._grad_out: Tensor | None = None
 
-    def prepare(self, mode: str, dropout_p: float) -> Callable[[], Any]:
+    def prepare(self, mode: str, dropout_p: float, copy: int = 0) -> Callable[[], Any]:
         """What is to be timed: forward with all that backward needs, backward alone, or both.
 
         Backward's forward pass is run here. Gradients are returned and not added to anything.
+
+        Args:
+            mode: one of `MODES`.
+            dropout_p: the op's rate.
+            copy: which copy of the inputs is read: each has a place in memory of its own.
 
         Raises:
             ValueError: there is no such mode.
         """
         if mode not in MODES:
             raise ValueError(f"no mode {mode!r}; the modes are {', '.join(MODES)}")
+        inputs = self._inputs(copy)
         if mode == "forward":
-            return lambda: self._forward(self._inputs, dropout_p)
+            return lambda: self._forward(inputs, dropout_p)
         if mode == "backward":
-            out = self._forward(self._inputs, dropout_p)
-            return lambda: self._backward(out)
-        return lambda: self._backward(self._forward(self._inputs, dropout_p))
+            out = self._forward(inputs, dropout_p)
+            return lambda: self._backward(out, inputs)
+        return lambda: self._backward(self._forward(inputs, dropout_p), inputs)
 
     def results(self) -> Tensors:
         """`output` and `gradient of ...` each input, without dropout, packed."""
-        out = self._forward(self._inputs, 0.0)
+        inputs = self._inputs(0)
+        out = self._forward(inputs, 0.0)
         results = {"output": self._to_packed(out) if out.dim() else out.detach()}
-        for key, gradient in zip(self._inputs, self._backward(out), strict=True):
+        for key, gradient in zip(inputs, self._backward(out, inputs), strict=True):
             results[f"gradient of {key}"] = self._to_packed(gradient) if key in self._subject.tokens else gradient
         return results
 
-    def _backward(self, out: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, copy: int) -> Tensors:
+        while len(self._copies) <= copy:
+            tokens = {key: self._from_packed(tensor) for key, tensor in self._subject.tokens.items()}
+            inputs = tokens | self._subject.weights
+            self._copies.append({k: t.to(self._dtype, copy=True).requires_grad_() for k, t in inputs.items()})
+        return self._copies[copy]
+
+    def _backward(self, out: Tensor, inputs: Tensors) -> tuple[Tensor, ...]:
         if self._grad_out is None:
             self._grad_out = self._random_gradient(out)
-        return torch.autograd.grad(out, list(self._inputs.values()), self._grad_out)
+        return torch.autograd.grad(out, list(inputs.values()), self._grad_out)
 
     def _random_gradient(self, out: Tensor) -> Tensor:
         """The same numbers for every provider; zeros at padding, which no loss reads."""

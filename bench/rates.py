@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 
 from earlybert_kernels.backends import cpu
 
-from .record import wait_for
+from .stopwatch import Stopwatch
 
 _REPEATS = 8
 #: Rows and columns of the matrices: large enough for full speed.
@@ -26,24 +25,20 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         fit a cache move faster than that.
     """
     size = _MATRIX[device.type]
+    # Random numbers: some processors multiply zeros faster.
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products: list[Callable[[], object]] = [lambda: a @ b]
     if cpu.unavailable() is None and cpu.refuses(a) is None:
         products.append(lambda: cpu.linear.forward(a, cpu.linear.Kept(b), None))
-    source = torch.zeros(_COPY[device.type], dtype=torch.uint8, device=device)
+    source = torch.randn(2**18, device=device).repeat(_COPY[device.type] // 2**20)
     target = torch.zeros_like(source)
     return {
         "flops_per_second": 2 * size**3 / min(_best(product, device) for product in products),
-        "bytes_per_second": 2 * source.numel() / _best(lambda: target.copy_(source), device),
+        "bytes_per_second": 2 * source.nbytes / _best(lambda: target.copy_(source), device),
     }
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:
-    seconds = []
-    for _ in range(_REPEATS):
-        wait_for(device)
-        begin = time.perf_counter()
-        run()
-        wait_for(device)
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+    stopwatch = Stopwatch(lambda _: run, device)
+    stopwatch.warm_up()
+    return min(stopwatch.seconds() for _ in range(_REPEATS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ def wait_for(device: torch.device) -> None:
 
 
 def commit() -> str:
-    """`git describe --always --dirty` of this checkout, or "unknown" outside of one."""
+    """`git describe --always --dirty` of this checkout; outside of one, what EARLYBERT_COMMIT says, or "unknown"."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("EARLYBERT_COMMIT", "unknown")
     return done.stdout.strip()
 
 

@@ -11,16 +11,18 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from earlybert.rundir import read_json
 
-from . import plots, tables
+from . import tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Name of the picture, Markdown, and how the picture is drawn.
-Section = tuple[str, str, Callable[[], Figure]]
+Section = tuple[str, str, Callable[[], "Figure"]]
 
 _MICRO_NOTE = (
     "Every round runs eager first; ratios are to that run, and eager's own show how far apart equal work comes out. "
@@ -41,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(markdown)
             if args.plots is not None:
                 args.plots.mkdir(parents=True, exist_ok=True)
-                print(f"![{name}]({plots.save(draw(), args.plots / f'{path.stem}-{name}.png')})\n")
+                print(f"![{name}]({_plots().save(draw(), args.plots / f'{path.stem}-{name}.png')})\n")
+
+
+def _plots() -> ModuleType:
+    from . import plots  # tables need no matplotlib
+
+    return plots
 
 
 def sections(content: dict[str, Any]) -> Iterator[Section]:
@@ -53,9 +61,9 @@ def sections(content: dict[str, Any]) -> Iterator[Section]:
     if "benchmarks" in content:
         yield from _micro_sections(content)
     elif content.get("kind") == "step":
-        yield "step", tables.step(content), lambda: plots.step_figure(content)
+        yield "step", tables.step(content), lambda: _plots().step_figure(content)
     elif content.get("kind") == "end_to_end":
-        yield "end_to_end", tables.end_to_end(content), lambda: plots.end_to_end_figure(content)
+        yield "end_to_end", tables.end_to_end(content), lambda: _plots().end_to_end_figure(content)
     else:
         raise ValueError("expected what a benchmark wrote: pytest-benchmark's JSON, or that of step or end_to_end")
 
@@ -66,7 +74,7 @@ def _micro_sections(content: dict[str, Any]) -> Iterator[Section]:
     for (op, conditions), group in itertools.groupby(rows, key=lambda row: (row["op"], tables.conditions(row))):
         own = list(group)
         note = f"{conditions}. {_MICRO_NOTE}"
-        yield op, f"### {op}\n\n{note}\n\n{tables.micro(own)}", lambda own=own: plots.micro_figure(own)
+        yield op, f"### {op}\n\n{note}\n\n{tables.micro(own)}", lambda own=own: _plots().micro_figure(own)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ class Subject(ABC):
     Attributes:
         op: name of the op in `earlybert_kernels.ops`.
         units: the units that pruning the op knows.
-        dropout: the op's rate while it is timed.
+        dropout: the op's rate while it is timed, if the problem says none.
+        kept_share: of the units that pruning knows, how many are computed.
         lengths: tokens of each sequence.
         packing: where the sequences are in the packed and in the padded batch.
         tokens: what the op reads per token, `(T, ...)` packed.
@@ -32,16 +33,19 @@ class Subject(ABC):
 
     op: ClassVar[str]
     units: ClassVar[tuple[str, ...]] = UNITS
-    dropout: ClassVar[float] = DROPOUT
+    dropout: float = DROPOUT
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        if problem.dropout is not None:
+            self.dropout = problem.dropout
         self.lengths = problem.sequence_lengths()
         longest = max(self.lengths)
         mask = torch.arange(longest) < torch.tensor(self.lengths)[:, None]
         self.padding_mask = mask.to(problem.device)
         self.packing = Packing.from_mask(self.padding_mask, len(self.lengths), longest, problem.device)
         self._generator = torch.Generator().manual_seed(0)
+        self.kept_share = 1.0
         self.tokens: Tensors = {}
         self.weights: Tensors = {}
 

@@ -39,7 +39,7 @@ def _number(value: float | None, digits: int) -> str:
 # Microbenchmarks: one row is the `extra_info` of one of pytest-benchmark's.
 
 #: What rows have in common that compute the same.
-_PROBLEM = ("op", "shape", "lengths", "unit", "mode", "dtype", "device", "sequences")
+_PROBLEM = ("op", "shape", "lengths", "unit", "mode", "dtype", "device", "sequences", "dropout")
 
 
 def problem_of(row: Result) -> tuple:
@@ -70,7 +70,7 @@ def micro(rows: Sequence[Result]) -> str:
             row["unit"],
             row["mode"],
             row["provider"],
-            _spread(quartiles(row["seconds"]), 3, 1e3),
+            _spread(quartiles(row["seconds"]), 4, 1e3),
             _spread(row["ratio"], 2),
             _number(fastest, 2),
             _number(row["gflops_per_second"], 1),
@@ -91,11 +91,15 @@ def step(result: Result) -> str:
     data = "random tokens" if arguments["data_dir"] is None else "real sentences"
     with_memory = any("memory" in variant for variant in result["variants"].values())
     header = ["step", "ms, median (quartiles)", "of stock (quartiles)", "of converted (quartiles)", "real tokens/s"]
+    with_share = "rates" in result  # older results have none
     rows = []
     for name, variant in result["variants"].items():
-        cells = [name, _spread(variant["time"], 1, 1e3)]
+        cells = [name, _spread(variant["time"], 2, 1e3)]
         cells += [_spread(variant["of_stock"], 3), _spread(variant["of_converted"], 3)]
         cells.append(f"{variant['real_tokens_per_second']:,.0f}")
+        if with_share:
+            share = variant.get("matrix_rate_share")
+            cells.append(NONE if share is None else f"{100 * share:.0f}%")
         if with_memory:
             peak = variant.get("memory", {}).get("peak_bytes")
             cells.append(NONE if peak is None else f"{peak / 2**20:,.0f}")
@@ -104,7 +108,8 @@ def step(result: Result) -> str:
         f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, "
         f"{arguments['dtype']}, batch {arguments['batch_size']}: "
         f"{real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
-        f"{conditions(result)}\n\n" + table(header + ["peak MiB"] * with_memory, rows)
+        f"{conditions(result)}\n\n"
+        + table(header + ["of the matrix rate"] * with_share + ["peak MiB"] * with_memory, rows)
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from earlybert.data import Batch
+import earlybert_kernels as ek
 
 from .record import wait_for
 
@@ -15,23 +16,33 @@ from .record import wait_for
 _MAX_GRAD_NORM = 1.0
 
 
-def training_step(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[[Batch], None]:
+def training_step(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, *, captured: bool = False
+) -> Callable[[Mapping[str, Any]], None]:
     """A step of a model, put into training mode, with a fused AdamW of its own; it returns when the device is done.
 
     Args:
         model: in float32, on the device.
         device: what to wait for.
         dtype: what the forward pass computes in (autocast).
+        captured: capture the step in a CUDA graph, one for each shape of a batch.
     """
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
+    options = {"capturable": True} if captured and device.type == "cuda" else {}
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True, **options)
 
-    def step(batch: Batch) -> None:
+    def train(batch: Mapping[str, Any]) -> torch.Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = model(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
+        return loss
+
+    run = ek.CapturedStep(model, optimizer, train) if captured else train
+
+    def step(batch: Mapping[str, Any]) -> None:
+        run(batch)
         wait_for(device)
 
     return step

@@ -1,4 +1,4 @@
-"""The ways in which a training step is run: stock, compiled, converted, gated, and with a ticket in three forms."""
+"""The ways in which a training step is run: stock, compiled, converted, gated, with a ticket, captured in a graph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from earlybert.data import Batch
 
 from .shapes import random_ticket
 
-STOCK, CONVERTED = "stock", "converted"
+STOCK, COMPILED, CONVERTED = "stock", "stock-compile", "converted"
+#: What the names of variants end in whose step is an `earlybert_kernels.CapturedStep` on packed batches.
+_CAPTURED = "-captured"
 
 #: Name -> what becomes of a stock model, in place, given the ticket where it is run with one.
 _MAKERS: dict[str, Callable[[nn.Module, ek.Ticket], nn.Module]] = {
     STOCK: lambda model, ticket: model,
-    "stock-compile": lambda model, ticket: torch.compile(model),
+    COMPILED: lambda model, ticket: torch.compile(model),
     CONVERTED: lambda model, ticket: ek.convert(model),
     "search": lambda model, ticket: ek.enable_gates(ek.convert(model)),
     "ticket-masked": lambda model, ticket: ek.apply_ticket(ek.convert(model), ticket),
@@ -25,7 +27,11 @@ _MAKERS: dict[str, Callable[[nn.Module, ek.Ticket], nn.Module]] = {
     "ticket-stock": lambda model, ticket: ek.compact(model, ticket),
 }
 #: All variants. `ticket-stock` is the compact ticket on stock modules.
-VARIANTS = tuple(_MAKERS)
+VARIANTS = (*_MAKERS, "converted-captured", "search-captured", "ticket-compact-captured")
+#: Those that compute no fewer units than stock.
+DENSE = tuple(name for name in VARIANTS if not name.startswith("ticket"))
+#: Sequences of a batch that results are compared on.
+_CHECKED_SEQUENCES = 32
 
 #: Of float32 results that were computed in another order, absolute and relative.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
@@ -39,7 +45,12 @@ def build(name: str, stock: nn.Module) -> nn.Module:
     config = stock.config
     layers = config.num_hidden_layers
     ticket = random_ticket([config.num_attention_heads] * layers, [config.intermediate_size] * layers)
-    return _MAKERS[name](stock, ticket)
+    return _MAKERS[name.removesuffix(_CAPTURED)](stock, ticket)
+
+
+def is_captured(name: str) -> bool:
+    """Whether a variant's step is captured in a CUDA graph, and takes packed batches."""
+    return name.endswith(_CAPTURED)
 
 
 def same_function(name: str) -> str:
@@ -79,13 +90,18 @@ def check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def check_all(models: dict[str, nn.Module], stock: Callable[[], nn.Module], batch: Batch) -> None:
-    """Checks every model against stock modules; `stock` makes a fresh stock model on the device.
+    """Checks every model on some sequences against stock modules; `stock` makes a fresh stock model on the device.
+
+    Not the compiled stock model, which is torch's own, and would be compiled once more for this.
 
     Raises:
         AssertionError: a variant's results are wrong.
     """
     expected: dict[str, torch.Tensor] = {}
+    batch = {name: tensor[:_CHECKED_SEQUENCES] for name, tensor in batch.items()}
     for name, model in models.items():
+        if name == COMPILED:
+            continue
         base = same_function(name)
         if base not in expected:
             expected[base] = results(build(base, stock()), batch)

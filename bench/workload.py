@@ -1,16 +1,19 @@
-"""What is trained where whole steps are measured: a BERT and its batches, as the command line says."""
+"""What is trained where whole steps are measured: a BERT and its batches, as the command line says, or packed."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+import earlybert_kernels as ek
 from earlybert.data import Batch, EncodedExamples, collate
 
 from .examples import random_examples, read_squad, read_sst2, with_answers
@@ -18,6 +21,9 @@ from .shapes import SHAPES
 
 #: Longest sequences, as the recipes of GLUE and SQuAD cut them.
 _MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128}
+
+#: Packed batches of different sizes are filled up to a multiple of this share of one.
+_FILLED_SHARE = 1 / 32
 
 
 def quiet_transformers() -> None:
@@ -122,3 +128,28 @@ class Workload:
             return random_examples(mix, count, self.longest, config.vocab_size)
         read = {"sst2": read_sst2, "squad": read_squad}[self.lengths]
         return read(self.data_dir, count, AutoTokenizer.from_pretrained(self.model), self.longest)
+
+
+def pack(batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """The same batches as a collator that packs makes them, on the same device.
+
+    Where their tokens differ in number they are filled up, so that they have few shapes.
+    """
+    counts = [int(batch["attention_mask"].sum()) for batch in batches]
+    rows, longest = batches[0]["attention_mask"].shape[0], max(b["attention_mask"].shape[1] for b in batches)
+    options = {}
+    if len(set(counts)) > 1:
+        options = {"fill_to": max(1, round(_FILLED_SHARE * max(counts))), "batch_size": rows, "max_length": longest}
+    collate_packed = ek.PackedCollator(**options)
+    packed = []
+    for batch in batches:
+        device = batch["attention_mask"].device
+        on_host = {name: tensor.cpu() for name, tensor in batch.items()}
+        masks = on_host.pop("attention_mask").bool()
+        examples = [
+            {name: values[row][mask] if values.dim() == 2 else values[row] for name, values in on_host.items()}
+            for row, mask in enumerate(masks)
+        ]
+        made = collate_packed(examples)
+        packed.append({name: v.to(device) if torch.is_tensor(v) else v for name, v in made.items()})
+    return packed

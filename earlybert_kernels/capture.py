@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -65,7 +67,7 @@ class CapturedStep:
         self._device = next(model.parameters()).device
         self._captures = self._device.type == "cuda"
         self._buckets: dict[Hashable, _Bucket] = {}
-        self._state: list[Any] = []
+        self._modules: list[nn.Module] = []
         self._rates: list[Tensor] = []
         if self._captures:
             for group in optimizer.param_groups:
@@ -93,7 +95,8 @@ class CapturedStep:
 
         Raises:
             TypeError: a value is neither a tensor nor can it be hashed.
-            RuntimeError: the step cannot be captured. It has been taken all the same, without a graph.
+            RuntimeError: the step cannot be captured. It has been taken all the same, without a graph; but torch may
+                not recover from a capture that failed, and the process had better end.
         """
         self._drop_outdated()
         key = tuple(sorted((name, *_shape(name, value)) for name, value in batch.items()))
@@ -132,37 +135,51 @@ class CapturedStep:
         # Other threads, a loader's that pins memory, may go on with what a capture forbids its own.
         capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         try:
-            with capture:
+            # The outer context puts torch's stream back where a capture that fails would leave it changed.
+            with torch.cuda.stream(torch.cuda.current_stream()), capture:
                 bucket.loss = self._train_step(dict(bucket.batch)).detach()
         except RuntimeError as error:
             raise RuntimeError(
-                "the training step cannot be captured in a CUDA graph: it waits for the device, or does on the host "
-                "what depends on the device. Batches have to be packed ones (PackedCollator); a step with .item() or "
-                f"print(loss) cannot be captured. {error}"
+                "the training step cannot be captured in a CUDA graph: it waits for the device, which "
+                "torch.cuda.set_sync_debug_mode('error') before the step would show. Batches have to be packed ones "
+                f"(PackedCollator), and .item() or print(loss) belong outside of the step. {error}"
             ) from error
         bucket.graph = graph
 
     def _drop_outdated(self) -> None:
         """Forgets all graphs if they would work on other tensors, or in another mode, than the model now has."""
-        optimizer = self._optimizer
-        state: list[Any] = [optimizer.state, len(optimizer.param_groups)]
-        for module in self._model.modules():
-            state.append(module.training)
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                state.append(tensor)
-                if tensor is not None:
-                    state += (tensor.requires_grad, tensor.data_ptr())
-        if len(state) != len(self._state) or not all(map(_same, state, self._state)):
-            self._buckets.clear()
-            self._state = state
+        if self._modules and self._is_as_it_was():
+            return
+        if self._captures:
+            torch.cuda.synchronize(self._device)  # no graph may be running when it goes
             # One pool for all graphs, of which one runs at a time, and none needs what another has left there.
-            self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+            self._pool = torch.cuda.graph_pool_handle()
+        self._buckets.clear()
+        self._modules = list(self._model.modules())
+        self._objects = self._present()
+        self._tensors = [(t, t.data_ptr(), t.requires_grad) for t in self._objects if torch.is_tensor(t)]
+        self._modes = [module.training for module in self._modules]
+
+    def _present(self) -> list[Any]:
+        """What the graphs hold on to: the optimizer's state, Parameters, buffers, and the modules that have them."""
+        owners = (d for m in self._modules for d in (m._parameters, m._buffers, m._modules))
+        return [self._optimizer.state, *chain.from_iterable(map(dict.values, owners))]
+
+    def _is_as_it_was(self) -> bool:
+        # Every step asks this, so that it has to be quick: no walk through the model.
+        present = self._present()
+        return (
+            len(present) == len(self._objects)
+            and all(map(operator.is_, present, self._objects))
+            and all(t.data_ptr() == address and t.requires_grad == grad for t, address, grad in self._tensors)
+            and all(m.training == mode for m, mode in zip(self._modules, self._modes, strict=True))
+        )
 
     def _tie_rates(self) -> None:
-        """Makes learning rates tensors that stay, and puts there what a scheduler or the user has put in their place."""
+        """Makes learning rates tensors that stay, and puts into them what has been put in their place."""
         groups = self._optimizer.param_groups
-        for group in groups[len(self._rates) :]:
-            self._rates.append(torch.zeros((), device=self._device))
+        while len(self._rates) < len(groups):
+            self._rates.append(torch.zeros((), dtype=torch.float32, device=self._device))
         for group, rate in zip(groups, self._rates, strict=True):
             if group["lr"] is not rate:
                 rate.fill_(group["lr"])
@@ -197,8 +214,3 @@ def _shape(name: str, value: Any) -> tuple[str, Hashable]:
             "plain values, each of which has a graph of its own"
         ) from None
     return type(value).__name__, value
-
-
-def _same(a: Any, b: Any) -> bool:
-    """For tensors and dicts: the same one; for numbers: an equal one."""
-    return a is b or (isinstance(a, int) and a == b)

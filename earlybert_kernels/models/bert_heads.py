@@ -56,7 +56,8 @@ def question_answering_forward(
     logits = model.qa_outputs(outputs.last_hidden_state)
     lowest = torch.finfo(logits.dtype).min
     if attention_mask is not None:
-        logits = logits.masked_fill((attention_mask == 0).unsqueeze(-1), lowest)
+        padding = (attention_mask == 0).unsqueeze(-1).to(logits.device, non_blocking=True)
+        logits = logits.masked_fill(padding, lowest)
     start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
     loss = None
     if start_positions is not None and end_positions is not None:

@@ -23,7 +23,8 @@ def find_packing(
     Args:
         shape: `(B, S)`, or `(1, T)` of a packed batch.
         device: the batch's.
-        attention_mask: `(B, S)`, non-zero at real tokens; None when all are, or the batch is packed.
+        attention_mask: `(B, S)`, non-zero at real tokens; None when all are, or the batch is packed. One that has
+            stayed on the CPU, beside a batch on a GPU, spares the host a wait.
         cu_seq_lens_q: int32 `(sequences + 1,)`, which make a batch a packed one: the first token of each sequence,
             and T. These names are those of transformers' `DataCollatorWithFlattening`.
         max_length_q: no sequence is longer; a number on the host.

@@ -31,10 +31,14 @@ class Packing(NamedTuple):
 
     @classmethod
     def from_mask(cls, mask: Tensor | None, batch: int, seq: int, device: torch.device) -> Packing:
-        """The packing of a `(B, S)` batch. The host waits for the device once, to learn how many tokens are real.
+        """The packing of a `(B, S)` batch.
+
+        The host waits once for the device that the mask is on, to learn how many tokens are real: not at all for a
+        mask that has stayed on the CPU.
 
         Args:
-            mask: `(B, S)`, non-zero at real tokens, or None when all are; real tokens need not be contiguous.
+            mask: `(B, S)`, on any device, non-zero at real tokens, or None when all are; real tokens need not be
+                contiguous.
             batch, seq, device: B, S and the batch's device.
         """
         if mask is not None and mask.numel():
@@ -44,6 +48,7 @@ class Packing(NamedTuple):
             if tokens < batch * seq:
                 index = torch.nonzero_static(mask.reshape(-1), size=tokens).squeeze(1)
                 cu_seqlens = functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+                index, cu_seqlens = (t.to(device, non_blocking=True) for t in (index, cu_seqlens))
                 return cls(batch, seq, index, cu_seqlens, longest, empty_starts > 0)
         cu_seqlens = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=device)
         return cls(batch, seq, None, cu_seqlens, seq)

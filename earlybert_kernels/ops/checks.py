@@ -47,7 +47,8 @@ def check_indices(op: str, name: str, indices: Tensor, count: int) -> None:
     """Raises unless `indices` is int64 `(count,)`; what they point to, the backends check."""
     if indices.dtype != torch.int64:
         raise TypeError(f"{op}: {name} is {indices.dtype}, expected torch.int64")
-    check_shape(op, name, indices, (count,), f"({count},)")
+    # No number in the message: to write one, a compiler would make the count a constant of its graph.
+    check_shape(op, name, indices, (count,), "one index a row")
 
 
 def check_offsets(op: str, name: str, offsets: Tensor, tokens: int, longest: int, least: int = 0) -> None:

@@ -54,7 +54,7 @@ def dropout_add_layer_norm(
     """
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}, expected (..., hidden size)")
-    check_shape(_OP, "residual", residual, tuple(x.shape), f"{tuple(x.shape)} as x")
+    check_shape(_OP, "residual", residual, tuple(x.shape), "the shape of x")
     check_shape(_OP, "weight", weight, (x.shape[-1],), f"({x.shape[-1]},), one entry a column of x")
     check_shape(_OP, "bias", bias, (x.shape[-1],), f"({x.shape[-1]},), one entry a column of x")
     for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):

@@ -53,7 +53,7 @@ def masked_lm_loss(
         raise ValueError(f"{_OP}: weight has shape {tuple(weight.shape)}, expected (vocabulary, hidden size)")
     vocabulary, size = weight.shape
     check_shape(_OP, "hidden", hidden, (None, size), f"(tokens, {size}) to fit weight")
-    check_shape(_OP, "labels", labels, (hidden.shape[0],), f"({hidden.shape[0]},), one label a row")
+    check_shape(_OP, "labels", labels, (hidden.shape[0],), "one label a row of hidden")
     if labels.dtype != torch.int64:
         raise TypeError(f"{_OP}: labels are {labels.dtype}, expected torch.int64")
     if bias is not None:

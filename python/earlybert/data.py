@@ -52,7 +52,14 @@ def encode(tokenizer: Any, examples: Examples, *, max_length: int, is_regression
     )
 
 
-def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None, device: torch.device) -> Batch:
+def collate(
+    examples: EncodedExamples,
+    indices: list[int],
+    *,
+    pad_to: int | None,
+    device: torch.device,
+    mask_on_host: bool = False,
+) -> Batch:
     """The padded batch of some examples, on the device.
 
     Args:
@@ -60,6 +67,7 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         indices: which examples.
         pad_to: pad to this many tokens; None for the longest of the batch.
         device: where the batch goes. A copy to a GPU does not wait.
+        mask_on_host: leave the padding mask on the CPU, where a converted model reads it without waiting for a GPU.
 
     Returns:
         The model's inputs `(batch, tokens)` int64, and `labels` `(batch,)`.
@@ -72,9 +80,10 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
             padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=value)
         batch[name] = padded
     batch["labels"] = examples.labels[indices]
-    if device.type == "cuda":
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    for name, tensor in batch.items():
+        if device.type == "cuda" and not (mask_on_host and name == "attention_mask"):
+            batch[name] = tensor.pin_memory().to(device, non_blocking=True)
+    return batch
 
 
 class TrainingOrder:

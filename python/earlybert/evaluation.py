@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+import earlybert_kernels as ek
+
 from .data import EncodedExamples, collate
 from .tasks import Task, compute_metrics
 
@@ -31,7 +33,8 @@ def predict(
     starts = range(0, len(order), batch_size)
     outputs = []
     for start in tqdm(starts, desc="evaluate", unit="batch", disable=None):
-        batch = collate(examples, order[start : start + batch_size], pad_to=pad_to, device=device)
+        indices = order[start : start + batch_size]
+        batch = collate(examples, indices, pad_to=pad_to, device=device, mask_on_host=ek.is_converted(model))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             outputs.append(model(**batch).logits.float())
     model.train(was_training)

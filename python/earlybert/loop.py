@@ -12,6 +12,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+import earlybert_kernels as ek
+
 from .clock import Stopwatch
 from .data import EncodedExamples, TrainingOrder, collate
 
@@ -143,7 +145,10 @@ class TrainingLoop:
         settings = self.settings
         count = sum(map(len, batches))
         for indices in batches:
-            batch = collate(self.examples, indices, pad_to=settings.pad_to, device=self.device)
+            batch = collate(
+                self.examples, indices, pad_to=settings.pad_to, device=self.device,
+                mask_on_host=ek.is_converted(self.model),
+            )  # fmt: skip
             with torch.autocast(self.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
                 loss = self.model(**batch).loss
             # Weighted by examples: the gradient is that of the mean over all examples of the step, however

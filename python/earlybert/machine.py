@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -13,12 +14,11 @@ from earlybert_kernels.env import cpu_name
 
 def versions() -> dict[str, str]:
     """Versions of everything that a result may depend on."""
-    libraries = ("torch", "transformers", "tokenizers")
-    return {
-        "python": platform.python_version(),
-        "earlybert-kernels": earlybert_kernels.__version__,
-        **{name: version(name) for name in libraries},
-    }
+    found = {"python": platform.python_version(), "earlybert-kernels": earlybert_kernels.__version__}
+    for name in ("torch", "triton", "transformers", "tokenizers"):
+        with contextlib.suppress(PackageNotFoundError):  # there is no Triton but for Linux
+            found[name] = version(name)
+    return found
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:

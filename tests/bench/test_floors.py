@@ -30,6 +30,12 @@ def test_masked_lm_loss_by_hand():
     assert floor["backward"] == Floor(4 * 66, 4 * (6 + 2 * 33 + 30))
 
 
+def test_a_training_step_by_hand():
+    # 5 tokens, width 4, 6 neurons: 64 + 48 weights, each 6 operations a token; attention as above, one head of size 4.
+    one_layer = 6 * 5 * 112 + 6 * 2 * 4 * (4 + 9)
+    assert floors.training_step([2, 3], layers=3, hidden=4, neurons=6) == Floor(3 * one_layer, 0)
+
+
 def test_adam_by_hand():
     assert floors.adam(10, 4) == Floor(0, 280)
 

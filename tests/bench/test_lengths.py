@@ -2,7 +2,7 @@ import statistics
 
 import pytest
 
-from bench.lengths import HISTOGRAMS, draw_lengths, is_known
+from bench.lengths import HISTOGRAMS, draw_lengths, is_known, mean_length
 
 
 @pytest.mark.parametrize(("name", "examples", "mean", "shortest", "longest"), [
@@ -13,7 +13,7 @@ def test_the_histograms_are_those_of_the_data(name, examples, mean, shortest, lo
     histogram = HISTOGRAMS[name]
     count = sum(histogram.values())
     assert count == examples
-    assert sum(length * n for length, n in histogram.items()) / count == pytest.approx(mean, abs=0.05)
+    assert mean_length(name) == pytest.approx(mean, abs=0.05)
     assert (min(histogram), max(histogram)) == (shortest, longest)
 
 
@@ -25,6 +25,7 @@ def test_draws_follow_the_histogram_and_repeat():
 
 def test_a_number_is_a_batch_without_padding():
     assert draw_lengths("128", 3) == [128, 128, 128]
+    assert mean_length("128") == 128
 
 
 @pytest.mark.parametrize("name", ["long", "0", "-3", "1.5", ""])

@@ -77,20 +77,21 @@ def test_a_wrong_provider_has_no_row(monkeypatch):
 def test_the_baseline_runs_before_every_round():
     order = []
 
-    def pedantic(target, setup, rounds):
+    def pedantic(measure, rounds):
         for _ in range(rounds):
-            target(*setup()[0])
+            measure()
 
-    stats = SimpleNamespace(stats=SimpleNamespace(data=[1.0, 2.0]))
+    stats = SimpleNamespace(stats=SimpleNamespace(data=[100.0, 200.0]))
     times = run_paired(
         SimpleNamespace(pedantic=pedantic, stats=stats),
-        lambda: lambda: order.append("own"),
-        lambda: lambda: order.append("baseline"),
+        lambda copy: lambda: order.append(f"own {copy}"),
+        lambda copy: lambda: order.append(f"baseline {copy}"),
         torch.device("cpu"),
         rounds=2,
     )
-    assert order == ["baseline", "own"] * (WARM_UP + 2)
-    assert times["seconds"] == [1.0, 2.0] and len(times["baseline_seconds"]) == 2
+    assert order == ["baseline 0", "own 0"] * (WARM_UP + 2)
+    assert times["calls"] == 1 and len(times["baseline_seconds"]) == 2
+    assert stats.stats.data == times["seconds"] and max(times["seconds"]) < 1
 
 
 def test_slow_rows_get_fewer_rounds():

@@ -9,7 +9,7 @@ import torch
 import earlybert_kernels as ek
 from bench import memory, report, step, variants
 from bench.shapes import SHAPES, Shape
-from bench.workload import Workload
+from bench.workload import Workload, pack
 
 CPU = torch.device("cpu")
 #: What torch.compile needs a minute for is left to whoever measures.
@@ -42,10 +42,38 @@ def test_one_round_of_everything(tmp_path, capsys, monkeypatch):
         assert variant["of_stock"]["median"] == variant["seconds"][0] / result["variants"]["stock"]["seconds"][0]
     assert result["arguments"]["shape"] == "tiny" and {"machine", "versions", "commit"} <= set(result)
     printed = capsys.readouterr().out
-    assert "| ticket-compact |" in printed and "peak MiB" in printed
+    assert "| ticket-compact-captured |" in printed and "| of the matrix rate | peak MiB |" in printed
     report.main([str(path), "--plots", str(tmp_path)])
     assert capsys.readouterr().out.startswith(printed.rstrip())
     assert (tmp_path / "step-step.png").exists()
+
+
+def test_packed_batches_hold_the_same_sequences():
+    work = workload(batch_size=8)
+    batches = work.batches(6, CPU)
+    packed = pack(batches)
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    for batch, ours in zip(batches, packed, strict=True):
+        real = int(batch["attention_mask"].sum())
+        assert torch.equal(ours["input_ids"][0, :real], batch["input_ids"][batch["attention_mask"].bool()])
+        assert torch.equal(ours["cu_seq_lens_q"][1:9].diff(), batch["attention_mask"].sum(1)[1:])
+        assert torch.equal(ours["labels"][:8], batch["labels"]) and ours["max_length_q"] == longest
+    full = pack(workload(lengths="full", max_length=20).batches(2, CPU))
+    assert [batch["input_ids"].shape for batch in full] == [(1, 80)] * 2, "nothing has to be filled"
+
+
+def test_packed_questions_keep_their_answers():
+    (batch,) = workload(lengths="squad", max_length=60).batches(1, CPU)
+    (ours,) = pack([batch])
+    assert torch.equal(ours["start_positions"], batch["start_positions"]) and "labels" not in ours
+
+
+def test_matrix_rates_are_of_dense_variants():
+    variants = {name: {"seconds": [1.0, 2.0, 4.0]} for name in ("stock", "search", "ticket-compact")}
+    result = {"variants": variants, "batches": {"dense_flops": [80, 80, 80]}, "rates": {"flops_per_second": 100}}
+    step.add_matrix_rates(result)
+    assert variants["stock"]["matrix_rate_share"] == variants["search"]["matrix_rate_share"] == 0.4
+    assert "matrix_rate_share" not in variants["ticket-compact"]
 
 
 def test_ratios_and_tokens():
@@ -91,7 +119,8 @@ def test_variants_are_what_they_say():
     work = workload()
     built = {name: variants.build(name, work.stock_model()) for name in FAST}
     assert {name for name, model in built.items() if ek.is_converted(model)} == {
-        "converted", "search", "ticket-masked", "ticket-compact",
+        "converted", "search", "ticket-masked", "ticket-compact", "converted-captured", "search-captured",
+        "ticket-compact-captured",
     }  # fmt: skip
     sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in built.items()}
     assert sizes["stock"] == sizes["converted"] == sizes["ticket-masked"]

@@ -5,7 +5,7 @@ import torch
 
 import earlybert_kernels as ek
 from bench import shapes
-from bench.cases import BASELINE, UNITS, Problem, make_cases
+from bench.cases import BASELINE, SDPA_KERNELS, UNITS, Problem, make_cases, providers
 from bench.correctness import check_results
 from bench.optimizers import parameter_shapes
 from bench.provider import Provider
@@ -70,8 +70,41 @@ def test_ids_name_everything():
         dtype=torch.float32, device=CPU,
     )  # fmt: skip
     assert [case.id for case in cases] == [
-        f"minilm-sst2-dense-full-{provider}" for provider in ("eager", "compile", *ek.ops.backends("attention"))
+        f"minilm-sst2-dense-full-{provider}" for provider in providers("attention", "dense", CPU)
     ]
+
+
+@pytest.mark.parametrize(("lengths", "sequences"), [("128", 128), ("512", 32), ("sst2", 1230), ("40000", 1)])
+def test_a_batch_of_so_many_tokens(lengths, sequences):
+    (case, *_) = make_cases(
+        "attention", ["dense"], sizes=["base"], lengths=[lengths], modes=["full"], batch_size=3, tokens=2**14,
+        dtype=torch.bfloat16, device=CPU, dropout=0.0,
+    )  # fmt: skip
+    assert case.problem.batch_size == sequences and case.problem.dropout == 0.0
+
+
+def test_torchs_kernels_of_attention_are_providers_on_a_gpu():
+    cuda = torch.device("cuda")
+    assert set(SDPA_KERNELS) < set(providers("attention", "dense", cuda))
+    for others in (("attention", "masked", cuda), ("attention", "dense", CPU), ("feed_forward", "dense", cuda)):
+        assert not set(SDPA_KERNELS) & set(providers(*others))
+
+
+def test_a_kernel_of_torchs_that_can_run_computes_the_same():
+    subject = subject_of("attention")(Problem("attention", "tiny", "6", "dense", 3, torch.float32, CPU))
+    plain = Provider(subject, BASELINE).results()
+    for name, ours in Provider(subject, "flash").results().items():  # torch has this one for a CPU, too
+        torch.testing.assert_close(ours, plain[name])
+
+
+def test_every_copy_of_the_inputs_has_a_place_of_its_own():
+    subject = subject_of("feed_forward")(Problem("feed_forward", "tiny", "6", "masked", 3, torch.float32, CPU))
+    provider = Provider(subject, "reference")
+    first, second = (provider.prepare("full", 0.0, copy)() for copy in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    places = {tensor.data_ptr() for inputs in provider._copies for tensor in inputs.values()}
+    assert len(places) == 2 * len(provider._copies[0]) == 10
+    assert subject.kept_share == subject.kept_neurons / 512
 
 
 def test_the_optimizers_parameters_are_those_of_the_model():

@@ -42,7 +42,7 @@ def test_what_transformers_packs_is_packed_alike():
 @pytest.mark.parametrize("rows", [examples(), [{n: torch.tensor(v) for n, v in e.items()} for e in examples()]])
 def test_lists_and_tensors_are_taken(rows):
     inputs = ek.PackedCollator()(rows)
-    assert inputs["input_ids"].tolist() == [sum(ROWS, [])]
+    assert inputs["input_ids"].tolist() == [[*ROWS[0], *ROWS[1], *ROWS[2]]]
     assert inputs["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4]]
     assert inputs["cu_seq_lens_q"].tolist() == [0, 3, 4, 9] and inputs["max_length_q"] == 5
 

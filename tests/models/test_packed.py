@@ -145,3 +145,18 @@ def test_left_padding_is_noticed_only_where_it_matters():
     model = ek.convert(tiny_model(cls=transformers.BertForTokenClassification))
     alone = model(ids[1:, 1:], position_ids=torch.tensor([[1, 2]])).logits
     torch.testing.assert_close(model(ids, attention_mask=mask).logits[1:, 1:], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("door", ["mask on the CPU", "packed"])
+def test_no_step_waits_for_the_gpu(door):
+    model = ek.convert(tiny_model()).cuda()
+    inputs = batch(LENGTHS) if door == "mask on the CPU" else packed(LENGTHS)
+    inputs = {n: t.cuda() if torch.is_tensor(t) and n != "attention_mask" else t for n, t in inputs.items()}
+    labels = torch.zeros(len(LENGTHS), dtype=torch.int64, device="cuda")
+    model(**inputs, labels=labels).loss.backward()  # compiles kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(**inputs, labels=labels).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -59,7 +59,7 @@ def forward(
     h, _ = linear(context.flatten(1), w_folded, b_out, inputs=used(units, head_size))
     residual = x if rows is None else x.index_select(0, rows)
     out, mean, rstd = dropout_add_layer_norm.forward(h, residual, norm_weight, norm_bias, seed, dropout_p, eps)
-    return out, q, kv, torch.empty_like(q[:0]), context, logsumexp, h, mean, rstd
+    return out, q, kv, q.new_empty(0), context, logsumexp, h, mean, rstd
 
 
 def backward(

@@ -12,7 +12,7 @@ from .launch import launch
 from .layer_norm import input_gradient, keep_tile, normalise
 from .rows import column_sums, load_for_rows, resident_programs, store_partial, tiling, zero_tiles
 
-#: Bytes of a group of rows that may be loaded ahead into shared memory, twice over: every GPU since A100 has room.
+#: Bytes of a group of rows that may be loaded ahead into shared memory, twice over: 99 KB are the least that a GPU has.
 _LOADED_AHEAD = 48 * 1024
 
 
@@ -218,7 +218,7 @@ def backward(
     # A thread keeps three sums and two values of each of 8 columns a tile, and the copy of a value that it works on.
     registers = 72 * triton.cdiv(width, cols) + 16
     programs = resident_programs(x, triton.cdiv(rows, tile_rows), max(2048 // (registers * num_warps), 1))
-    group_bytes = tile_rows * width * (x.element_size() + 2 * residual.element_size())
+    group_bytes = tile_rows * width * (x.element_size() + 2 * residual.element_size()) + weight.nbytes
     partials = torch.empty(3, programs, width, dtype=torch.float32, device=x.device)
     launch(
         _backward_kernel,

@@ -53,13 +53,18 @@ def _scatter_kernel(picked, rows, count, factor, out, E: tl.constexpr, ROWS: tl.
 
 
 @triton.jit
-def _load_logits(logits, bias, at, live, col, V: tl.constexpr):
-    """Logits `(ROWS, COLS)` as float32; minus infinity behind the vocabulary and in rows that are not live."""
-    mask = live[:, None] & (col < V)[None, :]
-    tile = tl.load(logits + at[:, None] + col[None, :], mask=mask, other=-float("inf")).to(tl.float32)
-    if bias is not None:
-        tile += tl.load(bias + col, mask=col < V, other=0.0).to(tl.float32)[None, :]
-    return tile
+def _load_logits(products, bias, at, live, col, STRIDE: tl.constexpr):
+    """Logits `(ROWS, COLS)` as float32; minus infinity behind the vocabulary, as `bias` is, and any in unused rows."""
+    inside = col < STRIDE
+    address = products + at[:, None] + col[None, :]
+    tile = tl.load(address, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    return tile + tl.load(bias + col, mask=inside, other=-float("inf")).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _exp_of_difference(tile, base):
+    """`exp(tile - base)` in fewer instructions than `tl.exp`, which spends some on results below 1e-38."""
+    return tl.exp2((tile - base[:, None]) * 1.4426950408889634)
 
 
 @triton.jit
@@ -82,31 +87,32 @@ def _cross_entropy_kernel(
     known = (label >= 0) & (label < V)
     at = own * STRIDE
     label_logit = tl.load(logits + at + label, mask=known, other=float("nan")).to(tl.float32)
-    if bias is not None:
-        label_logit += tl.load(bias + label, mask=known, other=0.0).to(tl.float32)
+    label_logit += tl.load(bias + label, mask=known, other=0.0).to(tl.float32)
 
     top = tl.full((ROWS,), -float("inf"), tl.float32)
     sums = tl.zeros((ROWS, COLS), tl.float32)
-    for begin in range(0, V, COLS):
-        tile = _load_logits(logits, bias, at, live, begin + tl.arange(0, COLS), V)
+    for begin in tl.range(0, V, COLS, num_stages=3):
+        tile = _load_logits(logits, bias, at, live, begin + tl.arange(0, COLS), STRIDE)
         new_top = tl.maximum(top, tl.max(tile, 1))
-        # No difference of two infinities, in rows that are not live or begin with logits of minus infinity.
+        # No difference of two infinities, where the first logits are minus infinity.
         base = tl.where(new_top == -float("inf"), 0.0, new_top)
-        sums = sums * tl.exp(top - base)[:, None] + tl.exp(tile - base[:, None])
+        sums = sums * tl.exp(top - base)[:, None] + _exp_of_difference(tile, base)
         top = new_top
-    total = tl.where(live, tl.sum(sums, 1), 1.0)
+    total = tl.sum(sums, 1)
     loss = tl.log(total) + (top - label_logit)  # in this order a small loss keeps its digits
     tl.store(losses + own, tl.where(live, loss, 0.0), mask=own < count)
 
-    factor = tl.where(live, tl.where(known, 1.0 / total, float("nan")), 0.0)
-    base = tl.where(live, top, 0.0)
-    tl.debug_barrier()  # the label's logit is read before another thread writes there
-    for begin in range(0, STRIDE, COLS):
+    factor = tl.where(known, 1.0 / total, tl.where(live, float("nan"), 0.0))
+    tl.debug_barrier()  # all threads have read the label's logit, which one of them overwrites
+    for begin in tl.range(0, STRIDE, COLS, num_stages=3):
         col = begin + tl.arange(0, COLS)
-        tile = tl.exp(_load_logits(logits, bias, at, live, col, V) - base[:, None]) * factor[:, None]
-        tile -= tl.where(col[None, :] == label[:, None], 1.0, 0.0)
+        tile = _exp_of_difference(_load_logits(logits, bias, at, live, col, STRIDE), top)
+        tile = (tile * factor[:, None]).to(logits.dtype.element_ty)
         mask = (own < count)[:, None] & (col < STRIDE)[None, :]
-        tl.store(logits + at[:, None] + col[None, :], tile.to(logits.dtype.element_ty), mask=mask)
+        tl.store(logits + at[:, None] + col[None, :], tile, mask=mask)
+    tl.debug_barrier()  # then one of them takes the 1 away
+    probability = tl.exp(label_logit - top) * factor
+    tl.store(logits + at + label, (probability - 1.0).to(logits.dtype.element_ty), mask=known)
 
 
 def _gather(matrix: Tensor, rows: Tensor, factor: Tensor | None = None) -> Tensor:
@@ -132,7 +138,7 @@ def _gather(matrix: Tensor, rows: Tensor, factor: Tensor | None = None) -> Tenso
 
 def _factor(grad_loss: Tensor | float, rows: Tensor) -> Tensor:
     """`grad_loss` over the number of labelled rows, float32 0-d; over 1 if there is none."""
-    return grad_loss / (rows >= 0).sum().clamp(min=1)
+    return grad_loss / (rows >= 0).sum().clamp(min=1).float()  # not torch's default dtype
 
 
 def forward(hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -150,14 +156,16 @@ def forward(hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: 
         float16 could not hold. Zeros elsewhere.
     """
     hidden, labels, rows = hidden.contiguous(), labels.contiguous(), rows.contiguous()
-    bias = None if bias is None else bias.contiguous()
     vocabulary, count = weight.shape[0], len(rows)
     stride = triton.cdiv(vocabulary, _ALIGNMENT) * _ALIGNMENT
+    # The bias is added in the kernel, to products that are in memory once; behind the vocabulary it shuts off.
+    bias = weight.new_zeros(vocabulary) if bias is None else bias
+    bias = torch.nn.functional.pad(bias, (0, stride - vocabulary), value=-torch.inf).contiguous()
     logits = torch.empty(count, stride, dtype=hidden.dtype, device=hidden.device)
-    # The bias is added in the kernel: to logits that are not rounded yet, and without a pass over them.
     torch.mm(_gather(hidden, rows), weight.t(), out=logits[:, :vocabulary])
+    logits[:, vocabulary:] = 0
     losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
-    cols = min(triton.next_power_of_2(stride), 4096)
+    cols = min(triton.next_power_of_2(stride), 2048)
     launch(
         _cross_entropy_kernel,
         (triton.cdiv(count, 2),),
@@ -208,6 +216,6 @@ def backward(
         COLS=cols,
         num_warps=num_warps,
     )
-    grad_bias = torch.empty(vocabulary, dtype=torch.float32, device=hidden.device)
-    column_sums(grad_logits[None], grad_bias)
-    return grad_hidden, grad_weight, (grad_bias * factor).to(weight.dtype)
+    sums = torch.empty(grad_logits.shape[1], dtype=torch.float32, device=hidden.device)
+    column_sums(grad_logits[None], sums)
+    return grad_hidden, grad_weight, (sums[:vocabulary] * factor).to(weight.dtype)

@@ -17,7 +17,7 @@ SEED = 0x123456789ABCDEF
 EPS = 1e-5
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 # One row, fewer rows than a program holds, one more; widths of one tile, of two and of three, full or not.
-SHAPES = [(1, 1), (300, 3), (17, 43), (21, 384), (9, 768), (3, 1000), (2, 3, 1024), (2, 1843)]
+SHAPES = [(1, 1), (300, 3), (17, 43), (21, 384), (9, 768), (3, 1000), (2, 3, 1024), (2, 1843), (1, 8192)]
 
 
 def inputs(shape, dtypes=(F32, F32, F32)):

@@ -67,22 +67,19 @@ def test_output_and_gradients(shape, p):
 @pytest.mark.parametrize("param_dtype", [None, torch.float32], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype, param_dtype):
-    for tokens, size in ((19, 43), (40, 384)):
-        ids, tensors = inputs(tokens, size, dtype, param_dtype)
-        for p in (None, 0.1):
-            check(ids, tensors, p)
+    check(*inputs(19, 43, dtype, param_dtype), 0.1)
+    check(*inputs(21, 384, dtype, param_dtype))
 
 
-@pytest.mark.parametrize("size", [3, 43, 64, 1000])
+@pytest.mark.parametrize("size", [3, 64, 384])
 def test_drops_what_the_shared_rule_drops_forward_and_backward(size):
-    ids, tensors = inputs(5, size)
-    ids = [torch.arange(5, device=DEVICE), torch.arange(5, device=DEVICE), torch.zeros_like(ids[2])]
-    keep = keep_mask(SEED, (5, size), 0.4, DEVICE)
+    ids, tensors = inputs(3, size)
+    keep = keep_mask(SEED, (3, size), 0.4, DEVICE)
     tensors[4] = torch.full_like(tensors[4], 100.0)  # the bias: no value that is kept comes near 0
     out = computed(ids, tensors, 0.4)[0]
     assert torch.equal(out != 0, keep)
     # The bias's gradient adds up what passes; a token at a time it is one row of the mask.
-    for token in range(5):
+    for token in range(3):
         tensors[5] = torch.zeros_like(tensors[5])
         tensors[5][token] = 1
         assert torch.equal(computed(ids, tensors, 0.4)[5] != 0, keep[token])

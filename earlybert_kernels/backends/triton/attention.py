@@ -1,0 +1,216 @@
+"""Masked multi-head attention over packed sequences, in Triton: what is allocated, and how the kernels are cut."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import attention_kernels as kernels
+from .counter_rng import dropout_constants
+from .launch import launch
+
+MAX_HEAD_SIZE = 128
+
+
+class Tiles(NamedTuple):
+    """How a kernel is cut: queries and keys of a tile, and what the compiler is told."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By dtype (float32 or half precision) and head size (up to 64, or 128). Of a list, the first whose keys hold the
+# longest sequence: then one tile sees all keys of its queries. Where none does, the last takes keys block by block.
+# Wider tiles would save little: rescaling is cheap, and lengths vary within a batch, so that blocks end early.
+# Reasoned from what the compiler makes of them for compute capability 8.0, 9.0 and 10.0: registers, shared memory, and
+# few spills, nearly all of them outside the inner loop. Not yet measured on a GPU.
+_HALF, _FLOAT32 = False, True
+_FORWARD = {
+    (_HALF, 64): [
+        Tiles(16, 16, 1, 1),
+        Tiles(32, 32, 2, 1),
+        Tiles(64, 64, 4, 1),
+        Tiles(64, 128, 4, 1),
+        Tiles(128, 64, 8, 2),
+    ],
+    (_HALF, 128): [
+        Tiles(16, 16, 1, 1),
+        Tiles(32, 32, 2, 1),
+        Tiles(64, 64, 4, 1),
+        Tiles(64, 128, 8, 1),
+        Tiles(128, 64, 8, 2),
+    ],
+    (_FLOAT32, 64): [Tiles(16, 16, 1, 1), Tiles(32, 32, 4, 1), Tiles(32, 64, 4, 1), Tiles(32, 32, 4, 1)],
+    (_FLOAT32, 128): [Tiles(16, 16, 2, 1), Tiles(16, 32, 4, 1)],
+}
+_BACKWARD = {
+    (_HALF, 64): [
+        Tiles(16, 16, 2, 1),
+        Tiles(32, 32, 4, 1),
+        Tiles(64, 64, 4, 1),
+        Tiles(64, 128, 8, 1),
+    ],
+    (_HALF, 128): [Tiles(16, 16, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 64, 8, 1), Tiles(32, 64, 8, 1)],
+    (_FLOAT32, 64): [Tiles(16, 16, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 32, 4, 1)],
+    (_FLOAT32, 128): [Tiles(16, 16, 4, 1)],
+}
+
+# Programs that keep a GPU busy: where sequences times heads are fewer, backward divides long sequences' keys up.
+_PROGRAMS = 256
+
+
+def _tiles(table: dict[tuple[bool, int], list[Tiles]], q: Tensor, keys: int, queries: int) -> tuple[Tiles, bool]:
+    """The tiles for sequences of up to so many keys and queries, and whether one holds all keys."""
+    choices = table[q.dtype == torch.float32, 64 if q.shape[2] <= 64 else 128]
+    tiles = next((t for t in choices if keys <= t.keys), choices[-1])
+    return tiles._replace(queries=min(tiles.queries, max(16, triton.next_power_of_2(queries)))), keys <= tiles.keys
+
+
+def _steps(*tensors: Tensor) -> list[int]:
+    """How far apart tokens and heads are, of each tensor."""
+    return [step for tensor in tensors for step in tensor.stride()[:2]]
+
+
+def _constants(
+    q: Tensor, tiles: Tiles, one_block: bool, zero_pruned: bool, seed: Tensor | None, dropout_p: float
+) -> dict[str, object]:
+    size = q.shape[2]
+    if size > MAX_HEAD_SIZE:
+        raise ValueError(f"attention: heads of {size} values, expected at most {MAX_HEAD_SIZE}")
+    return {
+        "HEAD_SIZE": size,
+        "BLOCK_D": max(16, triton.next_power_of_2(size)),
+        "BLOCK_M": tiles.queries,
+        "BLOCK_N": tiles.keys,
+        "ONE_BLOCK": one_block,
+        "ZERO_PRUNED": zero_pruned,
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+        **dropout_constants(seed, dropout_p),
+    }
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_q: Tensor,
+    max_seqlen_q: int,
+    head_mask: Tensor | None,
+    head_gates: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    *,
+    zero_pruned: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`out (Tq, H, D)` and the log-sum-exp of the scores, float32 `(H, Tq)`; see `ops.attention`.
+
+    Args:
+        q, k, v: float32, float16 or bfloat16, strided in any way that leaves a head's values side by side.
+        seed: int64, 0-d, or None to drop nothing.
+        zero_pruned: write zeros for a pruned head; otherwise its part of `out` is left as it was allocated.
+
+    Raises:
+        ValueError: heads have more than `MAX_HEAD_SIZE` values.
+    """
+    tokens_q, heads, _ = q.shape
+    # A caller's bound may be far above what there is.
+    queries = min(max_seqlen_q, tokens_q)
+    tiles, one_block = _tiles(_FORWARD, q, min(max_seqlen, k.shape[0]), queries)
+    constants = _constants(q, tiles, one_block, zero_pruned, seed, dropout_p)
+    out = q.new_empty(q.shape)
+    logsumexp = q.new_empty((heads, tokens_q), dtype=torch.float32)
+    blocks = triton.cdiv(queries, tiles.queries)
+    launch(
+        kernels.forward,
+        ((len(cu_seqlens) - 1) * blocks * heads,),
+        *(q, k, v, out, logsumexp, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
+        *_steps(q, k, v),
+        *(heads, tokens_q, blocks, _dropout_width(max_seqlen), scale),
+        **constants,
+    )
+    return out, logsumexp
+
+
+def backward(
+    grad_out: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_q: Tensor,
+    max_seqlen_q: int,
+    head_mask: Tensor | None,
+    head_gates: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    *,
+    zero_pruned: bool = True,
+    grads: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`grad_q`, `grad_k`, `grad_v`, and `grad_gates (H,)`, float32 (empty without gates).
+
+    Repeated runs give the same bits.
+
+    Args:
+        grad_out: like `out`, strided in any way.
+        out, logsumexp: what `forward` gave for the other arguments.
+        zero_pruned: write zeros for a pruned head; otherwise its parts of the first three are not written at all, or
+            hold anything. The gradient of its gate is always 0.
+        grads: where to put the first three, strided as q, k and v may be; by default they are allocated.
+
+    Raises:
+        ValueError: heads have more than `MAX_HEAD_SIZE` values.
+    """
+    tokens_q, heads, size = q.shape
+    sequences = len(cu_seqlens) - 1
+    keys, queries = min(max_seqlen, k.shape[0]), min(max_seqlen_q, tokens_q)
+    tiles, one_block = _tiles(_BACKWARD, q, keys, queries)
+    constants = _constants(q, tiles, one_block, zero_pruned, seed, dropout_p)
+    if grad_out.stride(2) != 1:
+        grad_out = grad_out.contiguous()
+    grad_q, grad_k, grad_v = [t.new_empty(t.shape) for t in (q, k, v)] if grads is None else grads
+
+    shares, share_keys, stat_blocks = 1, keys, 0
+    partial_q = stats = None
+    if not one_block:
+        wanted = max(1, _PROGRAMS // max(1, sequences * heads))
+        share_keys = triton.cdiv(triton.cdiv(keys, tiles.keys), wanted) * tiles.keys
+        shares = triton.cdiv(keys, share_keys)
+        # Each sequence starts a new block, whatever the last one left of its own.
+        stat_blocks = tokens_q // tiles.queries + sequences
+        stats = q.new_empty((shares, heads, 2, stat_blocks * tiles.queries), dtype=torch.float32)
+        allocate = q.new_empty if shares == 1 else q.new_zeros
+        partial_q = allocate((shares, tokens_q, heads, size), dtype=torch.float32)
+    grad_gates = q.new_empty(0 if head_gates is None else (sequences * shares, heads), dtype=torch.float32)
+    launch(
+        kernels.backward,
+        (sequences * shares * heads,),
+        *(grad_out, out, logsumexp, q, k, v, grad_q, grad_k, grad_v, grad_gates, partial_q, stats),
+        *(cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
+        *_steps(grad_out, q, k, v, grad_q, grad_k, grad_v),
+        *(heads, tokens_q, shares, share_keys, stat_blocks, _dropout_width(max_seqlen), scale),
+        ONE_TILE=one_block and queries <= tiles.queries,
+        SPLIT=shares > 1,
+        **constants,
+    )
+    if shares > 1:
+        grad_q.copy_(partial_q.sum(0).mul_(scale))
+    return grad_q, grad_k, grad_v, grad_gates if head_gates is None else grad_gates.sum(0)
+
+
+def _dropout_width(max_seqlen: int) -> int:
+    """Weights that dropout numbers for each query: what the longest sequence has keys, in whole groups of four."""
+    return triton.cdiv(max_seqlen, 4) * 4

@@ -26,7 +26,7 @@ def _float32(monkeypatch):
 
 def test_a_sweep_makes_a_table_that_products_take(monkeypatch, capsys):
     device = pick_device()
-    entries = tune.sweep(LAYER, (16, 64), (SMALL, LARGE), (1, 2), device)
+    entries = tune.sweep(LAYER, (16,), (SMALL, LARGE), (1, 2), device)
     table = tune.new_table(entries, device)
     assert json.loads(tune.as_text(table)) == table
     assert set(products.table()["architectures"]) <= set(table["architectures"])
@@ -35,7 +35,7 @@ def test_a_sweep_makes_a_table_that_products_take(monkeypatch, capsys):
         for tokens in (1, 31, 32, 1000):
             _, tile, parts = products.choice(kind, torch.empty(1, dtype=torch.bfloat16, device=device), tokens)
             assert tile in (SMALL, LARGE) and parts in (1, 2)
-    assert capsys.readouterr().out.count("tokens: library") == 2 * len(products.KINDS)
+    assert capsys.readouterr().out.count("tokens: library") == len(products.KINDS)
 
 
 def times(monkeypatch, seconds):

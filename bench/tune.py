@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from earlybert_kernels.backends.triton import products
+from earlybert_kernels.backends.triton import INTERPRETED, products
 from earlybert_kernels.backends.triton.launch import architecture
 from earlybert_kernels.backends.triton.matmul import Tile
 
@@ -51,7 +51,8 @@ PARTS = (1, 2, 4, 8)
 TOKENS = (512, 4096, 16384)
 _WARM_UP, _MEASUREMENTS = 2, 3
 _ACTIVATION = "gelu"
-_DTYPE = torch.bfloat16
+#: Triton's interpreter, by which the search can be tried out, has a bfloat16 of its own.
+_DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 #: By how much a kernel's result may differ from the library's, of the largest number: both are rounded to bfloat16.
 _TOLERANCE = 0.02
 _NO_ROOM = (OutOfResources, PTXASError)
@@ -83,26 +84,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the arguments, measures, prints the times, writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="file for the new table")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="base", help="whose layer; default: %(default)s")
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="in rising order; %(default)s")
     args = parser.parse_args(argv)
     device = record.pick_device()
-    if device.type != "cuda":
+    if device.type != "cuda" and not INTERPRETED:
         parser.error("a table is measured on a GPU, and torch sees none")
-    layer = Layer(SHAPES["base"].hidden, SHAPES["base"].neurons)
-    compile_all(layer)
-    entries = sweep(layer, TOKENS, TILES, PARTS, device)
+    layer = Layer(SHAPES[args.shape].hidden, SHAPES[args.shape].neurons)
+    tiles, parts = (TILES[:1], PARTS[:2]) if INTERPRETED else (TILES, PARTS)  # enough to try the search out
+    compile_all(layer, args.tokens[0], tiles)
+    entries = sweep(layer, args.tokens, tiles, parts, device)
     args.output.write_text(as_text(new_table(entries, device)))
 
 
-def compile_all(layer: Layer) -> None:
+def compile_all(layer: Layer, tokens: int, tiles: Sequence[Tile]) -> None:
     """Has Triton compile what `sweep` needs, a tile a process: what one of them has compiled the others find."""
-    with ProcessPoolExecutor(len(TILES), mp_context=get_context("spawn")) as pool:
-        list(pool.map(_run_all, itertools.repeat(layer), TILES))
+    with ProcessPoolExecutor(len(tiles), mp_context=get_context("spawn")) as pool:
+        list(pool.map(_run_all, itertools.repeat(layer), itertools.repeat(tokens), tiles))
 
 
-def _run_all(layer: Layer, tile: Tile) -> None:
+def _run_all(layer: Layer, tokens: int, tile: Tile) -> None:
     device = record.pick_device()
     for kind in products.KINDS:
-        for call, parts in itertools.product(calls(kind, layer, TOKENS[0], device), PARTS[:2]):
+        for call, parts in itertools.product(calls(kind, layer, tokens, device), PARTS[:2]):
             with contextlib.suppress(*_NO_ROOM):
                 _check(call, (False, tile, parts))
 

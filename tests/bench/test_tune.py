@@ -19,11 +19,6 @@ LAYER = tune.Layer(hidden=16, neurons=32)
 SMALL, LARGE = Tile(16, 16, 16, 4, 1), Tile(32, 32, 16, 4, 1)
 
 
-@pytest.fixture(autouse=True)
-def _float32(monkeypatch):
-    monkeypatch.setattr(tune, "_DTYPE", torch.float32)  # the interpreter's bfloat16 is not that of a GPU
-
-
 def test_a_sweep_makes_a_table_that_products_take(monkeypatch, capsys):
     device = pick_device()
     entries = tune.sweep(LAYER, (16,), (SMALL, LARGE), (1, 2), device)
@@ -85,7 +80,8 @@ def test_the_products_of_a_layer():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_there_is_nothing_to_measure(tmp_path, capsys):
+def test_without_a_gpu_there_is_nothing_to_measure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune, "INTERPRETED", False)
     with pytest.raises(SystemExit):
         tune.main(["--output", str(tmp_path / "products.json")])
     assert "torch sees none" in capsys.readouterr().err

@@ -54,10 +54,11 @@ _BACKWARD = {
         Tiles(32, 32, 4, 1),
         Tiles(64, 64, 4, 1),
         Tiles(64, 128, 8, 1),
+        Tiles(32, 64, 8, 1),
     ],
-    (_HALF, 128): [Tiles(16, 16, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 64, 8, 1), Tiles(32, 64, 8, 1)],
-    (_FLOAT32, 64): [Tiles(16, 16, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 32, 4, 1)],
-    (_FLOAT32, 128): [Tiles(16, 16, 4, 1)],
+    (_HALF, 128): [Tiles(16, 16, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 64, 8, 1), Tiles(32, 32, 8, 1)],
+    (_FLOAT32, 64): [Tiles(16, 16, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 32, 8, 1)],
+    (_FLOAT32, 128): [Tiles(16, 16, 8, 1)],
 }
 
 # Programs that keep a GPU busy: where sequences times heads are fewer, backward divides long sequences' keys up.
@@ -184,7 +185,7 @@ def backward(
     grad_q, grad_k, grad_v = [t.new_empty(t.shape) for t in (q, k, v)] if grads is None else grads
 
     shares, share_keys, stat_blocks = 1, keys, 0
-    partial_q = stats = None
+    partial_q = stats = None  # where one tile sees all keys of a query, its gradient is written at once
     if not one_block:
         wanted = max(1, _PROGRAMS // max(1, sequences * heads))
         share_keys = triton.cdiv(triton.cdiv(keys, tiles.keys), wanted) * tiles.keys
@@ -192,8 +193,7 @@ def backward(
         # Each sequence starts a new block, whatever the last one left of its own.
         stat_blocks = tokens_q // tiles.queries + sequences
         stats = q.new_empty((shares, heads, 2, stat_blocks * tiles.queries), dtype=torch.float32)
-        allocate = q.new_empty if shares == 1 else q.new_zeros
-        partial_q = allocate((shares, tokens_q, heads, size), dtype=torch.float32)
+        partial_q = q.new_zeros((shares, tokens_q, heads, size), dtype=torch.float32)
     grad_gates = q.new_empty(0 if head_gates is None else (sequences * shares, heads), dtype=torch.float32)
     launch(
         kernels.backward,
@@ -203,11 +203,10 @@ def backward(
         *_steps(grad_out, q, k, v, grad_q, grad_k, grad_v),
         *(heads, tokens_q, shares, share_keys, stat_blocks, _dropout_width(max_seqlen), scale),
         ONE_TILE=one_block and queries <= tiles.queries,
-        SPLIT=shares > 1,
         **constants,
     )
-    if shares > 1:
-        grad_q.copy_(partial_q.sum(0).mul_(scale))
+    if partial_q is not None:
+        torch.mul(partial_q[0] if shares == 1 else partial_q.sum(0), scale, out=grad_q)
     return grad_q, grad_k, grad_v, grad_gates if head_gates is None else grad_gates.sum(0)
 
 

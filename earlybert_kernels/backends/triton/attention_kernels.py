@@ -11,12 +11,10 @@ import math
 import triton
 import triton.language as tl
 
-from . import INTERPRETED
 from .counter_rng import keep
 
 _LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 _LN_2: tl.constexpr = tl.constexpr(math.log(2.0))
-_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 # Sizes that change from batch to batch: no reason to compile anew for those divisible by 16.
 _SIZES = ["heads", "tokens_q", "blocks", "shares", "share_keys", "stat_blocks", "width"]
@@ -25,8 +23,6 @@ _SIZES = ["heads", "tokens_q", "blocks", "shares", "share_keys", "stat_blocks", 
 @triton.jit
 def _dot(a, b, c):
     """The product of a and b, plus c. Float32 goes to tensor cores as its high and low halves, in three products."""
-    if _INTERPRETED:  # which multiplies the bits of bfloat16 as integers
-        a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision="tf32x3")
 
 
@@ -120,6 +116,7 @@ def forward(
     if head_mask is not None and tl.load(head_mask + head) == 0:
         if ZERO_PRUNED:
             _zero_rows(out, begin, end, heads * HEAD_SIZE, HEAD_SIZE, BLOCK_D, BLOCK_M)
+            tl.store(logsumexp + rows, tl.zeros([BLOCK_M], tl.float32), mask=rows < count_q)
         return
     first_k = tl.load(cu_seqlens + sequence)
     count_k = tl.load(cu_seqlens + sequence + 1) - first_k
@@ -212,7 +209,6 @@ def backward(
     BLOCK_N: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     ONE_TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
     ZERO_PRUNED: tl.constexpr,
     THRESHOLD: tl.constexpr,
     KEPT_SCALE: tl.constexpr,
@@ -226,9 +222,9 @@ def backward(
     and only that for grad_q has to turn grad_S around. Each tile, and its dropout mask, is computed once.
 
     ONE_BLOCK: no sequence has more than BLOCK_N keys; ONE_TILE: nor more than BLOCK_M queries.
-    Otherwise the parts of grad_q from one key block after the other are added up in `partial_q`, float32
-    (shares, tokens_q, heads, HEAD_SIZE): each program has rows of its own, so nothing is added atomically.
-    SPLIT: there are several shares, and whoever launched adds up `partial_q`, which starts as zeros.
+    Otherwise the parts of grad_q from one key block after the other are added to `partial_q`, float32
+    (shares, tokens_q, heads, HEAD_SIZE), which starts as zeros: each program has rows of its own, so nothing is added
+    atomically. Whoever launched makes grad_q of it.
     `stats`: float32 (shares, heads, 2, stat_blocks * BLOCK_M), for each query its logsumexp in base 2 and its delta.
     The rows of a sequence start at a multiple of BLOCK_M there, so that they are read in vectors, without masks.
     """
@@ -251,7 +247,7 @@ def backward(
         if head_gates is not None:
             tl.store(grad_gates, 0.0)
         if ZERO_PRUNED:
-            if not SPLIT:
+            if ONE_BLOCK:
                 _zero_rows(grad_q, 0, count_q, grad_q_token, HEAD_SIZE, BLOCK_D, BLOCK_M)
             _zero_rows(grad_k, begin, end, grad_k_token, HEAD_SIZE, BLOCK_D, BLOCK_N)
             _zero_rows(grad_v, begin, end, grad_v_token, HEAD_SIZE, BLOCK_D, BLOCK_N)
@@ -259,7 +255,7 @@ def backward(
     if begin >= end:  # no keys
         if head_gates is not None:
             tl.store(grad_gates, 0.0)
-        if not SPLIT:
+        if ONE_BLOCK:
             _zero_rows(grad_q, 0, count_q, grad_q_token, HEAD_SIZE, BLOCK_D, BLOCK_M)
         return
     grad_out += first_q * grad_out_token + head * grad_out_head
@@ -321,11 +317,8 @@ def backward(
                 _store_rows(grad_q, rows, count_q, grad_q_token, grad_queries * scale, HEAD_SIZE, BLOCK_D)
             else:
                 places, there = _places(rows, count_q, heads * HEAD_SIZE, HEAD_SIZE, BLOCK_D)
-                grad_queries += tl.load(partial_q + places, mask=there & (key > begin), other=0.0)
-                last = (key + BLOCK_N >= end) & (not SPLIT)
-                tl.store(partial_q + places, grad_queries, mask=there & (not last))
-                count = tl.where(last, count_q, 0)
-                _store_rows(grad_q, rows, count, grad_q_token, grad_queries * scale, HEAD_SIZE, BLOCK_D)
+                grad_queries += tl.load(partial_q + places, mask=there, other=0.0)
+                tl.store(partial_q + places, grad_queries, mask=there)
         if head_gates is not None:
             # Read again rather than kept in registers over the loop.
             values = _load_rows(v, cols, end, v_token, HEAD_SIZE, BLOCK_D).to(tl.float32)

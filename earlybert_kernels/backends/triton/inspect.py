@@ -20,9 +20,9 @@ from . import INTERPRETED
 #: Bytes of shared memory that a program may ask for, by architecture.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
-#: The most instructions of a kernel, and of a loop in it, that may go to spilled registers: few are free, and now and
-#: then fewer than another tile would cost.
-STACK_LIMITS = {"kernel": 0.05, "inner loop": 0.02}
+#: The most instructions of a kernel, and of an inner loop in it, that may go to spilled registers. A few cost less than
+#: another tile would; where a tile is far too large it is a third and more.
+STACK_LIMITS = {"kernel": 0.10, "inner loop": 0.05}
 
 _HALF = ("bf16", "fp16")
 

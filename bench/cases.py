@@ -87,7 +87,7 @@ class Case:
         return "-".join((problem.shape, problem.lengths, problem.unit, self.mode, self.provider))
 
 
-def providers(op: str, unit: str, device: torch.device) -> list[str]:
+def providers(op: str, device: torch.device, unit: str = "dense") -> list[str]:
     """Eager PyTorch, torch.compile of the same, and the op's backends for tensors on the device.
 
     For attention of all heads on a GPU, also torch's kernels.
@@ -117,5 +117,5 @@ def make_cases(
         Case(Problem(op, shape, mix, unit, size, dtype, device, dropout), mode, provider)
         for shape, mix, unit in itertools.product(sizes, lengths, units)
         for size in [batch_size if tokens is None else max(1, round(tokens / mean_length(mix)))]
-        for mode, provider in itertools.product(modes, providers(op, unit, device))
+        for mode, provider in itertools.product(modes, providers(op, device, unit))
     ]

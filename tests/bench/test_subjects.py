@@ -70,7 +70,7 @@ def test_ids_name_everything():
         dtype=torch.float32, device=CPU,
     )  # fmt: skip
     assert [case.id for case in cases] == [
-        f"minilm-sst2-dense-full-{provider}" for provider in providers("attention", "dense", CPU)
+        f"minilm-sst2-dense-full-{provider}" for provider in providers("attention", CPU)
     ]
 
 
@@ -85,8 +85,8 @@ def test_a_batch_of_so_many_tokens(lengths, sequences):
 
 def test_torchs_kernels_of_attention_are_providers_on_a_gpu():
     cuda = torch.device("cuda")
-    assert set(SDPA_KERNELS) < set(providers("attention", "dense", cuda))
-    for others in (("attention", "masked", cuda), ("attention", "dense", CPU), ("feed_forward", "dense", cuda)):
+    assert set(SDPA_KERNELS) < set(providers("attention", cuda))
+    for others in (("attention", cuda, "masked"), ("attention", CPU), ("feed_forward", cuda)):
         assert not set(SDPA_KERNELS) & set(providers(*others))
 
 

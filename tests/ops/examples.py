@@ -14,14 +14,14 @@ LABELS = torch.arange(300).remainder(3).sub(1).mul(100)  # -100, 0 and 100
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, dropout_p: float, backend: str) -> Tensor:
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int()
-    options = {"head_gates": gates, "dropout_p": dropout_p, "backend": backend}
+    cu_seqlens = torch.tensor([0, *LENGTHS], device=q.device).cumsum(0).int()
+    options = {"head_gates": gates.float(), "dropout_p": dropout_p, "backend": backend}
     return ek.ops.attention(q, k, v, cu_seqlens, max(LENGTHS), **options)
 
 
 def _feed_forward(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     *weights, gates = tensors
-    return ek.ops.feed_forward(*weights, neuron_gates=gates, backend=backend)
+    return ek.ops.feed_forward(*weights, neuron_gates=gates.float(), backend=backend)
 
 
 def _dropout_add_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
@@ -29,26 +29,27 @@ def _dropout_add_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) ->
 
 
 def _masked_lm_loss(hidden: Tensor, weight: Tensor, bias: Tensor, dropout_p: float, backend: str) -> Tensor:
-    return ek.ops.masked_lm_loss(hidden, LABELS, weight, bias, backend=backend)
+    return ek.ops.masked_lm_loss(hidden, LABELS.to(hidden.device), weight, bias, backend=backend)
 
 
 def _feed_forward_sublayer(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     *weights, gates = tensors
-    active = torch.arange(0, 333, 2)
-    options = {"active_neurons": active, "neuron_gates": gates, "dropout_p": dropout_p, "backend": backend}
+    active = torch.arange(0, 333, 2, device=gates.device)
+    options = {"active_neurons": active, "neuron_gates": gates.float(), "dropout_p": dropout_p, "backend": backend}
     return ek.ops.feed_forward_sublayer(*weights, **options)
 
 
 def _attention_sublayer(x: Tensor, *tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     *weights, gates = tensors
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    cu_seqlens = torch.tensor([0, *LENGTHS], device=x.device).cumsum(0).int()
     rates = {"attention_dropout_p": dropout_p, "dropout_p": dropout_p}
-    options = {"head_size": 16, "active_heads": torch.tensor([0, 1, 3]), "head_gates": gates, "backend": backend}
+    active = torch.tensor([0, 1, 3], device=x.device)
+    options = {"head_size": 16, "active_heads": active, "head_gates": gates.float(), "backend": backend}
     return ek.ops.attention_sublayer(x, cu_seqlens, max(LENGTHS), *weights, **options, **rates)
 
 
 def _embedding_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
-    ids = [torch.arange(700).mul(7).remainder(rows) for rows in (99, 40, 2)]
+    ids = [torch.arange(700, device=tensors[0].device).mul(7).remainder(rows) for rows in (99, 40, 2)]
     return ek.ops.embedding_layer_norm(*ids, *tensors, padding_id=0, dropout_p=dropout_p, backend=backend)
 
 
@@ -87,15 +88,17 @@ def inputs(op: str, generator: torch.Generator) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in EXAMPLES[op][1]]
 
 
-def results(op: str, backend: str, dropout_p: float = 0.0) -> list[Tensor]:
+def results(
+    op: str, backend: str, dropout_p: float = 0.0, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Output and gradients (where it has any) of an op's example, the same in every call.
 
     Without dropout that is so next to other threads, too; its seeds come from the generator that all threads share.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    tensors = inputs(op, generator)
+    tensors = [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs(op, generator)]
     out = EXAMPLES[op][0](*tensors, dropout_p=dropout_p, backend=backend)
     if not out.requires_grad:
         return [out]
-    return [out.detach(), *torch.autograd.grad(out, tensors, torch.randn(out.shape, generator=generator))]
+    return [out.detach(), *torch.autograd.grad(out, tensors, torch.randn(out.shape, generator=generator).to(out))]

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in under 9 minutes on a machine with one NVIDIA GPU, 16 cores and no network:
+#   bench/gpu.sh RESULTS_DIR
+# Tests on the GPU, compute-sanitizer, the ops, whole steps, a new table of matrix products; then report.md with all
+# tables and bounds.md with what is to be reached. Needs torch for CUDA, Triton, transformers, pytest, pytest-benchmark;
+# nvcc, pybind11 and ninja where the CUDA extension is to be built (in place, unless an extension lies there already).
+# Goes on after a failure, says at the end what failed, and exits with the number of failures.
+#
+#   PARTS="setup check ops steps tune report"  what is run, default all; `check` is tests and sanitizer, with everything
+#                                              that the rest compiles compiled beside them
+#   SECONDS_IN_ALL=520                         what has not begun by then is not begun
+#   EARLYBERT_COMMIT=...                       what results are to say, where there is no git checkout
+#   REHEARSE=1                                 without a GPU: every command, at toy sizes on the CPU (20 minutes on 2
+#                                              cores); the numbers mean nothing, and there is nothing to sanitize
+set -uo pipefail
+[ $# = 1 ] || { sed -n '2,3s/^# //p' "$0"; exit 64; }
+mkdir -p "$1"
+results=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+python=$(command -v python3)
+rehearse=${REHEARSE:-0}
+parts=" ${PARTS:-setup check ops steps tune report} "
+deadline=${SECONDS_IN_ALL:-520}
+patience=1 # times as long as on the machine this is for
+scratch=$(mktemp -d)
+failures=$scratch/failures
+touch "$failures"
+SECONDS=0
+
+if [ "$rehearse" = 1 ]; then
+  patience=20
+  deadline=$((patience * deadline))
+elif ! $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "torch sees no GPU (REHEARSE=1 tries everything out without one)"
+  exit 1
+fi
+
+wanted() { [[ $parts == *" $1 "* ]]; }
+
+# Runs a command, its output into NAME.log; for SECONDS at most, and not beyond the end.
+run() { # name, seconds, command
+  local name=$1 limit=$((patience * $2)) left=$((deadline - SECONDS)) status
+  shift 2
+  if ((left < 5)); then
+    echo "$name: no time was left" >>"$failures"
+    return 1
+  fi
+  timeout -k 5 $((limit < left ? limit : left)) "$@" >"$results/$name.log" 2>&1
+  status=$?
+  echo "== $name: done at $SECONDS s, exit status $status"
+  ((status == 0)) && return 0
+  echo "$name: exit status $status$( ((status == 124 || status == 137)) && echo ', out of time')" >>"$failures"
+  tail -n 12 "$results/$name.log" | cut -c -300
+  return "$status"
+}
+
+# One process for a file of tests: most of their time goes into compiling.
+tests() { # name, arguments of pytest
+  local name=tests-$1
+  shift
+  while (($(jobs -rp | wc -l) >= 12)); do wait -n; done
+  run "$name" 170 $python -m pytest -q -rfE --tb=short --maxfail=20 -p no:cacheprovider -o junit_family=xunit2 \
+    --junitxml="$results/$name.xml" "$@" &
+}
+
+ops() { # name, seconds, arguments of pytest
+  local name=ops-$1 limit=$2
+  shift 2
+  run "$name" "$limit" $python -m pytest -q --tb=short -p no:cacheprovider --benchmark-only --benchmark-quiet \
+    --sizes "$size" --dtype "$dtype" --tokens "$tokens" --rounds 20 --benchmark-json="$results/$name.json" \
+    -k "not compile and not reference" "$@"
+}
+
+if [ "$rehearse" = 1 ]; then
+  size=tiny dtype=float32 tokens=64
+  full="--shape tiny --lengths full --batch-size 4"
+  padded="--shape tiny --lengths sst2 --padding max_length --batch-size 8"
+  small="--shape tiny --lengths sst2 --batch-size 4"
+  compiled="" # takes minutes on a CPU
+  tune=(env TRITON_INTERPRET=1 $python -m bench.tune --shape tiny --tokens 16)
+else
+  size=base dtype=bfloat16 tokens=16384
+  full="--shape base --lengths full --batch-size 256 --dtype bfloat16"
+  # 32768 real tokens on average, 314880 with padding.
+  padded="--shape base --lengths sst2 --padding max_length --batch-size 2460 --dtype bfloat16"
+  small="--shape base --lengths sst2 --batch-size 32 --dtype bfloat16"
+  compiled="stock-compile"
+  tune=($python -m bench.tune)
+fi
+full+=" --variants stock $compiled converted search ticket-masked ticket-compact converted-captured search-captured"
+full+=" ticket-compact-captured"
+padded+=" --variants $compiled converted ticket-compact converted-captured ticket-compact-captured"
+small+=" --variants stock converted ticket-compact converted-captured ticket-compact-captured"
+
+if wanted setup; then
+  suffix=$($python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+  if [ -e earlybert_kernels/_cuda"$suffix" ] || [ -e earlybert_kernels/_cpu"$suffix" ]; then
+    echo "== build: an extension is there already"
+  else
+    # What an instruction set's own names mean: sm_90a has what sm_90 has not.
+    arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+    [ "${arch:-80}" -ge 90 ] && arch+=a
+    run build 90 env EARLYBERT_BUILD_CPU=0 EARLYBERT_CUDA_ARCHS="${arch:-80}" PATH="$PATH:/usr/local/cuda/bin" \
+      $python setup.py build_ext --inplace
+  fi
+  run env 60 $python -m earlybert_kernels.env
+  { nvidia-smi; nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used \
+    --format=csv; git log -1 --format=%H; } >>"$results/env.log" 2>&1
+  cat "$results/env.log"
+  for module in pytest pytest_benchmark; do
+    $python -c "import $module" 2>/dev/null || echo "$module: it is not installed" >>"$failures"
+  done
+fi
+
+if wanted check; then
+  # What is compiled now is found in caches when it is timed.
+  {
+    run compile-full 120 $python -m bench.step $full --rounds 1
+    run compile-padded 90 $python -m bench.step $padded --rounds 1
+  } &
+  run compile-tune 170 "${tune[@]}" --output "$scratch/products.json" &
+  run sanitize 170 $python tests/sanitize_gpu.py &
+  [ "$rehearse" = 1 ] || tests real_sizes tests/ops/triton/test_real_sizes.py
+  for name in products attention dropout_add_layer_norm embedding_layer_norm masked_lm_loss sublayers \
+    feed_forward fold lamb_step dispatcher; do
+    tests "$name" "tests/ops/triton/test_$name.py"
+  done
+  tests capture tests/models/test_capture.py tests/models/test_packed.py
+  tests others tests/ops/test_[!p]*.py tests/test_optim.py -k "triton or cuda"
+  wait
+  grep -h -E '^[0-9]+ (passed|failed|skipped|error)|^[0-9]+ .* in [0-9.]+s' "$results"/tests-*.log
+fi
+
+if wanted ops; then
+  ops attention 60 bench/bench_attention.py --lengths 128 512 --units dense masked
+  ops attention-packed 40 bench/bench_attention.py --lengths sst2 --units dense --dropout 0
+  ops blocks 60 bench/bench_feed_forward.py bench/bench_dropout_add_layer_norm.py --lengths 128 --modes forward full
+  ops others 70 bench/bench_attention_sublayer.py bench/bench_feed_forward_sublayer.py bench/bench_lamb.py \
+    bench/bench_embedding_layer_norm.py bench/bench_masked_lm_loss.py --lengths 128
+fi
+
+if wanted steps; then
+  run step-full 100 $python -m bench.step $full --rounds 10 --output "$results/step-full.json"
+  run step-padded 90 $python -m bench.step $padded --rounds 6 --output "$results/step-padded.json" ||
+    run step-padded-half 90 $python -m bench.step ${padded/2460/1230} --rounds 6 \
+      --output "$results/step-padded-half.json" # where the GPU's memory was too small
+  run step-small 60 $python -m bench.step $small --rounds 12 --output "$results/step-small.json"
+fi
+
+if wanted tune; then
+  run tune 90 "${tune[@]}" --output "$results/products.json.new"
+fi
+
+if wanted report; then
+  deadline=$((deadline + 20)) # a few seconds, whatever came before
+  shopt -s nullglob
+  run report 20 $python -m bench.report "$results"/*.json && mv "$results/report.log" "$results/report.md"
+  run bounds 20 $python -m bench.bounds "$results"/*.json && mv "$results/bounds.log" "$results/bounds.md"
+  [ -e "$results/report.md" ] && cat "$results/report.md"
+  [ -e "$results/bounds.md" ] && cat "$results/bounds.md"
+fi
+
+count=$(wc -l <"$failures")
+sed 's/^/FAILED: /' "$failures" | tee "$results/failed.txt"
+rm -r "$scratch"
+echo "== done after $SECONDS s, $count failures"
+exit "$count"

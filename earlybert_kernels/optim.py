@@ -96,6 +96,11 @@ class Lamb(torch.optim.Optimizer):
                 self._step(params, group)
         return loss
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("l1", 0.0)  # checkpoints from before there was one
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer`."""
         super().load_state_dict(state_dict)

@@ -208,3 +208,14 @@ def test_a_forced_backend_never_falls_back():
     set_gradients(parameters, 0)
     with ek.use_backend("cpu"), pytest.raises(RuntimeError, match="lamb_step: backend 'cpu' was asked for"):
         ek.Lamb(parameters, lr=0.1).step()
+
+
+def test_a_checkpoint_from_before_the_penalty_is_taken():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = ek.Lamb([param], lr=0.1)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["l1"]
+    optimizer.load_state_dict(saved)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["l1"] == 0.0

@@ -1,4 +1,4 @@
-"""Thin callers of what runs the ops: the two compiled extensions."""
+"""Thin callers of what runs the ops: the two compiled extensions, and Triton."""
 
 from __future__ import annotations
 

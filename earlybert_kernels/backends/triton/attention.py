@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import attention_kernels as kernels
 from .counter_rng import dropout_constants
-from .launch import launch
+from .launch import architecture, launch
 
 MAX_HEAD_SIZE = 128
 
@@ -28,7 +28,7 @@ class Tiles(NamedTuple):
 # longest sequence: then one tile sees all keys of its queries. Where none does, the last takes keys block by block.
 # Wider tiles would save little: rescaling is cheap, and lengths vary within a batch, so that blocks end early.
 # Reasoned from what the compiler makes of them for compute capability 8.0, 9.0 and 10.0: registers, shared memory, and
-# few spills, nearly all of them outside the inner loop. Not yet measured on a GPU.
+# no spills in half precision. Not yet measured on a GPU.
 _HALF, _FLOAT32 = False, True
 _FORWARD = {
     (_HALF, 64): [
@@ -59,6 +59,11 @@ _BACKWARD = {
     (_HALF, 128): [Tiles(16, 16, 4, 1), Tiles(32, 32, 4, 1), Tiles(64, 64, 8, 1), Tiles(32, 32, 8, 1)],
     (_FLOAT32, 64): [Tiles(16, 16, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 32, 8, 1)],
     (_FLOAT32, 128): [Tiles(16, 16, 8, 1)],
+}
+# What fits the registers of compute capability 9.0 and does not those of 8.0.
+_FORWARD_BEFORE_90 = _FORWARD | {(_HALF, 128): [*_FORWARD[_HALF, 128][:-1], Tiles(64, 64, 8, 2)]}
+_BACKWARD_BEFORE_90 = _BACKWARD | {
+    (_HALF, 64): [*_BACKWARD[_HALF, 64][:3], Tiles(32, 128, 8, 1), _BACKWARD[_HALF, 64][-1]]
 }
 
 # Programs that keep a GPU busy: where sequences times heads are fewer, backward divides long sequences' keys up.
@@ -125,7 +130,8 @@ def forward(
     tokens_q, heads, _ = q.shape
     # A caller's bound may be far above what there is.
     queries = min(max_seqlen_q, tokens_q)
-    tiles, one_block = _tiles(_FORWARD, q, min(max_seqlen, k.shape[0]), queries)
+    table = _FORWARD if architecture(q) >= 90 else _FORWARD_BEFORE_90
+    tiles, one_block = _tiles(table, q, min(max_seqlen, k.shape[0]), queries)
     constants = _constants(q, tiles, one_block, zero_pruned, seed, dropout_p)
     out = q.new_empty(q.shape)
     logsumexp = q.new_empty((heads, tokens_q), dtype=torch.float32)
@@ -178,7 +184,8 @@ def backward(
     tokens_q, heads, size = q.shape
     sequences = len(cu_seqlens) - 1
     keys, queries = min(max_seqlen, k.shape[0]), min(max_seqlen_q, tokens_q)
-    tiles, one_block = _tiles(_BACKWARD, q, keys, queries)
+    table = _BACKWARD if architecture(q) >= 90 else _BACKWARD_BEFORE_90
+    tiles, one_block = _tiles(table, q, keys, queries)
     constants = _constants(q, tiles, one_block, zero_pruned, seed, dropout_p)
     if grad_out.stride(2) != 1:
         grad_out = grad_out.contiguous()

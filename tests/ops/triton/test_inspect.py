@@ -58,6 +58,7 @@ with recording(90) as launches:
     launch(is_ahead, (1,), half, half, half, 7, N=128, num_warps=8, num_stages=6)
     launch(multiplies, (1,), half, half, N=32, DTYPE=tl.float32, PRECISION="ieee")
     launch(is_wrong, (1,), half)
+    launch(spills, (1,), half, half, 7, N=2**14, num_warps=1)
     for x in (single, half, single[:7]):  # the last says nothing new
         launch(multiplies, (3,), x, x, N=32, DTYPE=tl.bfloat16, PRECISION="tf32")
     launch(multiplies, (1,), single, single, N=32, DTYPE=tl.float32, PRECISION="ieee")
@@ -81,8 +82,9 @@ def test_the_checks_can_fail(tmp_path):
     done = run(str(program), PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    spills, too_large, idle, wrong, *good = [" ".join(row["problems"]) for row in rows]
+    spills, too_large, idle, wrong, spills_half, *good = [" ".join(row["problems"]) for row in rows]
     assert re.search(r"spills: [1-9]\d\.\d% of the instructions of the kernel go to the stack", spills)
+    assert re.match(r"spills \d+ bytes", spills_half)
     assert re.fullmatch(r"needs \d+ bytes of shared memory, the limit is 232448", too_large)
     assert idle == "multiplies matrices without tensor cores"
     assert "does not compile: CompilationError" in wrong and "no_such_name" in wrong

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .optim import Lamb
+
 Batch = Mapping[str, Any]
 
 
@@ -57,7 +59,8 @@ class CapturedStep:
         """
         Args:
             model: what is trained, all on one device.
-            optimizer: what trains it. On a GPU one that can be captured: `torch.optim.AdamW(..., capturable=True)`.
+            optimizer: what trains it. On a GPU one that can be captured: `torch.optim.AdamW(..., capturable=True)` or
+                `Lamb`.
             train_step: takes a batch on the model's device, trains, and returns the loss or another tensor.
 
         Raises:
@@ -71,10 +74,10 @@ class CapturedStep:
         self._rates: list[Tensor] = []
         if self._captures:
             for group in optimizer.param_groups:
-                if not group.get("capturable", False):
+                if not (isinstance(optimizer, Lamb) or group.get("capturable", False)):
                     raise ValueError(
                         f"{type(optimizer).__name__} keeps numbers of its steps on the host, which a captured step "
-                        "would not change: make it with capturable=True, which torch.optim.AdamW takes, for one"
+                        "would not change: make it with capturable=True, which torch.optim.AdamW takes, for one, or take Lamb"
                     )
             self._stream = torch.cuda.Stream(self._device)
             self._tie_rates()

@@ -13,6 +13,8 @@ from .counter_rng import dropout_constants
 from .launch import architecture, launch
 
 MAX_HEAD_SIZE = 128
+#: The most keys that one tile holds.
+MAX_KEYS = 512
 
 
 class Tiles(NamedTuple):
@@ -26,7 +28,6 @@ class Tiles(NamedTuple):
 
 # By dtype (float32 or half precision) and head size (up to 64, or 128). Of a list, the first whose keys hold the
 # longest sequence: then one tile sees all keys of its queries. Where none does, the last takes keys block by block.
-# Wider tiles would save little: rescaling is cheap, and lengths vary within a batch, so that blocks end early.
 # Reasoned from what the compiler makes of them for compute capability 8.0, 9.0 and 10.0: registers, shared memory, and
 # no spills in half precision. Not yet measured on a GPU.
 _HALF, _FLOAT32 = False, True
@@ -36,11 +37,13 @@ _FORWARD = {
         Tiles(32, 32, 2, 1),
         Tiles(64, 64, 4, 1),
         Tiles(64, 128, 4, 1),
+        Tiles(32, 256, 8, 1),
+        Tiles(32, 512, 16, 1),
         Tiles(128, 64, 8, 2),
     ],
     (_HALF, 128): [
         Tiles(16, 16, 1, 1),
-        Tiles(32, 32, 2, 1),
+        Tiles(32, 32, 4, 1),
         Tiles(64, 64, 4, 1),
         Tiles(64, 128, 8, 1),
         Tiles(128, 64, 8, 2),
@@ -131,17 +134,26 @@ def forward(
     # A caller's bound may be far above what there is.
     queries = min(max_seqlen_q, tokens_q)
     table = _FORWARD if architecture(q) >= 90 else _FORWARD_BEFORE_90
+    sequences = len(cu_seqlens) - 1
     tiles, one_block = _tiles(table, q, min(max_seqlen, k.shape[0]), queries)
+    stay = one_block and tiles.keys > 128
+    if stay and 4 * k.shape[0] < 3 * sequences * tiles.keys:
+        # Most sequences are far shorter than the longest: key blocks end where a sequence does.
+        tiles, one_block = _tiles(table, q, MAX_KEYS + 1, queries)
+        stay = False
     constants = _constants(q, tiles, one_block, zero_pruned, seed, dropout_p)
     out = q.new_empty(q.shape)
     logsumexp = q.new_empty((heads, tokens_q), dtype=torch.float32)
     blocks = triton.cdiv(queries, tiles.queries)
+    if stay:  # as few programs load a head's keys as keep a GPU busy
+        blocks = min(blocks, triton.cdiv(_PROGRAMS, max(1, sequences * heads)))
     launch(
         kernels.forward,
-        ((len(cu_seqlens) - 1) * blocks * heads,),
+        (sequences * blocks * heads,),
         *(q, k, v, out, logsumexp, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
         *_steps(q, k, v),
         *(heads, tokens_q, blocks, _dropout_width(max_seqlen), scale),
+        STAY=stay,
         **constants,
     )
     return out, logsumexp

@@ -63,6 +63,36 @@ def _first_element(head, first_row, rows, tokens_q, width):
     return (tl.cast(head, tl.int64) * tokens_q + first_row + rows) * width
 
 
+@triton.jit
+def _attend(queries, keys, values, there, scale, seed, first_element, BLOCK_N: tl.constexpr, THRESHOLD: tl.constexpr):
+    """Attention to all keys at once: values' sums by unnormalised weights, the weights' sums, and the top scores."""
+    scores = tl.where(there[None, :], _dot(queries, tl.trans(keys), None) * scale, float("-inf"))
+    top = tl.max(scores, 1)
+    weights = tl.exp2(scores - top[:, None])
+    total = tl.sum(weights, 1)
+    if THRESHOLD > 0:
+        weights = tl.where(keep(seed, first_element, BLOCK_N, THRESHOLD), weights, 0.0)
+    return _dot(weights.to(values.dtype), values, None), total, top
+
+
+@triton.jit
+def _store_result(
+    out,
+    logsumexp,
+    rows,
+    count,
+    stride,
+    result,
+    total,
+    top,
+    factor,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    _store_rows(out, rows, count, stride, result * (factor / total)[:, None], HEAD_SIZE, BLOCK_D)
+    tl.store(logsumexp + rows, (top + tl.log2(total)) * _LN_2, mask=rows < count)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def forward(
     q,
@@ -91,13 +121,15 @@ def forward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
+    STAY: tl.constexpr,
     ZERO_PRUNED: tl.constexpr,
     THRESHOLD: tl.constexpr,
     KEPT_SCALE: tl.constexpr,
 ):
     """One program a block of BLOCK_M queries of one head of one sequence, all keys.
 
-    ONE_BLOCK: no sequence has more than BLOCK_N keys. `blocks`: of queries, of the longest sequence.
+    ONE_BLOCK: no sequence has more than BLOCK_N keys. STAY: they and their values stay on chip, while the program goes
+    through every `blocks`-th block of queries; otherwise there are as many programs as the longest sequence has blocks.
     """
     program = tl.program_id(0)
     # Heads run fastest: those of a token lie side by side in memory.
@@ -107,60 +139,73 @@ def forward(
     count_q = tl.load(cu_seqlens_q + sequence + 1) - first_q
     if begin >= count_q:
         return
-    # Rows of the block stand `begin` further down; only whole sequences need 64 bits.
-    rows = begin + tl.arange(0, BLOCK_M)
     first_q = first_q.to(tl.int64)
     out += (first_q * heads + head) * HEAD_SIZE
     logsumexp += tl.cast(head, tl.int64) * tokens_q + first_q
-    end = tl.minimum(begin + BLOCK_M, count_q)
-    if head_mask is not None and tl.load(head_mask + head) == 0:
-        if ZERO_PRUNED:
-            _zero_rows(out, begin, end, heads * HEAD_SIZE, HEAD_SIZE, BLOCK_D, BLOCK_M)
-            tl.store(logsumexp + rows, tl.zeros([BLOCK_M], tl.float32), mask=rows < count_q)
-        return
     first_k = tl.load(cu_seqlens + sequence)
     count_k = tl.load(cu_seqlens + sequence + 1) - first_k
-    if count_k == 0:
-        _zero_rows(out, begin, end, heads * HEAD_SIZE, HEAD_SIZE, BLOCK_D, BLOCK_M)
-        tl.store(logsumexp + rows, tl.zeros([BLOCK_M], tl.float32), mask=rows < count_q)
+    pruned = False
+    if head_mask is not None:
+        pruned = tl.load(head_mask + head) == 0
+    if pruned or count_k == 0:
+        if ZERO_PRUNED or count_k == 0:
+            for start in range(begin, count_q, blocks * BLOCK_M):
+                rows = start + tl.arange(0, BLOCK_M)
+                zeros = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+                _store_rows(out, rows, count_q, heads * HEAD_SIZE, zeros, HEAD_SIZE, BLOCK_D)
+                tl.store(logsumexp + rows, tl.zeros([BLOCK_M], tl.float32), mask=rows < count_q)
         return
     first_k = first_k.to(tl.int64)
+    q += first_q * q_token + head * q_head
     k += first_k * k_token + head * k_head
     v += first_k * v_token + head * v_head
-    queries = _load_rows(q + first_q * q_token + head * q_head, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
     scale *= _LOG2_E
     factor = KEPT_SCALE
     if head_gates is not None:
         factor *= tl.load(head_gates + head)
+    seed_value = 0
     if THRESHOLD > 0:
         seed_value = tl.load(seed)
-        first_element = _first_element(head, first_q, rows, tokens_q, width)
-
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # A sequence has at least one key here, and one key block at most if ONE_BLOCK.
-    for start in range(0, BLOCK_N if ONE_BLOCK else count_k, BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N)
+    step = heads * HEAD_SIZE
+    rows = begin + tl.arange(0, BLOCK_M)
+    if ONE_BLOCK:
+        cols = tl.arange(0, BLOCK_N)
+        there = cols < count_k
         keys = _load_rows(k, cols, count_k, k_token, HEAD_SIZE, BLOCK_D)
-        scores = _dot(queries, tl.trans(keys), None) * scale
-        scores = tl.where((cols < count_k)[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
-        if ONE_BLOCK:
-            total = tl.sum(weights, 1)
+        values = _load_rows(v, cols, count_k, v_token, HEAD_SIZE, BLOCK_D)
+        if STAY:
+            for start in range(begin, count_q, blocks * BLOCK_M):
+                rows = start + tl.arange(0, BLOCK_M)
+                queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
+                first = _first_element(head, first_q, rows, tokens_q, width)
+                result, total, top = _attend(queries, keys, values, there, scale, seed_value, first, BLOCK_N, THRESHOLD)
+                _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
         else:
+            queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
+            first = _first_element(head, first_q, rows, tokens_q, width)
+            result, total, top = _attend(queries, keys, values, there, scale, seed_value, first, BLOCK_N, THRESHOLD)
+            _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
+    else:
+        queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
+        first = _first_element(head, first_q, rows, tokens_q, width)
+        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        for start in range(0, count_k, BLOCK_N):
+            cols = start + tl.arange(0, BLOCK_N)
+            keys = _load_rows(k, cols, count_k, k_token, HEAD_SIZE, BLOCK_D)
+            scores = _dot(queries, tl.trans(keys), None) * scale
+            scores = tl.where((cols < count_k)[None, :], scores, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.exp2(scores - new_top[:, None])
             shrink = tl.exp2(top - new_top)
             total = total * shrink + tl.sum(weights, 1)
-            result = result * shrink[:, None]
-        top = new_top
-        if THRESHOLD > 0:
-            weights = tl.where(keep(seed_value, first_element + start, BLOCK_N, THRESHOLD), weights, 0.0)
-        values = _load_rows(v, cols, count_k, v_token, HEAD_SIZE, BLOCK_D)
-        result = _dot(weights.to(values.dtype), values, result)
-    result *= (factor / total)[:, None]
-    _store_rows(out, rows, count_q, heads * HEAD_SIZE, result, HEAD_SIZE, BLOCK_D)
-    tl.store(logsumexp + rows, (top + tl.log2(total)) * _LN_2, mask=rows < count_q)
+            top = new_top
+            if THRESHOLD > 0:
+                weights = tl.where(keep(seed_value, first + start, BLOCK_N, THRESHOLD), weights, 0.0)
+            values = _load_rows(v, cols, count_k, v_token, HEAD_SIZE, BLOCK_D)
+            result = _dot(weights.to(values.dtype), values, result * shrink[:, None])
+        _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)

@@ -69,12 +69,12 @@ def attention(everything: bool) -> None:
     """Lengths on both sides of every tile's keys; one whose keys are divided up; first tokens that ask only."""
     options = {"dropout_p": 0.1, "gated": True, "masked": True}
     if everything:
-        cases = product((BF16, FP16, FP32), (32, 64, 80, 96, 128), (16, 32, 64, 128, 512, 8192))
+        cases = product((BF16, FP16, FP32), (32, 64, 80, 96, 128), (16, 32, 64, 128, 256, 512, 8192))
         for (dtype, size, length), first_only in product(cases, (False, True)):
             for dropout_p, gated, masked in product((0.0, 0.1), (False, True), (False, True)):
                 _attention(dtype, size, length, first_only, dropout_p, gated, masked)
         return
-    for size, length in product((64, 128), (16, 32, 64, 128, 512)):
+    for size, length in product((64, 128), (16, 32, 64, 128, 256, 512)):
         _attention(BF16, size, length, **options)
     for size, length in ((64, 16), (64, 32), (64, 64), (64, 512), (128, 16), (128, 512)):
         _attention(FP32, size, length, **options)
@@ -142,9 +142,7 @@ def _attention_sublayer(
     units = (_mask(heads) if masked else None, _empty(heads) if gated else None, _seed(dropout_p), _seed(dropout_p))
     options = (size, first_only, dropout_p, dropout_p)
     x, packing = _empty(tokens, hidden, dtype=stream), (_offsets(sequences), 128)
-    out, *kept = attention_sublayer_op.forward(
-        x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS
-    )
+    out, *kept = attention_sublayer_op.forward(x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS)
     weights = (*projection[:1] * 3, w_out, norm[0])
     attention_sublayer_op.backward(torch.empty_like(out), *kept, x, *packing, *weights, *units, *options)
 

@@ -95,6 +95,14 @@ def test_keys_in_blocks(in_blocks, p, programs):
     case.check(run(*case.inputs()))
 
 
+@pytest.mark.parametrize("lengths", [(200,), (131, 256), (0, 3, 200)])  # the last has too few keys for a tile
+@pytest.mark.parametrize("programs", [1, 256])  # of a head: one that goes through all queries, or many
+def test_keys_that_stay_on_chip(lengths, programs, monkeypatch):
+    monkeypatch.setattr(op, "_PROGRAMS", programs)
+    case = Case(lengths, heads=1, size=16, dtype=torch.bfloat16, gates=[0.7], p=0.1)
+    case.check(run(*case.inputs()))
+
+
 def test_more_keys_than_any_tile_holds():
     case = Case((3, 519), heads=1, size=16, dtype=torch.float16, gates=[0.7], p=0.1)
     case.check(run(*case.inputs()))

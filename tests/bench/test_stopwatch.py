@@ -51,7 +51,7 @@ def test_short_calls_are_measured_several_at_once(monkeypatch, seconds, calls):
     assert gpu.log[calls + 3 :] == ["call"] * calls + ["event", "done"]
 
 
-def test_no_wait_is_longer_than_a_compilers(monkeypatch):
+def test_a_slow_first_call_makes_no_long_wait(monkeypatch):
     gpu = Gpu(monkeypatch, 1e-3)
     stopwatch = Stopwatch(gpu.prepare, CUDA)
     stopwatch._host_seconds = 60.0

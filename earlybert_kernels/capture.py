@@ -77,7 +77,8 @@ class CapturedStep:
                 if not (isinstance(optimizer, Lamb) or group.get("capturable", False)):
                     raise ValueError(
                         f"{type(optimizer).__name__} keeps numbers of its steps on the host, which a captured step "
-                        "would not change: make it with capturable=True, which torch.optim.AdamW takes, for one, or take Lamb"
+                        "would not change: make it with capturable=True, which torch.optim.AdamW takes, for one, "
+                        "or take earlybert_kernels.Lamb"
                     )
             self._stream = torch.cuda.Stream(self._device)
             self._tie_rates()

@@ -71,3 +71,23 @@ def define(
         torch.library.register_autograd(f"earlybert::{names[0]}", defined_gradients, setup_context=setup_context)
         torch.library.register_autograd(f"earlybert::{names[1]}", refuse)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in backends}
+
+
+def define_in_place(name: str, schema: str, kernels: dict[str, Callable]) -> dict[str, Callable]:
+    """Defines `torch.ops.earlybert.<name>.<backend>`, which changes tensors, returns nothing and has no gradient.
+
+    Args:
+        name: the op's name.
+        schema: its arguments in the dispatcher's notation, with marks on those that change.
+        kernels: by backend.
+
+    Returns:
+        The ops by backend.
+    """
+    for backend, kernel in kernels.items():
+        qualified = f"earlybert::{name}.{backend}"
+        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+        for device in _DEVICES[backend]:
+            torch.library.impl(qualified, device, kernel)
+        torch.library.register_fake(qualified, lambda *arguments: None)
+    return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in kernels}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import cpu, triton
+from .custom import define_in_place
 from .dispatch import choose, register
 
 _OP = "lamb_step"
@@ -78,6 +80,49 @@ def lamb_step(
     run(params, grads, exp_avgs, exp_avg_sqs, steps, **options)
 
 
+@torch.no_grad()
+def _run_compiled(
+    compiled: Callable[..., None],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[float | Tensor],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    adapt: bool,
+    l1: float,
+) -> None:
+    steps, lr = [_as_tensor(step) for step in steps], _as_tensor(lr)
+    compiled(params, grads, exp_avgs, exp_avg_sqs, steps, lr, *betas, eps, weight_decay, adapt, l1)
+
+
+def _as_tensor(number: float | Tensor) -> Tensor:
+    return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)
+
+
+# The dispatcher's side.
+
+
+def _with(kernel: Callable[..., None]) -> Callable[..., None]:
+    def run(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay, adapt, l1):
+        options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
+        kernel(params, grads, exp_avgs, exp_avg_sqs, steps, **options, l1=l1)
+
+    return run
+
+
+_compiled = define_in_place(
+    _OP,
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor lr,"
+    " float beta1, float beta2, float eps, float weight_decay, bool adapt, float l1) -> ()",
+    {"cpu": _with(cpu.lamb_step.lamb_step), "triton": _with(triton.kernel(_OP, _OP))},
+)
+
+
 def _triton_refuses(*tensors: Tensor) -> str | None:
     moments = {tensor.dtype for tensor in tensors[len(tensors) // 2 :]}
     if moments != {torch.float32}:
@@ -86,11 +131,12 @@ def _triton_refuses(*tensors: Tensor) -> str | None:
 
 
 register(_OP, "reference", reference.lamb_step)
-register(_OP, "cpu", cpu.lamb_step.lamb_step, unavailable=cpu.unavailable, refuses=cpu.refuses)
+_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
+register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
 register(
     _OP,
     "triton",
-    triton.kernel("lamb_step", "lamb_step"),
+    _run["triton"],
     unavailable=triton.unavailable,
     refuses=_triton_refuses,
     on_demand=triton.INTERPRETED,

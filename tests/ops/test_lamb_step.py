@@ -214,3 +214,13 @@ def test_mistakes_are_named():
     with pytest.raises(RuntimeError, match="'cpu' was asked for but cannot run this call"):
         ek.ops.lamb_step(*[[a.double()]] * 4, [1.0], **call, backend="cpu")
     ek.ops.lamb_step([], [], [], [], [], **call)
+
+
+@TARGETS
+def test_the_dispatcher_knows_the_step(target):
+    if target.backend == "reference":
+        pytest.skip("plain PyTorch, no op of the dispatcher")
+    lists = [[torch.randn(n, device=target.device).abs() for n in (7, 40)] for _ in range(4)]
+    steps, lr = [torch.tensor(3.0, device=target.device)] * 2, torch.tensor(0.1, device=target.device)
+    op = getattr(torch.ops.earlybert.lamb_step, target.backend)
+    torch.library.opcheck(op, (*lists, steps, lr, 0.9, 0.999, 1e-6, 0.01, True, 0.0))

@@ -9,6 +9,8 @@ Environment variables:
 
     EARLYBERT_BUILD_CPU    auto (default): build if possible; 1: fail the installation if not; 0: leave out
     EARLYBERT_BUILD_CUDA   the same for the CUDA extension; needs nvcc (in $CUDA_HOME/bin or on PATH), no GPU
+    EARLYBERT_BUILD_CUDA_EMULATED
+                           0 (default); 1: also the CUDA kernels for the processor, to test them without a GPU
     EARLYBERT_CUDA_ARCHS   GPU architectures, such as "80;90a". "100+PTX" adds portable code for newer GPUs;
                            the lowest plain architecture always gets it. Default: those of the GPUs that
                            nvidia-smi lists; without one, "80;86;89;90a;100" as far as nvcc knows them
@@ -195,14 +197,32 @@ def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
     plan = Plan("_cuda", cxx)
     flags = ["-std=c++17", "-O3", "-cudart=static", "-Werror=all-warnings", "-Wno-deprecated-gpu-targets"]
     host = "-Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden"
-    sources = sorted((SOURCES / "cuda").glob("*.cu"))
+    # The longest first: what takes longest to compile does not begin last.
+    sources = sorted((SOURCES / "cuda").glob("*.cu"), key=lambda source: -source.stat().st_size)
     threads = max(1, jobs() // len(sources))  # architectures of one file at a time; ninja runs the files
     for source in sources:
         plan.objects.append((source, ".o", [*nvcc, *flags, host, f"--threads={threads}", *gencode]))
-    plan.objects.append((SOURCES / "bindings/cuda.cpp", ".o", [*cxx, *CXX_FLAGS, *includes]))
+    for source in sorted((SOURCES / "bindings").glob("cuda*.cpp")):
+        plan.objects.append((source, ".binding.o", [*cxx, *CXX_FLAGS, *includes]))
     # torch loads its own CUDA runtime globally; hidden, ours cannot be mixed up with it.
     plan.link = [*nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", *gencode]
     plan.record.update(nvcc=version_of(nvcc[:1]), archs=archs, archs_from=archs_from, flags=[*flags, host, *gencode])
+    return plan
+
+
+def plan_cuda_emulated(cxx: list[str], includes: list[str]) -> Plan:
+    """The CUDA extension's sources for the processor (csrc/emulator), to test them where there is no GPU."""
+    plan = Plan("_cuda_emulated", cxx)
+    sanitize = SANITIZE_FLAGS if switch("EARLYBERT_SANITIZE", ("0", "1")) == "1" else []
+    # -O1: what takes time is switching between threads; the language's pragmas are not g++'s.
+    flags = [*CXX_FLAGS, "-O1", "-Wno-unknown-pragmas", *sanitize, f"-I{SOURCES / 'emulator'}"]
+    kernels = [*cxx, *flags, "-x", "c++"]
+    for source in [*sorted((SOURCES / "cuda").glob("*.cu")), *sorted((SOURCES / "emulator").glob("*.cpp"))]:
+        plan.objects.append((source, ".o", kernels))
+    for source in sorted((SOURCES / "bindings").glob("cuda*.cpp")):
+        plan.objects.append((source, ".binding.o", [*cxx, *flags, "-DEARLYBERT_EMULATED", *includes]))
+    plan.link = [*cxx, *flags, "-shared"]
+    plan.record.update(flags=flags)
     return plan
 
 
@@ -234,6 +254,9 @@ def run_ninja(plan: Plan, work: Path, target: Path) -> None:
         raise CannotBuild("the compilation failed: " + (errors or ["see the output above"])[0].strip())
 
 
+PLANS = {"_cpu": plan_cpu, "_cuda": plan_cuda, "_cuda_emulated": plan_cuda_emulated}
+
+
 class NinjaBuild(build_ext):
     """setuptools' build_ext, with the compiling left to ninja."""
 
@@ -245,7 +268,7 @@ class NinjaBuild(build_ext):
         if cuda_archs_asked_for():
             cuda_arch_flags(cuda_archs_asked_for())  # a mistake in the list is one even where nvcc is missing
         record = {"python": platform.python_version(), "platform": sysconfig.get_platform()}
-        for name, make_plan in (("_cpu", plan_cpu), ("_cuda", plan_cuda)):
+        for name, make_plan in PLANS.items():
             record[name] = self.build_module(name, make_plan, f"EARLYBERT_BUILD{name.upper()}")
         self.kernels_dir().mkdir(parents=True, exist_ok=True)
         (self.kernels_dir() / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -253,7 +276,7 @@ class NinjaBuild(build_ext):
     def build_module(self, name: str, make_plan, variable: str) -> dict:
         """Builds one module as its switch says; returns its part of the record."""
         target = self.kernels_dir() / (name + SUFFIX)
-        mode = switch(variable)
+        mode = switch(variable, ("0", "1") if name == "_cuda_emulated" else ("auto", "1", "0"))
         try:
             if mode == "0":
                 raise CannotBuild(f"{variable}=0")
@@ -275,7 +298,7 @@ class NinjaBuild(build_ext):
         return {"built": True, **plan.record}
 
     def get_outputs(self) -> list[str]:
-        built = [self.kernels_dir() / (name + SUFFIX) for name in ("_cpu", "_cuda")]
+        built = [self.kernels_dir() / (name + SUFFIX) for name in PLANS]
         return [str(path) for path in [*built, self.kernels_dir() / "_build.json"] if path.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
@@ -283,7 +306,7 @@ class NinjaBuild(build_ext):
 
 
 # Without sources: they mark the wheel as one for this platform, and NinjaBuild does the rest.
-MODULES = [Extension(f"earlybert_kernels.{name}", sources=[]) for name in ("_cpu", "_cuda")]
+MODULES = [Extension(f"earlybert_kernels.{name}", sources=[]) for name in PLANS]
 
 if __name__ == "__main__":
     setup(ext_modules=MODULES, cmdclass={"build_ext": NinjaBuild})

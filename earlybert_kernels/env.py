@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 from . import ops
-from .backends import build_record, cpu, cuda
+from .backends import build_record, cpu, cuda, load_extension
 from .ops import dispatch
 
 #: The variables that change how the library is built or run.
@@ -23,7 +23,9 @@ VARIABLES = (
     "EARLYBERT_BACKEND",
     "EARLYBERT_BUILD_CPU",
     "EARLYBERT_BUILD_CUDA",
+    "EARLYBERT_BUILD_CUDA_EMULATED",
     "EARLYBERT_CUDA_ARCHS",
+    "EARLYBERT_CUDA_EMULATED",
     "EARLYBERT_INSTRUCTION_SET",
     "EARLYBERT_SANITIZE",
     "CUDA_HOME",
@@ -80,8 +82,10 @@ def _processors() -> Iterator[tuple[str, str]]:
 def _extensions() -> Iterator[tuple[str, str]]:
     modules: dict[str, tuple[ModuleType | None, str | None]] = {
         "_cpu": (cpu.extension, cpu.missing),
-        "_cuda": (cuda.extension, cuda.missing),
+        "_cuda": load_extension("_cuda"),
     }
+    if cuda.EMULATED:
+        modules["_cuda_emulated"] = (cuda.extension, cuda.missing)
     for name, (module, missing) in modules.items():
         if module is None:
             yield name, missing or "missing"

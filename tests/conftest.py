@@ -12,7 +12,9 @@ import torch
 from toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS, WORDS, sentence
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels are then tested on the CPU
+    # Kernels for GPUs are then tested on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("EARLYBERT_CUDA_EMULATED", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,60 +1,21 @@
 // earlybert_kernels._cuda: the CUDA ops on plain device addresses and a stream. Shapes, dtypes and lifetimes are the
-// caller's business (earlybert_kernels/backends/cuda.py); the arguments are described in csrc/cuda/*.h.
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
-
-#include "../cuda/dropout_add_layer_norm.h"
+// caller's business (earlybert_kernels/backends/cuda/); the arguments are described in csrc/cuda/*.h. The same bindings
+// make earlybert_kernels._cuda_emulated, whose addresses are the processor's.
+#include "cuda.h"
 
 namespace py = pybind11;
 using namespace earlybert;
 
-namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-DropoutAddLayerNormDtypes dtypes(int x, int residual, int weight) {
-  return {static_cast<Dtype>(x), static_cast<Dtype>(residual), static_cast<Dtype>(weight)};
-}
-
-void forward(int device, Address stream, int x_dtype, int residual_dtype, int weight_dtype, int64_t rows,
-             int64_t cols, Address x, Address residual, Address weight, Address bias, Address seed,
-             double dropout_p, double eps, Address out, Address mean, Address rstd) {
-  dropout_add_layer_norm_forward(
-      {rows, cols, at<void>(x), at<void>(residual), at<void>(weight), at<void>(bias), at<int64_t>(seed),
-       dropout_p, eps, at<void>(out), at<float>(mean), at<float>(rstd)},
-      dtypes(x_dtype, residual_dtype, weight_dtype), {device, at<void>(stream)});
-}
-
-void backward(int device, Address stream, int x_dtype, int residual_dtype, int weight_dtype, int64_t rows,
-              int64_t cols, Address grad_out, Address x, Address residual, Address weight, Address mean,
-              Address rstd, Address seed, double dropout_p, Address grad_x, Address grad_residual,
-              Address grad_weight, Address grad_bias, Address partials) {
-  dropout_add_layer_norm_backward(
-      {rows, cols, at<void>(grad_out), at<void>(x), at<void>(residual), at<void>(weight), at<float>(mean),
-       at<float>(rstd), at<int64_t>(seed), dropout_p, at<void>(grad_x), at<void>(grad_residual),
-       at<void>(grad_weight), at<void>(grad_bias), at<float>(partials)},
-      dtypes(x_dtype, residual_dtype, weight_dtype), {device, at<void>(stream)});
-}
-
-}  // namespace
-
+#if defined(EARLYBERT_EMULATED)
+PYBIND11_MODULE(_cuda_emulated, m) {
+#else
 PYBIND11_MODULE(_cuda, m) {
+#endif
   m.doc() = "CUDA kernels of earlybert_kernels. Addresses and streams are integers; 0 is none.";
   py::dict codes;
   codes["float32"] = static_cast<int>(Dtype::float32);
   codes["float16"] = static_cast<int>(Dtype::float16);
   codes["bfloat16"] = static_cast<int>(Dtype::bfloat16);
   m.attr("DTYPES") = codes;
-  m.attr("DROPOUT_ADD_LAYER_NORM_MAX_COLS") = kDropoutAddLayerNormMaxCols;
-
-  using release = py::call_guard<py::gil_scoped_release>;
-  m.def("dropout_add_layer_norm_partials", &dropout_add_layer_norm_partials, "Rows of backward's scratch.");
-  m.def("dropout_add_layer_norm_forward", &forward, release());
-  m.def("dropout_add_layer_norm_backward", &backward, release());
+  define_dropout_add_layer_norm(m);
 }

@@ -1,8 +1,6 @@
 #include "dropout_add_layer_norm.h"
 
-#include <stdexcept>
-#include <string>
-
+#include "launch.cuh"
 #include "rows.cuh"
 
 namespace earlybert {
@@ -26,10 +24,19 @@ using Medium = Layout<32, 8, 264>;  // up to 1024
 using Large = Layout<256, 8, 132>;  // up to 8192
 static_assert(Large::kCols == kDropoutAddLayerNormMaxCols, "the launchers refuse what no layout holds");
 
+constexpr int kScratch = Large::kBlock / 32;  // what row_sum needs
+
+// The shared memory of backward, whose block has one row at a time or holds its sums here.
+template <typename L>
+struct BackwardShared {
+  static constexpr int kSums = L::kRows > 1 ? L::kCols : 1;
+  float scratch[kScratch], weight[kSums], bias[kSums];
+};
+
 template <typename X, typename R, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock)
     forward_kernel(const DropoutAddLayerNormForward a, uint32_t threshold, float scale, bool aligned) {
-  __shared__ float scratch[L::kBlock / 32];
+  float* scratch = shared_memory<float[kScratch]>();
   const int lane = threadIdx.x % L::kThreads;
   const int cols = static_cast<int>(a.cols);
   const int64_t r = static_cast<int64_t>(blockIdx.x) * L::kRows + threadIdx.x / L::kThreads;
@@ -86,8 +93,8 @@ __global__ void __launch_bounds__(L::kBlock)
     store(out, col, cols, aligned, h[i]);
   }
   if (lane == 0) {
-    a.mean[r] = mean;
-    a.rstd[r] = rstd;
+    store_result(a.mean + r, mean);
+    store_result(a.rstd + r, rstd);
   }
 }
 
@@ -95,7 +102,8 @@ __global__ void __launch_bounds__(L::kBlock)
 template <typename X, typename R, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock)
     backward_kernel(const DropoutAddLayerNormBackward a, uint32_t threshold, float scale, bool aligned) {
-  __shared__ float scratch[L::kBlock / 32];
+  auto& shared = shared_memory<BackwardShared<L>>();
+  float* scratch = shared.scratch;
   const int lane = threadIdx.x % L::kThreads, group = threadIdx.x / L::kThreads;
   const int cols = static_cast<int>(a.cols);
   const uint64_t seed = a.seed == nullptr ? 0 : static_cast<uint64_t>(*a.seed);
@@ -162,7 +170,6 @@ __global__ void __launch_bounds__(L::kBlock)
   }
 
   // The block's groups add up one after the other, which keeps the sums the same in every run.
-  __shared__ float block_weight[L::kCols < 2048 ? L::kCols : 1], block_bias[L::kCols < 2048 ? L::kCols : 1];
   float* partial = a.partials + static_cast<int64_t>(blockIdx.x) * 2 * cols;
   for (int turn = 0; turn < L::kRows; ++turn) {
     if (group == turn) {
@@ -172,14 +179,14 @@ __global__ void __launch_bounds__(L::kBlock)
         for (int j = 0; j < kVector; ++j) {
           const int col = (i * L::kThreads + lane) * kVector + j;
           if constexpr (L::kRows > 1) {
-            sum_weight[i][j] += turn == 0 ? 0.0f : block_weight[col];
-            sum_bias[i][j] += turn == 0 ? 0.0f : block_bias[col];
-            block_weight[col] = sum_weight[i][j];
-            block_bias[col] = sum_bias[i][j];
+            sum_weight[i][j] += turn == 0 ? 0.0f : shared.weight[col];
+            sum_bias[i][j] += turn == 0 ? 0.0f : shared.bias[col];
+            shared.weight[col] = sum_weight[i][j];
+            shared.bias[col] = sum_bias[i][j];
           }
           if (turn == L::kRows - 1 && col < cols) {
-            partial[col] = sum_weight[i][j];
-            partial[cols + col] = sum_bias[i][j];
+            store_result(partial + col, sum_weight[i][j]);
+            store_result(partial + cols + col, sum_bias[i][j]);
           }
         }
       }
@@ -189,12 +196,13 @@ __global__ void __launch_bounds__(L::kBlock)
 }
 
 constexpr int kReduceCols = 32, kReduceRows = 32;
+using ReduceShared = float[kReduceRows][kReduceCols];
 
 // grad_weight (blockIdx.y = 0) and grad_bias (1): the column sums of the partial rows.
 template <typename P>
 __global__ void __launch_bounds__(kReduceCols* kReduceRows)
     reduce_kernel(const float* partials, int64_t count, int cols, P* grad_weight, P* grad_bias) {
-  __shared__ float sums[kReduceRows][kReduceCols];
+  auto& sums = shared_memory<ReduceShared>();
   const int col = blockIdx.x * kReduceCols + threadIdx.x;
   float sum = 0.0f;
   if (col < cols) {
@@ -206,21 +214,7 @@ __global__ void __launch_bounds__(kReduceCols* kReduceRows)
   __syncthreads();
   if (threadIdx.y != 0 || col >= cols) return;
   for (int k = 1; k < kReduceRows; ++k) sum += sums[k][threadIdx.x];
-  (blockIdx.y == 0 ? grad_weight : grad_bias)[col] = from_float<P>(sum);
-}
-
-[[noreturn]] void fail(const std::string& what, int64_t rows, int64_t cols, const std::string& why) {
-  throw std::runtime_error("dropout_add_layer_norm " + what + " (cuda) on " + std::to_string(rows) + " x " +
-                           std::to_string(cols) + " values: " + why);
-}
-
-void check(cudaError_t error, const char* what, int64_t rows, int64_t cols) {
-  if (error != cudaSuccess) fail(what, rows, cols, cudaGetErrorString(error));
-}
-
-template <typename T>
-bool on_vector(const void* address) {
-  return reinterpret_cast<std::uintptr_t>(address) % sizeof(Vector<T>) == 0;
+  store_result((blockIdx.y == 0 ? grad_weight : grad_bias) + col, from_float<P>(sum));
 }
 
 // Calls `body` with the layout for a row's width, as `body(Layout{})`.
@@ -235,18 +229,18 @@ void with_layout(int64_t cols, Body body) {
   }
 }
 
-template <typename T>
-struct Type {
-  using type = T;
-};
-
 // Calls `body` with the C++ types of the dtypes, as `body(Type<X>{}, Type<R>{}, Type<P>{})`.
 template <typename Body>
-void with_types(DropoutAddLayerNormDtypes dtypes, Body body) {
+void with_types(const Call& call, DropoutAddLayerNormDtypes dtypes, Body body) {
   using F = Type<float>;
   const bool residual32 = dtypes.residual == Dtype::float32, weight32 = dtypes.weight == Dtype::float32;
   const bool known = (residual32 || dtypes.residual == dtypes.x) && (weight32 || dtypes.weight == dtypes.residual);
-  const auto with_half = [&](auto half) {
+  if (!known) call.fail("unsupported combination of dtypes");
+  if (dtypes.x == Dtype::float32) {
+    body(F{}, F{}, F{});
+    return;
+  }
+  with_half_type(dtypes.x, [&](auto half) {
     if (!weight32) {
       body(half, half, half);
     } else if (!residual32) {
@@ -254,15 +248,7 @@ void with_types(DropoutAddLayerNormDtypes dtypes, Body body) {
     } else {
       body(half, F{}, F{});
     }
-  };
-  if (!known) throw std::runtime_error("dropout_add_layer_norm (cuda): unsupported combination of dtypes");
-  if (dtypes.x == Dtype::float32) {
-    body(F{}, F{}, F{});
-  } else if (dtypes.x == Dtype::float16) {
-    with_half(Type<__half>{});
-  } else {
-    with_half(Type<__nv_bfloat16>{});
-  }
+  });
 }
 
 float kept_scale(double p) { return static_cast<float>(1.0 / (1.0 - p)); }
@@ -281,10 +267,10 @@ int64_t dropout_add_layer_norm_partials(int64_t rows, int64_t cols) {
 
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a, DropoutAddLayerNormDtypes dtypes,
                                     Launch launch) {
-  if (a.cols < 1 || a.cols > kDropoutAddLayerNormMaxCols) fail("forward", a.rows, a.cols, "unsupported width");
+  const Call call(launch, "dropout_add_layer_norm forward", {{"rows", a.rows}, {"columns", a.cols}});
+  if (a.cols < 1 || a.cols > kDropoutAddLayerNormMaxCols) call.fail("unsupported width");
   if (a.rows == 0) return;
-  check(cudaSetDevice(launch.device), "forward", a.rows, a.cols);
-  with_types(dtypes, [&](auto x, auto residual, auto weight) {
+  with_types(call, dtypes, [&](auto x, auto residual, auto weight) {
     using X = typename decltype(x)::type;
     using R = typename decltype(residual)::type;
     using P = typename decltype(weight)::type;
@@ -292,21 +278,18 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a, Dropout
                          on_vector<R>(a.out) && on_vector<P>(a.weight) && on_vector<P>(a.bias);
     with_layout(a.cols, [&](auto layout) {
       using L = decltype(layout);
-      const auto blocks = static_cast<unsigned>((a.rows + L::kRows - 1) / L::kRows);
-      forward_kernel<X, R, P, L><<<blocks, L::kBlock, 0, static_cast<cudaStream_t>(launch.stream)>>>(
-          a, dropout_threshold(a.dropout_p), kept_scale(a.dropout_p), aligned);
+      call.launch(forward_kernel<X, R, P, L>, blocks_for(a.rows, L::kRows), L::kBlock, sizeof(float[kScratch]), a,
+                  dropout_threshold(a.dropout_p), kept_scale(a.dropout_p), aligned);
     });
   });
-  check(cudaGetLastError(), "forward", a.rows, a.cols);
 }
 
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& a, DropoutAddLayerNormDtypes dtypes,
                                      Launch launch) {
-  if (a.cols < 1 || a.cols > kDropoutAddLayerNormMaxCols) fail("backward", a.rows, a.cols, "unsupported width");
-  check(cudaSetDevice(launch.device), "backward", a.rows, a.cols);
-  const auto stream = static_cast<cudaStream_t>(launch.stream);
+  const Call call(launch, "dropout_add_layer_norm backward", {{"rows", a.rows}, {"columns", a.cols}});
+  if (a.cols < 1 || a.cols > kDropoutAddLayerNormMaxCols) call.fail("unsupported width");
   const int64_t partials = dropout_add_layer_norm_partials(a.rows, a.cols);
-  with_types(dtypes, [&](auto x, auto residual, auto weight) {
+  with_types(call, dtypes, [&](auto x, auto residual, auto weight) {
     using X = typename decltype(x)::type;
     using R = typename decltype(residual)::type;
     using P = typename decltype(weight)::type;
@@ -316,16 +299,14 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& a, Dropo
     if (partials > 0) {
       with_layout(a.cols, [&](auto layout) {
         using L = decltype(layout);
-        backward_kernel<X, R, P, L><<<static_cast<unsigned>(partials), L::kBlock, 0, stream>>>(
-            a, dropout_threshold(a.dropout_p), kept_scale(a.dropout_p), aligned);
+        call.launch(backward_kernel<X, R, P, L>, static_cast<unsigned>(partials), L::kBlock,
+                    sizeof(BackwardShared<L>), a, dropout_threshold(a.dropout_p), kept_scale(a.dropout_p), aligned);
       });
     }
-    const dim3 grid(static_cast<unsigned>((a.cols + kReduceCols - 1) / kReduceCols), 2);
-    reduce_kernel<P><<<grid, dim3(kReduceCols, kReduceRows), 0, stream>>>(
-        a.partials, partials, static_cast<int>(a.cols), static_cast<P*>(a.grad_weight),
-        static_cast<P*>(a.grad_bias));
+    call.launch(reduce_kernel<P>, dim3(blocks_for(a.cols, kReduceCols), 2), dim3(kReduceCols, kReduceRows),
+                sizeof(ReduceShared), a.partials, partials, static_cast<int>(a.cols), static_cast<P*>(a.grad_weight),
+                static_cast<P*>(a.grad_bias));
   });
-  check(cudaGetLastError(), "backward", a.rows, a.cols);
 }
 
 }  // namespace earlybert

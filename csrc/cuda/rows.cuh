@@ -2,41 +2,24 @@
 // neighbouring columns: 4 because that is one Philox block, and at most 16 bytes.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "../common/counter_rng.h"
+#include "types.cuh"
 
 namespace earlybert {
 
 constexpr int kVector = 4;
 
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-template <typename T>
-__device__ __forceinline__ T from_float(float v);
-template <>
-__device__ __forceinline__ float from_float<float>(float v) {
-  return v;
-}
-template <>
-__device__ __forceinline__ __half from_float<__half>(float v) {
-  return __float2half_rn(v);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
-  return __float2bfloat16_rn(v);
-}
-
 template <typename T>
 struct alignas(kVector * sizeof(T)) Vector {
   T v[kVector];
 };
+
+template <typename T>
+bool on_vector(const void* address) {
+  return reinterpret_cast<std::uintptr_t>(address) % sizeof(Vector<T>) == 0;
+}
 
 // row[col ... col + 3] as float32, 0 beyond the row's end. `aligned`: cols is a multiple of 4 and every row
 // begins on a vector's boundary.
@@ -59,11 +42,11 @@ __device__ __forceinline__ void store(T* row, int col, int cols, bool aligned, c
     Vector<T> stored;
 #pragma unroll
     for (int j = 0; j < kVector; ++j) stored.v[j] = from_float<T>(v[j]);
-    if (col < cols) *reinterpret_cast<Vector<T>*>(row + col) = stored;
+    if (col < cols) store_result(reinterpret_cast<Vector<T>*>(row + col), stored);
   } else {
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      if (col + j < cols) row[col + j] = from_float<T>(v[j]);
+      if (col + j < cols) store_result(row + col + j, from_float<T>(v[j]));
     }
   }
 }

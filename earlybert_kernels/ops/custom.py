@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-#: The device types a backend has kernels for; Triton's run on the CPU under its interpreter.
-_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu")}
+#: The device types a backend has kernels for; Triton's run on the CPU under its interpreter, CUDA's by the emulator.
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu")}
 
 
 class Halves(NamedTuple):

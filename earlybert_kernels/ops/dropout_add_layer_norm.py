@@ -141,7 +141,7 @@ _compiled = define(
         backend: Backend(Halves(forward, _backward_with(backward)), _shapes)
         for backend, (forward, backward) in {
             "cpu": (cpu.dropout_add_layer_norm.forward, cpu.dropout_add_layer_norm.backward),
-            "cuda": (cuda.dropout_add_layer_norm_forward, cuda.dropout_add_layer_norm_backward),
+            "cuda": (cuda.dropout_add_layer_norm.forward, cuda.dropout_add_layer_norm.backward),
             "triton": triton.kernels(_OP),
         }.items()
     },
@@ -152,5 +152,5 @@ _compiled = define(
 _run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
 register(_OP, "reference", reference.dropout_add_layer_norm)
 register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
-register(_OP, "cuda", _run["cuda"], unavailable=cuda.unavailable, refuses=cuda.dropout_add_layer_norm_refuses)
+register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.dropout_add_layer_norm.refuses})
 register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

@@ -1,10 +1,9 @@
 """Fixtures of the tests of compiled backends."""
 
 import pytest
-import torch
-from targets import Target
+from targets import Target, device_of
 
-from earlybert_kernels.backends import cpu, triton
+from earlybert_kernels.backends import cpu, cuda, triton
 
 ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
 
@@ -18,13 +17,14 @@ def isa(request):
     cpu.extension.use_instruction_set(best)
 
 
-@pytest.fixture(params=[*ISAS, "triton"])
+@pytest.fixture(params=[*ISAS, "triton", "cuda"])
 def target(request):
     """Each compiled backend in turn, the CPU's with each of its instruction sets."""
-    if request.param == "triton":
-        if triton.unavailable() is not None:
-            pytest.skip(f"triton: {triton.unavailable()}")
-        yield Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
+    if request.param in ("triton", "cuda"):
+        reason = {"triton": triton, "cuda": cuda}[request.param].unavailable()
+        if reason is not None:
+            pytest.skip(f"{request.param}: {reason}")
+        yield Target(request.param, device_of(request.param))
         return
     best = cpu.extension.instruction_set()
     cpu.extension.use_instruction_set(request.param)

@@ -17,7 +17,7 @@ class Target(NamedTuple):
 
 
 def device_of(backend: str) -> str:
-    """Where a backend's tensors are: Triton's interpreter takes those on the CPU."""
+    """Where a backend's tensors are: Triton's interpreter and the emulator of CUDA take those on the CPU."""
     return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
 
 

@@ -1,0 +1,16 @@
+// bfloat16, for the emulator.
+#pragma once
+
+#include "cuda_runtime.h"
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if (x != x) return {0x7FFF};
+  return {static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16)};
+}

@@ -1,0 +1,100 @@
+"""Dropout, residual addition and layer norm by the CUDA extension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import address, cuda
+
+_MAX_COLS = 0 if cuda.extension is None else cuda.extension.DROPOUT_ADD_LAYER_NORM_MAX_COLS
+
+
+def refuses(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    """Why these tensors cannot be taken (device, dtype, size), or None."""
+    if {x.dtype, residual.dtype} == {torch.float16, torch.bfloat16}:
+        return f"it takes no mixture of {x.dtype} and {residual.dtype}"
+    if x.shape[-1] > _MAX_COLS:
+        return f"it takes rows of up to {_MAX_COLS} values, got {x.shape[-1]}"
+    return cuda.refuses(x, residual, weight, bias)
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32.
+
+    The dtypes of (x and) residual are (T or) float32; `weight` and `bias` are of residual's dtype or float32.
+    """
+    x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
+    out = torch.empty_like(residual)
+    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    rstd = torch.empty_like(mean)
+    cuda.extension.dropout_add_layer_norm_forward(
+        *cuda.launch(x),
+        cuda.code(x),
+        cuda.code(residual),
+        cuda.code(weight),
+        mean.numel(),
+        x.shape[-1],
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        address(seed),
+        dropout_p,
+        eps,
+        out.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+    )
+    return out, mean, rstd
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """`grad_x` (None where it equals `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`."""
+    grad_out, x, residual, weight = (t.contiguous() for t in (grad_out, x, residual, weight))
+    rows, cols = mean.numel(), x.shape[-1]
+    grad_x = None if seed is None and x.dtype == residual.dtype else torch.empty_like(x)
+    grad_residual = torch.empty_like(residual)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+    partials = torch.empty(
+        cuda.extension.dropout_add_layer_norm_partials(rows, cols), 2, cols, dtype=torch.float32, device=x.device
+    )
+    cuda.extension.dropout_add_layer_norm_backward(
+        *cuda.launch(x),
+        cuda.code(x),
+        cuda.code(residual),
+        cuda.code(weight),
+        rows,
+        cols,
+        grad_out.data_ptr(),
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        address(seed),
+        dropout_p,
+        address(grad_x),
+        grad_residual.data_ptr(),
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+        partials.data_ptr(),
+    )
+    return grad_x, grad_residual, grad_weight, grad_bias

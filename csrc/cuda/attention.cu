@@ -13,6 +13,10 @@ namespace {
 // until the end, so that nothing is added atomically and no block waits for another:
 //   queries that meet keys and values, for grad_q, and keys that meet queries and gradients, for grad_k and grad_v.
 // Scores are computed by both: 7 products instead of 5, where short sequences leave tensor cores waiting for memory.
+//
+// The products are mma.sync on every architecture. In sm_90a code a step of forward, 16 rows of 64 values and 64 keys,
+// issues about 900 other instructions for its 64 products, 500 of them for dropout; these take a scheduler longer than
+// the products take its tensor core (some 400 cycles), so that wgmma, which would take 260, has nothing to save.
 constexpr int kMostThreads = 256;
 constexpr int kForwardStep = 64, kBackwardStep = 32;  // others at a time; what is left over, 16 at a time
 
@@ -61,10 +65,13 @@ struct Place {
   }
 };
 
-// Runs `step` over 0 ... count, kStep at a time and then 16 at a time, as `step(Step<n>{}, first)`.
+// Runs `step` over 0 ... count, kStep at a time and then 16 at a time, as `step(Step<n>{}, first)`. Only the last of the
+// short ones can go beyond the count.
 template <int kStep>
 struct Step {
   static constexpr int kOthers = kStep;
+
+  static __device__ __forceinline__ bool inside(int other, int count) { return kStep > kTileRows || other < count; }
 };
 template <int kStep, typename Body>
 __device__ __forceinline__ void in_steps(int count, Body step) {
@@ -117,7 +124,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) forward_kernel(const Attentio
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool there = first + n * 8 + in_quad * 2 + i % 2 < at.count_k;
+        const bool there = step.inside(first + n * 8 + in_quad * 2 + i % 2, at.count_k);
         weights[n][i] = there ? weights[n][i] * c.base_2_scale : -INFINITY;
         new_top[i / 2] = fmaxf(new_top[i / 2], weights[n][i]);
       }
@@ -242,7 +249,7 @@ __device__ __forceinline__ void backward_of_queries(const AttentionBackward& a, 
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool there = first + n * 8 + in_quad * 2 + i % 2 < at.count_k;
+        const bool there = step.inside(first + n * 8 + in_quad * 2 + i % 2, at.count_k);
         scores[n][i] = Weight(scores[n][i], grad_weights[n][i], c.base_2_scale, logsumexp[i / 2], delta[i / 2], factor,
                               there, kept(n, i))
                            .grad_score;
@@ -349,7 +356,7 @@ __device__ __forceinline__ void backward_of_keys(const AttentionBackward& a, con
         for (int i = 0; i < 4; ++i) {
           const int query = first + n * 8 + in_quad * 2 + i % 2;
           const Weight weight(scores[n][i], grad_weights[n][i], c.base_2_scale, logsumexps[query], deltas[query],
-                              factor, query < at.count_q, kept(n, i));
+                              factor, step.inside(query, at.count_q), kept(n, i));
           scores[n][i] = weight.grad_score;
           grad_weights[n][i] = weight.dropped;
         }

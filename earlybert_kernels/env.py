@@ -16,7 +16,7 @@ import torch
 
 from . import ops
 from .backends import build_record, cpu, cuda, load_extension
-from .ops import dispatch
+from .ops import choices, dispatch
 
 #: The variables that change how the library is built or run.
 VARIABLES = (
@@ -92,9 +92,9 @@ def _extensions() -> Iterator[tuple[str, str]]:
             continue
         record = build_record().get(name, {})
         yield name, f"built, {module.__file__}"
-        for key in ("compiler", "nvcc", "archs"):
+        for key in ("compiler", "nvcc", "archs", "archs_from"):
             if key in record:
-                yield f"  {key}", record[key]
+                yield f"  {key.replace('_', ' ')}", record[key]
         if "flags" in record:
             yield "  flags", " ".join(record["flags"])
         if name == "_cpu":
@@ -102,6 +102,7 @@ def _extensions() -> Iterator[tuple[str, str]]:
 
 
 def _ops() -> Iterator[tuple[str, str]]:
+    yield "choice on a GPU", choices.table()["note"]
     for name in dispatch.op_names():
         yield name, ", ".join(ops.backends(name))
         for backend, reason in dispatch.unavailable(name).items():

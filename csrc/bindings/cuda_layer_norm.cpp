@@ -6,7 +6,7 @@ namespace earlybert {
 
 void define_layer_norm(pybind11::module_& m) {
   m.attr("LAYER_NORM_MAX_COLS") = kLayerNormMaxCols;
-  m.def("layer_norm_partials", &layer_norm_partials, "Rows of partial sums of (rows, columns), for each vector of sums.");
+  m.def("layer_norm_partials", &layer_norm_partials, "Rows of each matrix of partial sums.");
 }
 
 }  // namespace earlybert

@@ -125,7 +125,8 @@ __device__ __forceinline__ Statistics normalise(Part<L>& row, int lane, int cols
   return {mean, rstd};
 }
 
-// Makes of `grad`, the gradient of normalised * weight + bias, that of the norm's input. Beyond the row's end `grad` is 0.
+// Makes of `grad`, the gradient of normalised * weight + bias, that of the norm's input.
+// Beyond the row's end `grad` is 0.
 template <typename L, typename P>
 __device__ __forceinline__ void input_gradient(Part<L>& grad, const Part<L>& normalised, const P* weight, float rstd,
                                                int lane, int cols, bool aligned, float* scratch) {

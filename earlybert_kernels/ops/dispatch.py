@@ -26,7 +26,7 @@ class Implementation:
     Attributes:
         run: the callable; every backend of an op takes the same arguments.
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
-        refuses: why it cannot take these tensors (device, dtype, sizes), or None.
+        refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
     """
 
@@ -45,7 +45,7 @@ def register(
     run: Callable,
     *,
     unavailable: Callable[[], str | None] = lambda: None,
-    refuses: Callable[..., str | None] = lambda *tensors: None,
+    refuses: Callable[..., str | None] = lambda *tensors, **facts: None,
     on_demand: bool = False,
 ) -> None:
     """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
@@ -99,7 +99,7 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0) -> Callable:
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
     """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
 
     Args:
@@ -107,6 +107,7 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
         backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
         tensors: what the op was given; absent ones are None.
         size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
+        facts: what else backends may refuse.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -122,13 +123,13 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
             if b in table
             and not table[b].on_demand
             and table[b].unavailable() is None
-            and table[b].refuses(*tensors) is None
+            and table[b].refuses(*tensors, **facts) is None
         )
     _known(forced)
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:
-        reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+        reason = table[forced].unavailable() or table[forced].refuses(*tensors, **facts)
     if reason is not None:
         raise RuntimeError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "

@@ -1,6 +1,9 @@
 """Fixtures of the tests of compiled backends."""
 
+import contextlib
+
 import pytest
+import torch
 from mended_interpreter import mend_bfloat16
 from targets import Target, device_of
 
@@ -12,13 +15,22 @@ if triton.INTERPRETED:
     mend_bfloat16()
 
 
+@contextlib.contextmanager
+def _use_instruction_set(name):
+    """Kernels for it, on two threads, also where a worker of pytest-xdist has but one core."""
+    best, threads = cpu.extension.instruction_set(), torch.get_num_threads()
+    cpu.extension.use_instruction_set(name)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+    cpu.extension.use_instruction_set(best)
+
+
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Each instruction set that the processor has, in turn."""
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield request.param
-    cpu.extension.use_instruction_set(best)
+    with _use_instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[*ISAS, "triton", "cuda"])
@@ -30,7 +42,5 @@ def target(request):
             pytest.skip(f"{request.param}: {reason}")
         yield Target(request.param, device_of(request.param))
         return
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield Target("cpu", "cpu")
-    cpu.extension.use_instruction_set(best)
+    with _use_instruction_set(request.param):
+        yield Target("cpu", "cpu")

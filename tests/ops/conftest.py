@@ -1,6 +1,9 @@
 """Fixtures of the tests of compiled backends."""
 
+import contextlib
+
 import pytest
+import torch
 from mended_interpreter import mend_bfloat16
 from targets import Target, device_of
 
@@ -14,13 +17,22 @@ if triton.INTERPRETED:
     mend_bfloat16()
 
 
+@contextlib.contextmanager
+def _use_instruction_set(name):
+    """Kernels for it, on two threads, also where a worker of pytest-xdist has but one core."""
+    best, threads = cpu.extension.instruction_set(), torch.get_num_threads()
+    cpu.extension.use_instruction_set(name)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+    cpu.extension.use_instruction_set(best)
+
+
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Each instruction set that the processor has, in turn."""
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield request.param
-    cpu.extension.use_instruction_set(best)
+    with _use_instruction_set(request.param):
+        yield request.param
 
 
 def _on_gpu(backend):
@@ -42,7 +54,5 @@ def target(request):
     if request.param in GPU_BACKENDS:
         yield _on_gpu(request.param)
         return
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield Target("cpu", "cpu")
-    cpu.extension.use_instruction_set(best)
+    with _use_instruction_set(request.param):
+        yield Target("cpu", "cpu")

@@ -5,11 +5,10 @@ The shapes are small: what is looked for are first and last elements, tails of v
 
 from __future__ import annotations
 
-import contextlib
-
 import oracles
 import pytest
 import torch
+from guarded import poisoned_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,18 +71,6 @@ def upstream(draw, shape):
     """A gradient of the output; one from sum() has no strides."""
     (grad,) = draw(made(shape))
     return draw(st.sampled_from([grad, torch.ones(()).expand(shape)]))
-
-
-@contextlib.contextmanager
-def poisoned_memory():
-    """torch.empty returns NaN within."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert torch.empty(3).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def results(function, tensors, grad_out, dtype=None):

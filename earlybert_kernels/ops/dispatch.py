@@ -25,12 +25,14 @@ class Implementation:
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
         refuses: why it cannot take these tensors (device, dtype, sizes), or None.
         on_demand: whether it runs only where it is asked for by name.
+        stands_in: whether it also runs where a backend is forced for a whole process and cannot run the call.
     """
 
     run: Callable
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
     on_demand: bool
+    stands_in: bool
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -44,10 +46,11 @@ def register(
     unavailable: Callable[[], str | None] = lambda: None,
     refuses: Callable[..., str | None] = lambda *tensors: None,
     on_demand: bool = False,
+    stands_in: bool = False,
 ) -> None:
     """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
     _known(backend)
-    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand)
+    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand, stands_in)
 
 
 def op_names() -> list[str]:
@@ -77,6 +80,7 @@ def unavailable(name: str) -> dict[str, str]:
 def use_backend(backend: str) -> Iterator[None]:
     """Within the context every op of the process runs on `backend`, or raises if it cannot.
 
+    Except `gather_units`, which does no more than move data and is left to plain PyTorch where `backend` cannot run it.
     `EARLYBERT_BACKEND` in the environment does the same for a whole run.
 
     Raises:
@@ -120,6 +124,8 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
         reason = f"it has no {forced!r} implementation"
     else:
         reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+    if reason is not None and backend is None and table["reference"].stands_in:
+        return table["reference"].run
     if reason is not None:
         raise RuntimeError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "

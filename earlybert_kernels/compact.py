@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def cut(model: nn.Module, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
     for (_, parts), heads, neurons in zip(layers, ticket.heads, ticket.neurons, strict=True):
         device = parts.query.weight.device
         kept = {"heads": (_indices(heads, device), parts.head_size), "neurons": (_indices(neurons, device), 1)}
-        for linear, name, dim, unit in _slots(parts):
+        for linear, name, dim, unit in parts.unit_parameters():
             old = getattr(linear, name)
             slots.append((linear, name, old))
             followers = [value for value in states.get(old, {}).values() if _follows(value, old)]
@@ -82,7 +82,7 @@ def cut(model: nn.Module, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
         if old in states:
             states[new] = {k: next(cuts) if _follows(v, old) else v for k, v in states.pop(old).items()}
     for layer, parts in layers:
-        for linear in {linear for linear, *_ in _slots(parts)}:
+        for linear in {linear for linear, *_ in parts.unit_parameters()}:
             linear.out_features, linear.in_features = linear.weight.shape
         family.resized(layer, parts)
 
@@ -118,7 +118,9 @@ def to_stock(model: nn.Module) -> nn.Module:
             parts.attention_output.weight: (getattr(layer, "head_gates", None), parts.head_size),
             parts.output.weight: (getattr(layer, "neuron_gates", None), 1),
         }
-        for (linear, attribute, dim, unit), (dense, *_) in zip(_slots(parts), _slots(dense_parts), strict=True):
+        for (linear, attribute, dim, unit), (dense, *_) in zip(
+            parts.unit_parameters(), dense_parts.unit_parameters(), strict=True
+        ):
             parameter = getattr(linear, attribute)
             gates, columns = gate_of.get(parameter, (None, 1))
             value = parameter if gates is None else fold_gates(parameter, gates, columns)
@@ -128,17 +130,6 @@ def to_stock(model: nn.Module) -> nn.Module:
     weight = base.get_input_embeddings().weight
     stock.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
     return stock.train(model.training)
-
-
-def _slots(parts: LayerParts) -> Iterator[tuple[nn.Linear, str, int, Literal["heads", "neurons"]]]:
-    """Every Parameter that follows the units: its module and name, the dimension the units lie along, which units."""
-    for linear in (parts.query, parts.key, parts.value):
-        yield linear, "weight", 0, "heads"
-        yield linear, "bias", 0, "heads"
-    yield parts.attention_output, "weight", 1, "heads"
-    yield parts.intermediate, "weight", 0, "neurons"
-    yield parts.intermediate, "bias", 0, "neurons"
-    yield parts.output, "weight", 1, "neurons"
 
 
 def _indices(units: Iterable[int], device: torch.device) -> Tensor:
@@ -180,7 +171,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:
     if not held.intersection(base.parameters()):
         raise ValueError("the optimizer holds none of the model's Parameters: pass the one that trains this model")
     for _, parts in layer_parts(base):
-        for linear, name, *_ in _slots(parts):
+        for linear, name, *_ in parts.unit_parameters():
             parameter = getattr(linear, name)
             for key, value in optimizer.state.get(parameter, {}).items():
                 if torch.is_tensor(value) and value.numel() > 1 and value.shape != parameter.shape:

@@ -96,7 +96,12 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable:
-    """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
+    """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s."""
+    return _implementations[op][pick(op, backend, *tensors)].run
+
+
+def pick(op: str, backend: str | None, *tensors: torch.Tensor | None) -> str:
+    """The backend that runs `op` on `tensors`: the forced one, else the best that takes them.
 
     Args:
         op: the op's name.
@@ -112,7 +117,7 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
     if forced is None:
         # `reference` takes everything and comes last.
         return next(
-            table[b].run
+            b
             for b in BACKENDS
             if b in table
             and not table[b].on_demand
@@ -125,13 +130,13 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
     else:
         reason = table[forced].unavailable() or table[forced].refuses(*tensors)
     if reason is not None and backend is None and table["reference"].stands_in:
-        return table["reference"].run
+        return "reference"
     if reason is not None:
         raise RuntimeError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "
             f"Backends of this op here: {', '.join(backends(op))}."
         )
-    return table[forced].run
+    return forced
 
 
 def _known(backend: str) -> str:

@@ -58,7 +58,7 @@ def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
         return False
     own = own_weights(layers[0])
     sublayers = (("attention_sublayer", own.attention), ("feed_forward_sublayer", own.feed_forward))
-    return all(pick(op, None, x, *weights) == "cuda" for op, weights in sublayers)
+    return all(pick(op, None, x, *weights, size=x.shape[0]) == "cuda" for op, weights in sublayers)
 
 
 def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:

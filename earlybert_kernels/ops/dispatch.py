@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-#: All backends, best first.
+from ..backends import DEFAULT_ARCHITECTURE, architecture_of
+from . import choices
+
+#: All backends, best first where the table of choices says nothing.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 # A plain global and no ContextVar: torch.compile cannot trace the latter.
@@ -23,7 +26,7 @@ class Implementation:
     Attributes:
         run: the callable; every backend of an op takes the same arguments.
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
-        refuses: why it cannot take these tensors (device, dtype, sizes), or None.
+        refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
         stands_in: whether it also runs where a backend is forced for a whole process and cannot run the call.
     """
@@ -32,7 +35,7 @@ class Implementation:
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
     on_demand: bool
-    stands_in: bool
+    stands_in: bool = False
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -44,7 +47,7 @@ def register(
     run: Callable,
     *,
     unavailable: Callable[[], str | None] = lambda: None,
-    refuses: Callable[..., str | None] = lambda *tensors: None,
+    refuses: Callable[..., str | None] = lambda *tensors, **facts: None,
     on_demand: bool = False,
     stands_in: bool = False,
 ) -> None:
@@ -61,13 +64,18 @@ def op_names() -> list[str]:
 def backends(name: str) -> list[str]:
     """The backends that can run op `name` in this process, best first.
 
+    Best is what the table of choices (`choices.json`) says of torch's current GPU and large inputs, or of the GPU that
+    a machine without one is taken for.
+
     Raises:
         ValueError: there is no op of that name.
     """
     if name not in _implementations:
         raise ValueError(f"no op named {name!r}; the ops are {', '.join(op_names())}")
     table = _implementations[name]
-    return [b for b in BACKENDS if b in table and table[b].unavailable() is None]
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+    _, order = _orders(name, gpu)[-1]
+    return [b for b in order if b in table and table[b].unavailable() is None]
 
 
 def unavailable(name: str) -> dict[str, str]:
@@ -95,18 +103,20 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable:
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
     """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s."""
-    return _implementations[op][pick(op, backend, *tensors)].run
+    return _implementations[op][pick(op, backend, *tensors, size=size, **facts)].run
 
 
-def pick(op: str, backend: str | None, *tensors: torch.Tensor | None) -> str:
+def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> str:
     """The backend that runs `op` on `tensors`: the forced one, else the best that takes them.
 
     Args:
         op: the op's name.
         backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
         tensors: what the op was given; absent ones are None.
+        size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
+        facts: what else backends may refuse.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -115,20 +125,20 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None) -> str:
     table = _implementations[op]
     forced = backend or _forced or os.environ.get("EARLYBERT_BACKEND") or None
     if forced is None:
-        # `reference` takes everything and comes last.
+        # `reference` takes everything.
         return next(
             b
-            for b in BACKENDS
+            for b in _order(op, tensors[0], size)
             if b in table
             and not table[b].on_demand
             and table[b].unavailable() is None
-            and table[b].refuses(*tensors) is None
+            and table[b].refuses(*tensors, **facts) is None
         )
     _known(forced)
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:
-        reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+        reason = table[forced].unavailable() or table[forced].refuses(*tensors, **facts)
     if reason is not None and backend is None and table["reference"].stands_in:
         return "reference"
     if reason is not None:
@@ -137,6 +147,23 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None) -> str:
             f"Backends of this op here: {', '.join(backends(op))}."
         )
     return forced
+
+
+def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:
+    return _order_on(tensor.device.index, op, size) if tensor.device.type == "cuda" else BACKENDS
+
+
+def _order_on(gpu: int | None, op: str, size: int) -> tuple[str, ...]:
+    orders = _orders(op, gpu)
+    if len(orders) == 1:  # without a look at the size, so that a compiled graph holds for all sizes
+        return orders[0][1]
+    return [order for begin, order in orders if size >= begin][-1]
+
+
+@torch.compiler.assume_constant_result
+def _orders(op: str, gpu: int | None) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """`choices.orders` for the GPU of that index."""
+    return choices.orders(op, DEFAULT_ARCHITECTURE if gpu is None else architecture_of(gpu)) or ((0, BACKENDS),)
 
 
 def _known(backend: str) -> str:

@@ -100,7 +100,7 @@ def test_when_they_are_gathered(monkeypatch):
     layers, x, ticket = model.bert.encoder.layer, torch.randn(3, 24), some_ticket(model)
     ek.apply_ticket(model, ticket)
     assert not layer_weights.gathers(layers, x)  # the CPU's sublayers choose units as they compute
-    monkeypatch.setattr(layer_weights, "pick", lambda op, backend, *tensors: "cuda")
+    monkeypatch.setattr(layer_weights, "pick", lambda op, backend, *tensors, size: "cuda")
     assert layer_weights.gathers(layers, x)
     assert not layer_weights.gathers(ek.clear_ticket(copy.deepcopy(model)).bert.encoder.layer, x)
     assert not layer_weights.gathers(ek.reserve_masks(copy.deepcopy(model)).bert.encoder.layer, x)

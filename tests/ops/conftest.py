@@ -11,6 +11,8 @@ from earlybert_kernels.backends import cpu, cuda, triton
 
 ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
 
+GPU_BACKENDS = {"triton": triton, "cuda": cuda}
+
 if triton.INTERPRETED:
     mend_bfloat16()
 
@@ -33,14 +35,24 @@ def isa(request):
         yield request.param
 
 
-@pytest.fixture(params=[*ISAS, "triton", "cuda"])
+def _on_gpu(backend):
+    reason = GPU_BACKENDS[backend].unavailable()
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    return Target(backend, device_of(backend))
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def gpu_target(request):
+    """Each backend with kernels for GPUs in turn, which run on the CPU where there is none."""
+    return _on_gpu(request.param)
+
+
+@pytest.fixture(params=[*ISAS, *GPU_BACKENDS])
 def target(request):
     """Each compiled backend in turn, the CPU's with each of its instruction sets."""
-    if request.param in ("triton", "cuda"):
-        reason = {"triton": triton, "cuda": cuda}[request.param].unavailable()
-        if reason is not None:
-            pytest.skip(f"{request.param}: {reason}")
-        yield Target(request.param, device_of(request.param))
+    if request.param in GPU_BACKENDS:
+        yield _on_gpu(request.param)
         return
     with _use_instruction_set(request.param):
         yield Target("cpu", "cpu")

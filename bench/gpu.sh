@@ -129,6 +129,7 @@ if wanted check; then
     tests "$name" "tests/ops/triton/test_$name.py"
   done
   tests capture tests/models/test_capture.py tests/models/test_packed.py
+  tests cuda tests/ops/cuda
   tests others tests/ops/test_sublayers.py tests/ops/test_dropout_add_layer_norm.py tests/ops/test_lamb_step.py \
     tests/test_optim.py -k "triton or cuda"
   wait

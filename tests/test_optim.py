@@ -129,6 +129,42 @@ def test_a_step_waits_for_no_device():
     assert all(optimizer.state[parameter]["step"].is_meta for parameter in parameters)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_graph_of_the_optimizer_goes_on(backend):
+    """Replays count steps, take the gradients and the learning rate that they find, and do what calls would do."""
+    if backend not in ek.ops.backends("lamb_step"):
+        pytest.skip(f"{backend}: {ek.ops.dispatch.unavailable('lamb_step')[backend]}")
+    captured, called = (make_parameters(device="cuda") for _ in range(2))
+    rates = [torch.tensor(0.1, device="cuda") for _ in range(2)]
+    optimizers = [ek.Lamb(params, lr=lr, l1=0.01) for params, lr in zip((captured, called), rates, strict=True)]
+
+    def prepare(step):
+        set_gradients(called, step)
+        for a, b in zip(captured, called, strict=True):
+            a.grad = b.grad.clone() if a.grad is None else a.grad.copy_(b.grad)
+        for rate in rates:
+            rate.fill_(0.1 / (1 + step))
+
+    with ek.use_backend(backend):
+        prepare(0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            optimizers[0].step()  # makes the state, and compiles kernels that are not yet
+        torch.cuda.current_stream().wait_stream(side)
+        optimizers[1].step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizers[0].step()
+        for step in range(1, 5):
+            prepare(step)
+            graph.replay()
+            optimizers[1].step()
+            assert equal(captured, called)
+    assert all(optimizers[0].state[param]["step"].item() == 5 for param in captured)
+
+
 def test_a_copy_goes_on_by_itself():
     module = nn.Linear(5, 3)
     optimizer = ek.Lamb(module.parameters(), lr=0.1)

@@ -18,4 +18,5 @@ PYBIND11_MODULE(_cuda, m) {
   codes["bfloat16"] = static_cast<int>(Dtype::bfloat16);
   m.attr("DTYPES") = codes;
   define_dropout_add_layer_norm(m);
+  define_lamb_step(m);
 }

@@ -20,5 +20,6 @@ T* at(Address address) {
 inline Launch on(int device, Address stream) { return {device, at<void>(stream)}; }
 
 void define_dropout_add_layer_norm(pybind11::module_& m);
+void define_lamb_step(pybind11::module_& m);
 
 }  // namespace earlybert

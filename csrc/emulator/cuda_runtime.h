@@ -15,6 +15,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 inline const emulator::Index &threadIdx = emulator::position.thread, &blockIdx = emulator::position.block,

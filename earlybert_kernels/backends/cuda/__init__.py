@@ -61,3 +61,4 @@ AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": EMU
 
 # The kernels' modules need what stands above.
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
+from . import lamb_step as lamb_step  # noqa: E402

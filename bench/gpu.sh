@@ -141,6 +141,7 @@ if wanted ops; then
   ops attention-packed 40 bench/bench_attention.py --lengths sst2 --units dense --dropout 0
   ops blocks 60 bench/bench_feed_forward.py bench/bench_dropout_add_layer_norm.py --lengths 128 --modes forward full
   ops others 70 bench/bench_attention_sublayer.py bench/bench_feed_forward_sublayer.py bench/bench_lamb.py \
+    bench/bench_adamw.py \
     bench/bench_embedding_layer_norm.py bench/bench_masked_lm_loss.py --lengths 128
 fi
 

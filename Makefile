@@ -31,7 +31,7 @@ lint: install
 
 test: lint
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 
 sanitize: install
 	@echo "== Running the tests of the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer (about 2 minutes)"

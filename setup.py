@@ -11,8 +11,9 @@ Environment variables:
     EARLYBERT_BUILD_CUDA   the same for the CUDA extension; needs nvcc (in $CUDA_HOME/bin or on PATH), no GPU
     EARLYBERT_BUILD_CUDA_EMULATED
                            0 (default); 1: also the CUDA kernels for the processor, to test them without a GPU
-    EARLYBERT_CUDA_ARCHS   GPU architectures, default "80;90a". "100+PTX" adds portable code for newer GPUs;
-                           the lowest plain architecture always gets it
+    EARLYBERT_CUDA_ARCHS   GPU architectures, such as "80;90a". "100+PTX" adds portable code for newer GPUs;
+                           the lowest plain architecture always gets it. Default: those of the GPUs that
+                           nvidia-smi lists; without one, "80;86;89;90a;100" as far as nvcc knows them
     EARLYBERT_SANITIZE     1: the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer, which a
                            process has to preload; see tests/sanitize.py
     CXX                    the C++ compiler, default g++, else c++
@@ -36,7 +37,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-DEFAULT_ARCHS = "80;90a"
+#: Ampere, Ada, Hopper, and Blackwell, whose code runs on all of compute capability 10.x.
+DEFAULT_ARCHS = ("80", "86", "89", "90a", "100")
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # GCC's own AVX-512 headers set off the last two warnings.
@@ -62,9 +64,39 @@ def switch(name: str, values: tuple[str, ...] = ("auto", "1", "0")) -> str:
     return value
 
 
-def cuda_archs() -> str:
-    """The architectures asked for, as written."""
-    return os.environ.get("EARLYBERT_CUDA_ARCHS", "").strip() or DEFAULT_ARCHS
+def cuda_archs_asked_for() -> str:
+    """The architectures that the environment names, as written; empty for none."""
+    return os.environ.get("EARLYBERT_CUDA_ARCHS", "").strip()
+
+
+def cuda_archs(nvcc: str) -> tuple[str, str]:
+    """The architectures to compile for, and where the list comes from; CannotBuild where nvcc knows none of it."""
+    if cuda_archs_asked_for():
+        return cuda_archs_asked_for(), "EARLYBERT_CUDA_ARCHS"
+    try:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CannotBuild(f"{nvcc} --list-gpu-arch does not run ({error})") from None
+    known = set(re.findall(r"compute_(\d+)", listed))
+    here = [arch for arch in gpus_here() if arch.rstrip("a") in known]
+    if here:
+        return ";".join(here), "the GPUs that nvidia-smi lists"
+    default = [arch for arch in DEFAULT_ARCHS if arch.rstrip("a") in known]
+    if not default:
+        raise CannotBuild(f"{nvcc} knows none of the architectures {', '.join(DEFAULT_ARCHS)}")
+    return ";".join(default), "the default"
+
+
+def gpus_here() -> list[str]:
+    """The architectures of the GPUs of this machine; none without a driver."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    capabilities = sorted({(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d)$", listed, re.M)})
+    # What Hopper has and no other, wgmma, is in its code only under the name 90a.
+    return [f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else "") for major, minor in capabilities]
 
 
 def cuda_arch_flags(text: str) -> list[str]:
@@ -159,13 +191,14 @@ def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
 
 def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
     """The CUDA extension: device code by nvcc, with the CUDA runtime linked statically."""
-    archs = cuda_archs()
-    gencode = cuda_arch_flags(archs)
     nvcc = [find_nvcc(), *(["-ccbin", cxx[-1]] if os.environ.get("CXX") else [])]
+    archs, archs_from = cuda_archs(nvcc[0])
+    gencode = cuda_arch_flags(archs)
     plan = Plan("_cuda", cxx)
     flags = ["-std=c++17", "-O3", "-cudart=static", "-Werror=all-warnings", "-Wno-deprecated-gpu-targets"]
     host = "-Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden"
-    sources = sorted((SOURCES / "cuda").glob("*.cu"))
+    # The longest first: what takes longest to compile does not begin last.
+    sources = sorted((SOURCES / "cuda").glob("*.cu"), key=lambda source: -source.stat().st_size)
     threads = max(1, jobs() // len(sources))  # architectures of one file at a time; ninja runs the files
     for source in sources:
         plan.objects.append((source, ".o", [*nvcc, *flags, host, f"--threads={threads}", *gencode]))
@@ -173,7 +206,7 @@ def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
         plan.objects.append((source, ".binding.o", [*cxx, *CXX_FLAGS, *includes]))
     # torch loads its own CUDA runtime globally; hidden, ours cannot be mixed up with it.
     plan.link = [*nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", *gencode]
-    plan.record.update(nvcc=version_of(nvcc[:1]), archs=archs, flags=[*flags, host, *gencode])
+    plan.record.update(nvcc=version_of(nvcc[:1]), archs=archs, archs_from=archs_from, flags=[*flags, host, *gencode])
     return plan
 
 
@@ -232,7 +265,8 @@ class NinjaBuild(build_ext):
         return (ROOT if self.inplace else Path(self.build_lib).resolve()) / "earlybert_kernels"
 
     def run(self) -> None:
-        cuda_arch_flags(cuda_archs())  # a mistake in the list is one even where nvcc is missing
+        if cuda_archs_asked_for():
+            cuda_arch_flags(cuda_archs_asked_for())  # a mistake in the list is one even where nvcc is missing
         record = {"python": platform.python_version(), "platform": sysconfig.get_platform()}
         for name, make_plan in PLANS.items():
             record[name] = self.build_module(name, make_plan, f"EARLYBERT_BUILD{name.upper()}")

@@ -92,9 +92,9 @@ def _extensions() -> Iterator[tuple[str, str]]:
             continue
         record = build_record().get(name, {})
         yield name, f"built, {module.__file__}"
-        for key in ("compiler", "nvcc", "archs"):
+        for key in ("compiler", "nvcc", "archs", "archs_from"):
             if key in record:
-                yield f"  {key}", record[key]
+                yield f"  {key.replace('_', ' ')}", record[key]
         if "flags" in record:
             yield "  flags", " ".join(record["flags"])
         if name == "_cpu":

@@ -129,6 +129,8 @@ def test_architecture_lists(text, targets):
 
 @needs_build_tools
 def test_a_failing_compilation_is_left_out_with_the_reason(tree):
+    for source in (tree / "csrc" / "cpu").glob("*.cpp"):
+        source.unlink()
     (tree / "csrc" / "cpu" / "broken.cpp").write_text("#error this file is broken\n")
     stale = tree / "earlybert_kernels" / ("_cpu" + sysconfig.get_config_var("EXT_SUFFIX"))
     stale.write_bytes(b"from an earlier build")
@@ -141,54 +143,160 @@ def test_a_failing_compilation_is_left_out_with_the_reason(tree):
     assert "this file is broken" in done.stderr
 
 
-@needs_build_tools
-def test_the_cpu_extension_builds_and_is_not_built_twice(tree):
-    done, record = build(tree, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
-    assert done.returncode == 0, done.stderr
-    assert modules(tree) == ["_cpu"]
-    assert record["_cpu"]["built"]
-    assert "baseline" in record["_cpu"]["instruction_sets"]
-    (module,) = (tree / "earlybert_kernels").glob("*.so")
-    before = module.stat().st_mtime_ns
-    build(tree, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
-    assert module.stat().st_mtime_ns == before
-    # It must not bring an OpenMP library of its own.
-    if shutil.which("readelf"):
-        needed = subprocess.run(["readelf", "-d", module], capture_output=True, text=True).stdout
-        assert "omp" not in needed
-
-
-# The real kernels take half a minute, so this builds one that stands in for them.
-STAND_IN = """
-#include "dropout_add_layer_norm.h"
-#include <cuda_runtime.h>
-namespace earlybert {
-__global__ void kernel(float* out) { *out = 1.0f; }
-int64_t dropout_add_layer_norm_partials(int64_t, int64_t) { return 0; }
-void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a, DropoutAddLayerNormDtypes, Launch) {
-  kernel<<<1, 1>>>(a.mean);
+# The real kernels take minutes, so that these builds are of one that stands in for them.
+CPU_KERNEL = """
+namespace EARLYBERT_ISA {
+int threads() {
+  int count = 0;
+#pragma omp parallel reduction(+ : count)
+  count += 1;
+  return count;
 }
-void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, DropoutAddLayerNormDtypes, Launch) {}
 }
 """
+CUDA_KERNEL = """
+#include <cuda_runtime.h>
+__global__ void kernel(float* out) { *out = 1.0f; }
+void fill(float* out) { kernel<<<1, 1>>>(out); }
+"""
+MODULE = """
+#include <pybind11/pybind11.h>
+PYBIND11_MODULE(NAME, m) {}
+"""
+
+
+@pytest.fixture
+def one_kernel(tree):
+    """The scratch copy with one kernel in place of all of each extension."""
+    for source in (tree / "csrc").rglob("*.c*"):
+        source.unlink()
+    (tree / "csrc" / "cpu" / "threads.cpp").write_text(CPU_KERNEL)
+    (tree / "csrc" / "cuda" / "fill.cu").write_text(CUDA_KERNEL)
+    for name in ("cpu", "cuda"):
+        (tree / "csrc" / "bindings" / f"{name}.cpp").write_text(MODULE.replace("NAME", f"_{name}"))
+    return tree
+
+
+@needs_build_tools
+def test_the_cpu_extension_builds_and_is_not_built_twice(one_kernel):
+    done, record = build(one_kernel, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert modules(one_kernel) == ["_cpu"]
+    assert record["_cpu"]["built"]
+    assert "baseline" in record["_cpu"]["instruction_sets"]
+    (module,) = (one_kernel / "earlybert_kernels").glob("*.so")
+    before = module.stat().st_mtime_ns
+    build(one_kernel, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
+    assert module.stat().st_mtime_ns == before
+    assert not openmp_libraries(module)
+
+
+@pytest.mark.skipif(cpu.extension is None, reason=f"{cpu.missing}")
+def test_the_installed_cpu_extension_brings_no_openmp():
+    assert not openmp_libraries(cpu.extension.__file__)
+
+
+def openmp_libraries(module):
+    """The OpenMP libraries that a module would load: none, for torch has loaded one."""
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not on PATH")
+    needed = subprocess.run(["readelf", "-d", module], capture_output=True, text=True, check=True).stdout
+    assert "NEEDED" in needed
+    return [line for line in needed.splitlines() if "NEEDED" in line and "omp" in line]
 
 
 @needs_build_tools
 @needs_nvcc
-@pytest.mark.parametrize("archs", ["80;90a", "80"])
-def test_a_cuda_extension_builds_for_the_given_architectures(tree, archs):
-    (tree / "csrc" / "cuda" / "dropout_add_layer_norm.cu").write_text(STAND_IN)
-    done, record = build(tree, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1", EARLYBERT_CUDA_ARCHS=archs)
+def test_a_cuda_extension_builds_for_the_given_architectures(one_kernel):
+    switches = {"EARLYBERT_BUILD_CPU": "0", "EARLYBERT_BUILD_CUDA": "1", "EARLYBERT_CUDA_ARCHS": "80;90a"}
+    done, record = build(one_kernel, **switches)
     assert done.returncode == 0, done.stderr
-    assert record["_cuda"]["archs"] == archs
-    (module,) = (tree / "earlybert_kernels").glob("_cuda*.so")
-    assert cuda_images(module) == {int(arch.rstrip("a")) for arch in archs.split(";")}
+    assert record["_cuda"]["archs"] == "80;90a" and record["_cuda"]["archs_from"] == "EARLYBERT_CUDA_ARCHS"
+    (module,) = (one_kernel / "earlybert_kernels").glob("_cuda*.so")
+    assert cuda_images(module) == {80, 90}
+
+
+# A tool that lists what it is told to, and otherwise makes the file that is asked for.
+FAKE_TOOL = """#!{python}
+import pathlib, sys
+if {question!r} in " ".join(sys.argv):
+    print({answer!r})
+    sys.exit({status})
+if "-o" in sys.argv:
+    pathlib.Path(sys.argv[sys.argv.index("-o") + 1]).touch()
+else:
+    print("stand-in, release 1.0")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path_factory):
+    """Puts a stand-in for a tool into a folder: `fake(name, question, answer, status=0)`; `fake.folder`."""
+
+    def make(name, question="no question", answer="", status=0):
+        text = FAKE_TOOL.format(python=sys.executable, question=question, answer=answer, status=status)
+        (make.folder / name).write_text(text)
+        (make.folder / name).chmod(0o755)
+
+    make.folder = tmp_path_factory.mktemp("bin")
+    make("g++")
+    return make
+
+
+LISTED = "\n".join(f"compute_{arch}" for arch in (75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121))
+DEFAULT = ("80;86;89;90a;100", "the default")
+HERE = "the GPUs that nvidia-smi lists"
+
+
+@needs_build_tools
+@pytest.mark.parametrize(
+    ("listed", "gpus", "expected"),
+    [
+        (LISTED, None, DEFAULT),
+        (LISTED, "9.0", ("90a", HERE)),
+        (LISTED, "8.0\n8.0\n12.0", ("80;120", HERE)),
+        (LISTED, "10.0\n9.0", ("90a;100", HERE)),
+        # What nvcc does not know yet, or no more, can only run portable code, which the default has.
+        (LISTED, "13.0", DEFAULT),
+        (LISTED, "No devices were found", DEFAULT),
+        ("compute_80\ncompute_86\ncompute_89\ncompute_90", None, ("80;86;89;90a", "the default")),
+    ],
+)
+def test_without_a_list_it_is_built_for_the_gpus_here(tree, fake, listed, gpus, expected):
+    fake("nvcc", "--list-gpu-arch", listed)
+    if gpus is not None:
+        fake("nvidia-smi", "--query-gpu=compute_cap", gpus)
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
+    assert done.returncode == 0, done.stderr
+    assert (record["_cuda"]["archs"], record["_cuda"]["archs_from"]) == expected
+    code = [flag.partition(",code=")[2] for flag in record["_cuda"]["flags"] if flag.startswith("-gencode")]
+    assert [name for name in code if name.startswith("sm_")] == [f"sm_{arch}" for arch in expected[0].split(";")]
+
+
+@needs_build_tools
+def test_a_driver_that_fails_is_no_gpu(tree, fake):
+    fake("nvcc", "--list-gpu-arch", LISTED)
+    fake("nvidia-smi", "--query-gpu", "9.0", status=9)
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0")
+    assert done.returncode == 0 and record["_cuda"]["archs"] == DEFAULT[0], done.stderr
+
+
+@needs_build_tools
+@pytest.mark.parametrize(("listed", "status"), [("compute_70", 0), ("", 1)])
+def test_an_nvcc_that_knows_no_architecture_is_named(tree, fake, listed, status):
+    fake("nvcc", "--list-gpu-arch", listed, status)
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0")
+    reason = "--list-gpu-arch does not run" if status else "knows none of the architectures 80, 86, 89, 90a, 100"
+    assert done.returncode == 0 and reason in record["_cuda"]["reason"]
 
 
 @pytest.mark.skipif(CUDA is None, reason=f"{MISSING_CUDA}")
 def test_the_installed_cuda_extension_has_the_recorded_architectures():
     archs = {int(arch) for arch in re.findall(r"\d+", build_record()["_cuda"]["archs"])}
-    assert cuda_images(Path(CUDA.__file__)) == archs & {80, 90}
+    assert cuda_images(Path(CUDA.__file__)) == archs & ARCHITECTURES
+
+
+ARCHITECTURES = {80, 86, 89, 90, 100}
 
 
 def cuda_images(module):
@@ -196,7 +304,7 @@ def cuda_images(module):
     data, found, at = module.read_bytes(), set(), 0
     while (at := data.find(b"\x7fELF\x02\x01", at)) >= 0:
         if int.from_bytes(data[at + 18 : at + 20], "little") == 190:
-            found |= {data[at + 48], data[at + 49]} & {80, 90}  # where depends on the CUDA version
+            found |= {data[at + 48], data[at + 49]} & ARCHITECTURES  # where depends on the CUDA version
         at += 4
     return found
 

@@ -1,11 +1,15 @@
 """Fixtures of the tests of compiled backends."""
 
 import pytest
+from mended_interpreter import mend_bfloat16
 from targets import Target, device_of
 
 from earlybert_kernels.backends import cpu, cuda, triton
 
 ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
+
+if triton.INTERPRETED:
+    mend_bfloat16()
 
 
 @pytest.fixture(params=ISAS)

@@ -4,18 +4,14 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from guarded import Guarded
+from targets import device_of
 from torch.utils.checkpoint import checkpoint
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu, cuda
 from earlybert_kernels.reference.counter_rng import keep_mask
-
-
-def seeded(x, *inputs):
-    """The dispatcher's op under a known seed."""
-    return getattr(torch.ops.earlybert.dropout_add_layer_norm, x.device.type)(x, *inputs)[0]
-
 
 NAME = "dropout_add_layer_norm"
 SHAPES = [(1, 1), (1, 1023), (7, 13), (31, 127), (512, 384), (2, 3, 768), (5, 2), (37, 1843), (1000, 5)]
@@ -30,6 +26,12 @@ def needs(backend):
 COMPILED = [needs("cpu"), needs("cuda")]
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 needs_cuda = pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
+CUDA_DEVICE = device_of("cuda")
+
+
+def seeded(backend, *inputs):
+    """The dispatcher's op under a known seed."""
+    return getattr(torch.ops.earlybert.dropout_add_layer_norm, backend)(*inputs)[0]
 
 
 def inputs(shape, *, device="cpu", dtype=torch.float32, param_dtype=None, grad=True):
@@ -83,9 +85,9 @@ def assert_as_exact_as_pytorch(results, tensors, grad_out, p, eps=1e-12):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", COMPILED)
 def test_output_and_gradients_match_the_reference(backend, shape, p):
-    *tensors, grad_out = inputs(shape, device=backend)
-    seed = seed_for(p, backend)
-    results = run(lambda *t: seeded(*t, seed, p, 1e-12), tensors, grad_out)
+    *tensors, grad_out = inputs(shape, device=device_of(backend))
+    seed = seed_for(p, device_of(backend))
+    results = run(lambda *t: seeded(backend, *t, seed, p, 1e-12), tensors, grad_out)
     assert_as_exact_as_pytorch(results, tensors, grad_out, p)
 
 
@@ -98,7 +100,7 @@ def test_every_instruction_set(isa, p):
     try:
         for shape in SHAPES:
             *tensors, grad_out = inputs(shape)
-            results = run(lambda *t: seeded(*t, seed_for(p), p, 1e-12), tensors, grad_out)
+            results = run(lambda *t: seeded("cpu", *t, seed_for(p), p, 1e-12), tensors, grad_out)
             assert_as_exact_as_pytorch(results, tensors, grad_out, p)
     finally:
         cpu.extension.use_instruction_set(best)
@@ -110,19 +112,19 @@ def test_every_instruction_set(isa, p):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_half_precision_on_cuda(shape, dtype, param_dtype, p):
-    *tensors, grad_out = inputs(shape, device="cuda", dtype=dtype, param_dtype=param_dtype)
-    results = run(lambda *t: seeded(*t, seed_for(p, "cuda"), p, 1e-5), tensors, grad_out)
+    *tensors, grad_out = inputs(shape, device=CUDA_DEVICE, dtype=dtype, param_dtype=param_dtype)
+    results = run(lambda *t: seeded("cuda", *t, seed_for(p, CUDA_DEVICE), p, 1e-5), tensors, grad_out)
     assert [r.dtype for r in results] == [dtype, *(t.dtype for t in tensors)]
     assert_as_exact_as_pytorch(results, tensors, grad_out, p, eps=1e-5)
 
 
 @needs_cuda
 def test_half_precision_x_and_float32_residual_on_cuda():
-    x, residual, weight, bias, grad_out = inputs((64, 768), device="cuda")
+    x, residual, weight, bias, grad_out = inputs((64, 768), device=CUDA_DEVICE)
     x = x.detach().bfloat16().requires_grad_()
     tensors = (x, residual, weight, bias)
     for p in (0.0, 0.1):
-        results = run(lambda *t, p=p: seeded(*t, seed_for(p, "cuda"), p, 1e-12), tensors, grad_out)
+        results = run(lambda *t, p=p: seeded("cuda", *t, seed_for(p, CUDA_DEVICE), p, 1e-12), tensors, grad_out)
         keep = keep_mask(seed_for(p) or 0, x.shape, p).to(x.device)
         truth = defined(tensors, grad_out, p, keep, torch.float64)
         assert [r.dtype for r in results] == [torch.float32, torch.bfloat16, *[torch.float32] * 3]
@@ -131,23 +133,46 @@ def test_half_precision_x_and_float32_residual_on_cuda():
 
 
 @needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU, which alone captures graphs")
 def test_replays_in_a_cuda_graph():
-    *tensors, _ = inputs((64, 384), device="cuda", grad=False)
-    ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.5)  # a warm-up, as every capture needs
+    *tensors, grad_out = inputs((64, 384), device="cuda")
+    seed = seed_for(0.5, "cuda")
+
+    def call():
+        return run(lambda *t: seeded("cuda", *t, seed, 0.5, 1e-12), tensors, grad_out)
+
+    call()  # a warm-up, as every capture needs
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.5)
+        results = call()
+    for value in (3, 1 << 40):
+        seed.fill_(value)
+        graph.replay()
+        keep = keep_mask(value, (64, 384), 0.5).to("cuda")
+        truth = defined(tensors, grad_out, 0.5, keep, torch.float64)
+        for ours, exact in zip(results, truth, strict=True):
+            torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU, which alone captures graphs")
+def test_every_replay_of_a_cuda_graph_draws_its_own_seed():
+    *tensors, _ = inputs((64, 384), device="cuda", grad=False)
+    ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.5, backend="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.5, backend="cuda")
     graph.replay()
     first = out.clone()
     graph.replay()
-    assert not torch.equal(first, out)  # the seed is drawn anew in every replay
+    assert not torch.equal(first, out)
 
 
 @pytest.mark.parametrize("backend", COMPILED)
 def test_strided_and_misaligned_tensors(backend):
     shape = (33, 64)
-    x, residual, weight, bias, grad_out = inputs(shape, device=backend, grad=False)
-    truth = seeded(x, residual, weight, bias, None, 0.0, 1e-12)
+    x, residual, weight, bias, grad_out = inputs(shape, device=device_of(backend), grad=False)
+    truth = seeded(backend, x, residual, weight, bias, None, 0.0, 1e-12)
 
     def misaligned(t):
         flat = torch.empty(t.numel() + 1, device=t.device)[1:].view(t.shape)
@@ -158,30 +183,31 @@ def test_strided_and_misaligned_tensors(backend):
         tensors = [change(t).requires_grad_() for t in (x, residual)] + [
             (misaligned(t) if change is misaligned else t.clone()).requires_grad_() for t in (weight, bias)
         ]
-        results = run(lambda *t: seeded(*t, None, 0.0, 1e-12), tensors, change(grad_out))
+        results = run(lambda *t: seeded(backend, *t, None, 0.0, 1e-12), tensors, change(grad_out))
         torch.testing.assert_close(results[0], truth, rtol=1e-6, atol=1e-6)
         assert_as_exact_as_pytorch(results, tensors, grad_out, 0.0)
     # A gradient that sum() makes has stride 0.
     x.requires_grad_()
-    seeded(x, residual, weight, bias, None, 0.0, 1e-12).sum().backward()
+    seeded(backend, x, residual, weight, bias, None, 0.0, 1e-12).sum().backward()
     assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", COMPILED)
 def test_large_mean_does_not_cancel(backend):
-    *tensors, grad_out = inputs((8, 256), device=backend)
+    *tensors, grad_out = inputs((8, 256), device=device_of(backend))
     with torch.no_grad():
         tensors[1] += 1000.0
-    results = run(lambda *t: seeded(*t, None, 0.0, 1e-12), tensors, grad_out)
+    results = run(lambda *t: seeded(backend, *t, None, 0.0, 1e-12), tensors, grad_out)
     assert_as_exact_as_pytorch(results, tensors, grad_out, 0.0)
 
 
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)])
 def test_no_rows(backend, shape):
-    *tensors, grad_out = inputs(shape, device=backend)
+    *tensors, grad_out = inputs(shape, device=device_of(backend))
     for p in (0.0, 0.1):
-        out, *grads = run(lambda *t, p=p: seeded(*t, seed_for(p, backend), p, 1e-12), tensors, grad_out)
+        seed = seed_for(p, device_of(backend))
+        out, *grads = run(lambda *t, p=p, seed=seed: seeded(backend, *t, seed, p, 1e-12), tensors, grad_out)
         assert out.shape == shape
         assert [g.shape for g in grads] == [t.shape for t in tensors]
         assert not grads[2].any()
@@ -215,15 +241,27 @@ def test_kernels_overwrite_poisoned_outputs(shape, p):
         if p or name != "grad_x":
             assert not buffer[1:-1].isnan().any(), name
     tensors = [t.requires_grad_() for t in (x, residual, weight, bias)]
-    results = run(lambda *t: seeded(*t, seed, p, 1e-12), tensors, grad_out)
+    results = run(lambda *t: seeded("cpu", *t, seed, p, 1e-12), tensors, grad_out)
     names = ("out", "grad_x" if p else "grad_residual", "grad_residual", "grad_weight", "grad_bias")
     for name, result in zip(names, results, strict=True):
         assert torch.equal(buffers[name][1:-1], result.flatten()), name
 
 
+@needs_cuda
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (7, 13), (33, 384), (2, 1843)])
+def test_cuda_writes_every_value_and_none_beside_them(monkeypatch, shape, p):
+    x, residual, weight, bias, grad_out = inputs(shape, device=CUDA_DEVICE, grad=False)
+    seed = seed_for(p, CUDA_DEVICE)
+    guarded = Guarded(monkeypatch)
+    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-12)
+    cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
+    guarded.check(8 if p else 7)  # three of forward; grad_x where it has its own, three gradients, and partial sums
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_seeds_come_from_torch(backend):
-    *tensors, _ = inputs((16, 384), device=backend)
+    *tensors, _ = inputs((16, 384), device=device_of(backend))
 
     def call():
         return ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.1, backend=backend)
@@ -238,7 +276,7 @@ def test_seeds_come_from_torch(backend):
 
 @pytest.mark.parametrize("backend", COMPILED)
 def test_checkpointing_replays_the_mask(backend):
-    *tensors, grad_out = inputs((16, 384), device=backend)
+    *tensors, grad_out = inputs((16, 384), device=device_of(backend))
 
     def call(*t):
         return ek.ops.dropout_add_layer_norm(*t, dropout_p=0.5, backend=backend)
@@ -253,8 +291,7 @@ def test_checkpointing_replays_the_mask(backend):
 
 @pytest.mark.parametrize("backend", [*COMPILED, "reference"])
 def test_without_dropout_it_is_layer_norm_of_the_sum(backend):
-    device = "cuda" if backend == "cuda" else "cpu"
-    *tensors, _ = inputs((16, 384), device=device)
+    *tensors, _ = inputs((16, 384), device=device_of(backend))
     state = torch.get_rng_state()
     out = ek.ops.dropout_add_layer_norm(*tensors, eps=1e-5, backend=backend)
     assert torch.equal(state, torch.get_rng_state())  # evaluation draws nothing
@@ -266,9 +303,9 @@ def test_without_dropout_it_is_layer_norm_of_the_sum(backend):
 @pytest.mark.parametrize("shape", [(512, 384), (37, 1843), (5000, 7)], ids=str)
 @pytest.mark.parametrize("backend", COMPILED)
 def test_results_are_bitwise_equal_in_every_run(backend, shape):
-    *tensors, grad_out = inputs(shape, device=backend)
-    seed = seed_for(0.1, backend)
-    results = [run(lambda *t: seeded(*t, seed, 0.1, 1e-12), tensors, grad_out) for _ in range(5)]
+    *tensors, grad_out = inputs(shape, device=device_of(backend))
+    seed = seed_for(0.1, device_of(backend))
+    results = [run(lambda *t: seeded(backend, *t, seed, 0.1, 1e-12), tensors, grad_out) for _ in range(5)]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -289,17 +326,17 @@ def test_only_one_openmp_runtime_is_loaded():
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("backend", COMPILED)
 def test_opcheck(backend, p):
-    x, residual, weight, bias, _ = inputs((6, 5, 48), device=backend)
+    x, residual, weight, bias, _ = inputs((6, 5, 48), device=device_of(backend))
     torch.library.opcheck(
         getattr(torch.ops.earlybert.dropout_add_layer_norm, backend),
-        (x, residual, weight, bias, seed_for(p, backend), p, 1e-12),
+        (x, residual, weight, bias, seed_for(p, device_of(backend)), p, 1e-12),
     )
     with torch.no_grad():
         _, mean, rstd = getattr(torch.ops.earlybert.dropout_add_layer_norm, backend)(
-            x, residual, weight, bias, seed_for(p, backend), p, 1e-12
+            x, residual, weight, bias, seed_for(p, device_of(backend)), p, 1e-12
         )
     x, residual, weight = x.detach(), residual.detach(), weight.detach()
-    arguments = (torch.randn_like(x), x, residual, weight, mean, rstd, seed_for(p, backend), p)
+    arguments = (torch.randn_like(x), x, residual, weight, mean, rstd, seed_for(p, device_of(backend)), p)
     torch.library.opcheck(getattr(torch.ops.earlybert.dropout_add_layer_norm_backward, backend), arguments)
 
 
@@ -314,7 +351,7 @@ def test_compiles_into_one_graph(backend, dynamic, forced):
 
     compiled = torch.compile(double, fullgraph=True, dynamic=dynamic)
     for rows in (4, 9):
-        *tensors, grad_out = inputs((rows, 64), device=backend)
+        *tensors, grad_out = inputs((rows, 64), device=device_of(backend))
         for a, b in zip(
             run(lambda *t: compiled(*t, p=0.0), tensors, grad_out),
             run(lambda *t: double(*t, p=0.0), tensors, grad_out),
@@ -328,13 +365,13 @@ def test_compiles_into_one_graph(backend, dynamic, forced):
 
 @pytest.mark.parametrize("backend", COMPILED)
 def test_a_second_derivative_is_refused_and_nothing_is_saved_without_gradients(backend):
-    x, residual, weight, bias, grad_out = inputs((4, 8), device=backend)
-    out = seeded(x, residual, weight, bias, None, 0.0, 1e-12)
+    x, residual, weight, bias, grad_out = inputs((4, 8), device=device_of(backend))
+    out = seeded(backend, x, residual, weight, bias, None, 0.0, 1e-12)
     (grad,) = torch.autograd.grad(out, x, grad_out, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice"):
         grad.sum().backward()
     with torch.no_grad():
-        assert seeded(x, residual, weight, bias, None, 0.0, 1e-12).grad_fn is None
+        assert seeded(backend, x, residual, weight, bias, None, 0.0, 1e-12).grad_fn is None
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -60,5 +60,7 @@ def code(tensor: Tensor) -> int:
 AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": EMULATED}
 
 # The kernels' modules need what stands above.
+from . import attention as attention  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
+from . import gather_units as gather_units  # noqa: E402
 from . import lamb_step as lamb_step  # noqa: E402

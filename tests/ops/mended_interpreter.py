@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from earlybert_kernels.backends import triton
 
-
-def _mend_bfloat16() -> None:
+def mend_bfloat16() -> None:
     """Casts round to nearest, and products take numbers instead of their bits, as in no release up to 3.7.1."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -32,7 +30,3 @@ def _mend_bfloat16() -> None:
         return dot(self, widened(a), widened(b), *rest)
 
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
-
-
-if triton.INTERPRETED:
-    _mend_bfloat16()

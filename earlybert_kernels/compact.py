@@ -155,9 +155,7 @@ def _drop(optimizer: torch.optim.Optimizer, removed: set[nn.Parameter]) -> None:
         optimizer.state.pop(parameter, None)
 
 
-def _replace(
-    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, dim: int, index: Tensor
-) -> None:
+def _replace(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, dim: int, index: Tensor) -> None:
     """Puts `new` where `old` stood, and cuts every state tensor that has the Parameter's shape."""
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]

@@ -16,7 +16,7 @@ import torch
 
 from . import ops
 from .backends import build_record, cpu, cuda, load_extension
-from .ops import dispatch
+from .ops import choices, dispatch
 
 #: The variables that change how the library is built or run.
 VARIABLES = (
@@ -102,6 +102,7 @@ def _extensions() -> Iterator[tuple[str, str]]:
 
 
 def _ops() -> Iterator[tuple[str, str]]:
+    yield "choice on a GPU", choices.table()["note"]
     for name in dispatch.op_names():
         yield name, ", ".join(ops.backends(name))
         for backend, reason in dispatch.unavailable(name).items():

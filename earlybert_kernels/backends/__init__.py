@@ -7,8 +7,13 @@ import json
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
+
+#: What a machine without a GPU is taken for.
+DEFAULT_ARCHITECTURE = 90
 
 
 @cache
@@ -32,6 +37,19 @@ def load_extension(name: str) -> tuple[ModuleType | None, str | None]:
         return None, f"earlybert_kernels.{name} is not built ({reason})"
     except ImportError as error:
         return None, f"earlybert_kernels.{name} cannot be loaded ({error})"
+
+
+@cache
+def architecture_of(device: int) -> int:
+    """Ten times the compute capability of the GPU of that index."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def nearest(architectures: dict[str, Any], architecture: int) -> Any:
+    """What a shipped table has for an architecture: its own, else the next lower one's, else the lowest one's."""
+    known = sorted(map(int, architectures))
+    return architectures[str(max((each for each in known if each <= architecture), default=known[0]))]
 
 
 def address(tensor: Tensor | None) -> int:

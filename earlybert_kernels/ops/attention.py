@@ -82,7 +82,7 @@ def attention(
     check_probability(_OP, "dropout_p", dropout_p)
     offsets = {"cu_seqlens": cu_seqlens, "cu_seqlens_q": cu_seqlens_q}
     check_same_device(_OP, q=q, k=k, v=v, **offsets, head_mask=head_mask, head_gates=head_gates)
-    run = choose(_OP, backend, q, k, v, cu_seqlens, head_mask, head_gates)
+    run = choose(_OP, backend, q, k, v, cu_seqlens, head_mask, head_gates, size=max_seqlen)
     return run(
         q,
         k,

@@ -95,7 +95,7 @@ def attention_sublayer(
     weights |= {"norm_weight": norm_weight, "norm_bias": norm_bias}
     units = {"active_heads": active_heads, "head_gates": head_gates}
     check_same_device(_OP, x=x, cu_seqlens=cu_seqlens, **weights, **units)
-    run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values())
+    run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values(), size=x.shape[0])
     return run(
         x,
         cu_seqlens,
@@ -178,9 +178,7 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, backward, grad_out, *others):
     saved = ctx.saved_tensors
     head_gates = saved[-3]
-    grad_x, *grads, grad_gates = backward(
-        grad_out, *saved[:10], ctx.max_seqlen, *saved[10:], *ctx.options
-    )
+    grad_x, *grads, grad_gates = backward(grad_out, *saved[:10], ctx.max_seqlen, *saved[10:], *ctx.options)
     return grad_x, None, None, *grads, None, None if head_gates is None else grad_gates, *[None] * 7
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-#: All backends, best first.
+from ..backends import DEFAULT_ARCHITECTURE, architecture_of
+from . import choices
+
+#: All backends, best first where the table of choices says nothing.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 # A plain global and no ContextVar: torch.compile cannot trace the latter.
@@ -58,13 +61,18 @@ def op_names() -> list[str]:
 def backends(name: str) -> list[str]:
     """The backends that can run op `name` in this process, best first.
 
+    Best is what the table of choices (`choices.json`) says of torch's current GPU and large inputs, or of the GPU that
+    a machine without one is taken for.
+
     Raises:
         ValueError: there is no op of that name.
     """
     if name not in _implementations:
         raise ValueError(f"no op named {name!r}; the ops are {', '.join(op_names())}")
     table = _implementations[name]
-    return [b for b in BACKENDS if b in table and table[b].unavailable() is None]
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+    _, order = _orders(name, gpu)[-1]
+    return [b for b in order if b in table and table[b].unavailable() is None]
 
 
 def unavailable(name: str) -> dict[str, str]:
@@ -91,13 +99,14 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable:
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0) -> Callable:
     """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
 
     Args:
         op: the op's name.
         backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
         tensors: what the op was given; absent ones are None.
+        size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -106,10 +115,10 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
     table = _implementations[op]
     forced = backend or _forced or os.environ.get("EARLYBERT_BACKEND") or None
     if forced is None:
-        # `reference` takes everything and comes last.
+        # `reference` takes everything.
         return next(
             table[b].run
-            for b in BACKENDS
+            for b in _order(op, tensors[0], size)
             if b in table
             and not table[b].on_demand
             and table[b].unavailable() is None
@@ -126,6 +135,23 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Calla
             f"Backends of this op here: {', '.join(backends(op))}."
         )
     return table[forced].run
+
+
+def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:
+    return _order_on(tensor.device.index, op, size) if tensor.device.type == "cuda" else BACKENDS
+
+
+def _order_on(gpu: int | None, op: str, size: int) -> tuple[str, ...]:
+    orders = _orders(op, gpu)
+    if len(orders) == 1:  # without a look at the size, so that a compiled graph holds for all sizes
+        return orders[0][1]
+    return [order for begin, order in orders if size >= begin][-1]
+
+
+@torch.compiler.assume_constant_result
+def _orders(op: str, gpu: int | None) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """`choices.orders` for the GPU of that index."""
+    return choices.orders(op, DEFAULT_ARCHITECTURE if gpu is None else architecture_of(gpu)) or ((0, BACKENDS),)
 
 
 def _known(backend: str) -> str:

@@ -62,7 +62,7 @@ def dropout_add_layer_norm(
             raise TypeError(f"{_OP}: {name} is {tensor.dtype}, expected a floating dtype")
     check_probability(_OP, "dropout_p", dropout_p)
     check_same_device(_OP, x=x, residual=residual, weight=weight, bias=bias)
-    run = choose(_OP, backend, x, residual, weight, bias)
+    run = choose(_OP, backend, x, residual, weight, bias, size=x.numel() // x.shape[-1])
     return run(x, residual, weight, bias, dropout_p=dropout_p, eps=eps)
 
 

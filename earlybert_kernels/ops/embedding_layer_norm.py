@@ -68,7 +68,8 @@ def embedding_layer_norm(
     check_probability(_OP, "dropout_p", dropout_p)
     check_same_device(_OP, **ids, **tables, weight=weight, bias=bias)
     tensors = (*ids.values(), *tables.values(), weight, bias)
-    return choose(_OP, backend, *tensors)(*tensors, padding_id=padding_id, dropout_p=dropout_p, eps=eps)
+    run = choose(_OP, backend, *tensors, size=tensors[0].numel())
+    return run(*tensors, padding_id=padding_id, dropout_p=dropout_p, eps=eps)
 
 
 def _run_compiled(
@@ -104,9 +105,7 @@ def _save(ctx, inputs, output):
 
 
 def _gradients(ctx, backward, grad_out, *others):
-    grads = backward(
-        grad_out, *ctx.saved_tensors, ctx.padding_id, ctx.dropout_p
-    )
+    grads = backward(grad_out, *ctx.saved_tensors, ctx.padding_id, ctx.dropout_p)
     return None, None, None, *grads, None, None, None, None
 
 

@@ -65,7 +65,7 @@ def feed_forward(
     check_same_device(_OP, x=x, **weights, neuron_mask=neuron_mask, neuron_gates=neuron_gates)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    run = choose(_OP, backend, x, w_in, b_in, w_out, b_out, neuron_mask, neuron_gates)
+    run = choose(_OP, backend, x, w_in, b_in, w_out, b_out, neuron_mask, neuron_gates, size=x.shape[0])
     return run(
         x,
         w_in,

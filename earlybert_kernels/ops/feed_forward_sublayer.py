@@ -77,7 +77,7 @@ def feed_forward_sublayer(
     check_same_device(_OP, x=x, **weights, **norm, active_neurons=active_neurons, neuron_gates=neuron_gates)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates)
+    run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates, size=x.shape[0])
     return run(
         x,
         *weights.values(),

@@ -63,7 +63,7 @@ def masked_lm_loss(
         labelled = int((labels != ignore_index).sum())
         if labelled > max_labelled:
             raise ValueError(f"{_OP}: {labelled} rows are labelled, more than max_labelled ({max_labelled})")
-    run = choose(_OP, backend, hidden, labels, weight, bias)
+    run = choose(_OP, backend, hidden, labels, weight, bias, size=hidden.shape[0])
     return run(hidden, labels, weight, bias, ignore_index=ignore_index, max_labelled=max_labelled)
 
 
@@ -118,8 +118,7 @@ def _shapes(pitch: int) -> Halves:
 _compiled = define(
     _OP,
     (
-        "(Tensor hidden, Tensor labels, Tensor rows, Tensor weight, Tensor? bias)"
-        " -> (Tensor loss, Tensor grad_logits)",
+        "(Tensor hidden, Tensor labels, Tensor rows, Tensor weight, Tensor? bias) -> (Tensor loss, Tensor grad_logits)",
         "(Tensor grad_loss, Tensor grad_logits, Tensor hidden, Tensor rows, Tensor weight)"
         " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     ),

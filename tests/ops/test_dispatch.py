@@ -1,11 +1,12 @@
 import dataclasses
+import re
 
 import pytest
 import torch
 
 import earlybert_kernels as ek
-from earlybert_kernels.backends import triton
-from earlybert_kernels.ops import dispatch
+from earlybert_kernels.backends import cuda, triton
+from earlybert_kernels.ops import choices, dispatch
 
 OPS = ("attention", "dropout_add_layer_norm", "feed_forward", "masked_lm_loss")
 
@@ -15,14 +16,114 @@ def add_norm(**more):
     return ek.ops.dropout_add_layer_norm(x, x, torch.ones(4), torch.zeros(4), **more)
 
 
+@pytest.fixture
+def use_table(monkeypatch):
+    """Puts a table of choices in place of the shipped one: by architecture, then by op, pairs of size and order."""
+
+    def use(architectures):
+        entries = {
+            name: {op: [{"from": size, "order": order} for size, order in pairs] for op, pairs in ops.items()}
+            for name, ops in architectures.items()
+        }
+        monkeypatch.setattr(choices, "table", lambda: {"architectures": entries})
+        choices.orders.cache_clear()
+
+    yield use
+    choices.orders.cache_clear()
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_lists_its_backends_best_first(op):
     listed = ek.ops.backends(op)
     assert listed[-1] == "reference"
-    order = ["cuda", "triton", "cpu", "reference"]
-    assert listed == [b for b in order if b in listed]
+    assert [b for b in ("triton", "cuda", "cpu") if b in listed] == listed[:-1]
     if not torch.cuda.is_available():
-        assert "cuda" not in listed and ("triton" in listed) == triton.INTERPRETED
+        assert ("cuda" in listed) <= cuda.EMULATED and ("triton" in listed) == triton.INTERPRETED
+
+
+def test_the_shipped_table_has_every_choice():
+    for own in choices.table()["architectures"].values():
+        assert set(own) == {op for op in dispatch.op_names() if "triton" in dispatch._implementations[op]}
+        for entries in own.values():
+            sizes = [entry["from"] for entry in entries]
+            assert sizes == sorted(set(sizes)) and sizes[0] == 0
+            assert all(sorted(entry["order"]) == ["cuda", "reference", "triton"] for entry in entries)
+            assert all(re.match("(not )?measured: .", entry["reason"]) for entry in entries)
+    assert list(choices.table()["architectures"]) == ["80"], "then nothing is measured, and the note has to say so"
+    assert choices.table()["note"].startswith("Not measured")
+
+
+def test_the_nearest_lower_architecture_decides(use_table):
+    early, late = ["triton", "cuda", "reference"], ["reference", "cuda", "triton"]
+    use_table({"80": {"attention": [(0, early)]}, "90": {"attention": [(0, late)]}})
+    for architecture, order in ((75, early), (80, early), (89, early), (90, late), (100, late), (120, late)):
+        ((size, found),) = choices.orders("attention", architecture)
+        assert size == 0 and [b for b in found if b != "cpu"] == order
+        assert found.index("cpu") == found.index("reference") - 1
+    assert choices.orders("no such op", 90) == ()
+
+
+class OnGpu:
+    """What the choice looks at of a tensor on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Every op has three backends that take all tensors, which a fake GPU of compute capability 9.0 has."""
+    fakes = {b: dispatch.Implementation(b, lambda: None, lambda *tensors: None, False) for b in dispatch.BACKENDS}
+    fakes["cpu"] = dataclasses.replace(fakes["cpu"], refuses=lambda *tensors: "it takes tensors on the CPU")
+    monkeypatch.setitem(dispatch._implementations, "attention", fakes)
+    monkeypatch.setattr(dispatch, "architecture_of", lambda gpu: 90)
+    return fakes
+
+
+def test_the_table_decides_by_size(use_table, on_a_gpu):
+    pairs = [(0, ["reference", "triton", "cuda"]), (100, ["cuda", "triton", "reference"])]
+    use_table({"80": {"attention": pairs}})
+    assert dispatch.choose("attention", None, OnGpu(), size=99) == "reference"
+    assert dispatch.choose("attention", None, OnGpu(), size=100) == "cuda"
+    assert dispatch.choose("attention", "triton", OnGpu(), size=100) == "triton"
+    assert ek.ops.backends("attention") == ["cuda", "triton", "cpu", "reference"], "those of large inputs"
+
+
+def test_what_the_first_refuses_the_next_takes(use_table, on_a_gpu, monkeypatch):
+    use_table({"80": {"attention": [(0, ["triton", "cuda", "reference"])]}})
+    no = {"unavailable": lambda: "it is not installed"}, {"refuses": lambda *tensors: "they are too large"}
+    expected = ["triton", "cuda", "reference"]
+    for backend, reason in (("triton", no[0]), ("cuda", no[1]), (None, None)):
+        assert dispatch.choose("attention", None, OnGpu()) == expected.pop(0)
+        if backend:
+            monkeypatch.setitem(on_a_gpu, backend, dataclasses.replace(on_a_gpu[backend], **reason))
+
+
+def test_tensors_on_the_cpu_are_not_asked_about(monkeypatch):
+    monkeypatch.setattr(dispatch, "_orders", lambda op, gpu: pytest.fail("the table was asked"))
+    add_norm()
+
+
+@pytest.mark.parametrize("sizes", [(0,), (0, 6)])
+def test_the_choice_is_traced_and_one_entry_adds_no_guard_on_sizes(use_table, monkeypatch, sizes):
+    """With the CPU in the GPU's place; what is compiled is the choice and a call of what it chose."""
+    pairs = list(zip(sizes, (["triton", "cuda", "reference"], ["cuda", "reference", "triton"]), strict=False))
+    use_table({"80": {"attention": pairs}})
+    monkeypatch.setattr(dispatch, "_order", lambda op, tensor, size: dispatch._order_on(None, op, size))
+    fakes = {
+        name: dispatch.Implementation(lambda x, f=factor: x * f, lambda: None, lambda *tensors: None, False)
+        for name, factor in (("reference", 2), ("triton", 3), ("cuda", 5))
+    }
+    monkeypatch.setitem(dispatch._implementations, "attention", fakes)
+
+    def call(x):
+        return dispatch.choose("attention", None, x, size=x.shape[0])(x)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    for number, rows in enumerate((5, 7, 64, 2)):
+        with torch._dynamo.config.patch(error_on_recompile=len(sizes) == 1 and number > 0):
+            factor = 5.0 if len(sizes) == 2 and rows >= 6 else 3.0
+            assert torch.equal(compiled(torch.ones(rows)), torch.full((rows,), factor))
 
 
 @pytest.mark.skipif(not triton.INTERPRETED, reason="Triton's interpreter is off: a GPU is there")
@@ -42,8 +143,10 @@ def test_unknown_op_is_named():
         ek.ops.backends("conv")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine where cuda cannot run")
 def test_forced_backend_raises_and_never_falls_back(monkeypatch):
+    implementations = dispatch._implementations["dropout_add_layer_norm"]
+    broken = dataclasses.replace(implementations["cuda"], unavailable=lambda: "it is not built")
+    monkeypatch.setitem(implementations, "cuda", broken)
     with pytest.raises(RuntimeError, match="backend 'cuda' was asked for but cannot run"):
         add_norm(backend="cuda")
     with ek.use_backend("cuda"):

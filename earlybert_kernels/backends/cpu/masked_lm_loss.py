@@ -9,9 +9,7 @@ from . import empty, extension, linear, run
 from .linear import Kept
 
 
-def forward(
-    hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def forward(hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The mean loss over `rows`, and its gradient by their logits `(rows, V)`.
 
     `rows`, int64, are those that are labelled, and after them any number of -1, which stand for none.

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from .. import build_record, load_extension
 
-#: Ops whose kernels multiply matrices, and those of their kernels that do not.
-PRODUCTS: dict[str, tuple[str, ...]] = {"attention": ()}
+#: Ops all of whose kernels multiply matrices.
+PRODUCTS = ("attention",)
 
 #: Bytes of shared memory that a kernel may declare; a launch can ask for more.
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -135,7 +135,7 @@ def op_of(symbol: str) -> str | None:
 
 def multiplies(op: str | None, name: str) -> bool:
     """Whether a kernel of that source and name, for half precision, is to be on tensor cores."""
-    return op in PRODUCTS and is_half(name) and name.partition("<")[0] not in PRODUCTS[op]
+    return op in PRODUCTS and is_half(name)
 
 
 def is_half(name: str) -> bool:

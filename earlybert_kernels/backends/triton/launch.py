@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import DEFAULT_ARCHITECTURE, architecture_of
 from . import INTERPRETED
-
-#: What the interpreter and a machine without a GPU are taken for.
-DEFAULT_ARCHITECTURE = 90
 
 
 class Launch(NamedTuple):
@@ -57,16 +54,10 @@ def recording(architecture: int) -> Iterator[list[Launch]]:
 
 
 def architecture(tensor: Tensor) -> int:
-    """Ten times the compute capability of the tensor's device; what is recorded for, or 90, where there is none."""
+    """Ten times the compute capability of the tensor's GPU; without one what is recorded for, or the default."""
     if _recording is not None:
         return _recording[0]
-    return _architecture_of(tensor.get_device()) if tensor.is_cuda else DEFAULT_ARCHITECTURE
-
-
-@cache
-def _architecture_of(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    return architecture_of(tensor.get_device()) if tensor.is_cuda else DEFAULT_ARCHITECTURE
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants):

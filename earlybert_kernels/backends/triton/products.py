@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import nearest
 from .activation_kernels import activation_backward, activation_forward
 from .launch import architecture
 from .matmul import Tile, Used, matmul, matmul_activation_backward
@@ -41,9 +42,8 @@ def choice(kind: str, x: Tensor, tokens: int) -> tuple[bool, Tile, int]:
         Whether the library is the faster where it can be used, the kernel's tile, and its parts of the inner
         dimension.
     """
-    architectures = {int(name): entries for name, entries in table()["architectures"].items()}
-    nearest = max((a for a in architectures if a <= architecture(x)), default=min(architectures))
-    entry = [entry for entry in architectures[nearest][kind] if tokens >= entry["from_tokens"]][-1]
+    entries = nearest(table()["architectures"], architecture(x))[kind]
+    entry = [entry for entry in entries if tokens >= entry["from_tokens"]][-1]
     if x.dtype == torch.float32:  # the library's business, unless the kernel has to run
         return True, _FLOAT32_TILE, 1
     return entry["run"] == "library", Tile(*entry["tile"]), entry.get("parts", 1)

@@ -22,4 +22,5 @@ PYBIND11_MODULE(_cuda, m) {
   define_dropout_add_layer_norm(m);
   define_gather_units(m);
   define_layer_norm(m);
+  define_lamb_step(m);
 }

@@ -99,7 +99,9 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0) -> Callable:
+def choose(
+    op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, binding: bool = True
+) -> Callable:
     """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
 
     Args:
@@ -107,6 +109,8 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
         backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
         tensors: what the op was given; absent ones are None.
         size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
+        binding: False for an op that no model is made of: where the backend that is forced for a process cannot run
+            it, plain PyTorch does.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -129,6 +133,8 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
         reason = f"it has no {forced!r} implementation"
     else:
         reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+    if reason is not None and not (binding or backend):
+        return table["reference"].run
     if reason is not None:
         raise RuntimeError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "

@@ -8,6 +8,8 @@ from .feed_forward import feed_forward
 from .feed_forward_sublayer import feed_forward_sublayer
 from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
+from .ticket_distance import ticket_distance
+from .ticket_masks import ticket_masks
 
 __all__ = [
     "attention",
@@ -18,4 +20,6 @@ __all__ = [
     "feed_forward_sublayer",
     "lamb_step",
     "masked_lm_loss",
+    "ticket_distance",
+    "ticket_masks",
 ]

@@ -64,3 +64,5 @@ from . import attention as attention  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402
 from . import lamb_step as lamb_step  # noqa: E402
+from . import ticket_distance as ticket_distance  # noqa: E402
+from . import ticket_masks as ticket_masks  # noqa: E402

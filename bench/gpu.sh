@@ -131,7 +131,7 @@ if wanted check; then
   tests capture tests/models/test_capture.py tests/models/test_packed.py
   tests cuda tests/ops/cuda
   tests others tests/ops/test_sublayers.py tests/ops/test_dropout_add_layer_norm.py tests/ops/test_lamb_step.py \
-    tests/test_optim.py -k "triton or cuda"
+    tests/ops/test_ticket_masks.py tests/ops/test_ticket_distance.py tests/test_optim.py -k "triton or cuda"
   wait
   for log in "$results"/tests-*.log; do echo "$(basename "$log" .log): $(tail -n 1 "$log")"; done
 fi

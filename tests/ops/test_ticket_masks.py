@@ -126,6 +126,25 @@ def test_the_mask_is_written_whole(target, monkeypatch):
         assert masks(target, layers, keep) == by_sorting(layers, keep)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_finds_what_the_scores_are_by_then():
+    if "cuda" not in ek.ops.backends("ticket_masks"):
+        pytest.skip(f"cuda: {ek.ops.dispatch.unavailable('ticket_masks')['cuda']}")
+    scores = [torch.rand(count, device="cuda") for count in (12, 4096, 77)]
+    ek.ops.ticket_masks(scores, 900, multiple_of=4, backend="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mask = ek.ops.ticket_masks(scores, 900, multiple_of=4, backend="cuda")
+        distance = ek.ops.ticket_distance(mask, ~mask, backend="cuda")
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for layer in scores:
+            layer.normal_()
+        graph.replay()
+        defined = ek.ops.ticket_masks(scores, 900, multiple_of=4, backend="reference")
+        assert torch.equal(mask, defined) and distance.item() == 1.0
+
+
 def test_double_precision_and_more_layers_take_plain_pytorch():
     close = [1.0, 1.0 + 1e-12]
     assert ek.ops.ticket_masks([torch.tensor(close, dtype=torch.float64)], [1]).tolist() == [False, True]

@@ -26,7 +26,7 @@ class Implementation:
     Attributes:
         run: the callable; every backend of an op takes the same arguments.
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
-        refuses: why it cannot take these tensors (device, dtype, sizes), or None.
+        refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
     """
 
@@ -45,7 +45,7 @@ def register(
     run: Callable,
     *,
     unavailable: Callable[[], str | None] = lambda: None,
-    refuses: Callable[..., str | None] = lambda *tensors: None,
+    refuses: Callable[..., str | None] = lambda *tensors, **facts: None,
     on_demand: bool = False,
 ) -> None:
     """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
@@ -100,7 +100,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def choose(
-    op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, binding: bool = True
+    op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, binding: bool = True, **facts: int
 ) -> Callable:
     """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
 
@@ -111,6 +111,7 @@ def choose(
         size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
         binding: False for an op that no model is made of: where the backend that is forced for a process cannot run
             it, plain PyTorch does.
+        facts: what else backends may refuse.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -126,13 +127,13 @@ def choose(
             if b in table
             and not table[b].on_demand
             and table[b].unavailable() is None
-            and table[b].refuses(*tensors) is None
+            and table[b].refuses(*tensors, **facts) is None
         )
     _known(forced)
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:
-        reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+        reason = table[forced].unavailable() or table[forced].refuses(*tensors, **facts)
     if reason is not None and not (binding or backend):
         return table["reference"].run
     if reason is not None:

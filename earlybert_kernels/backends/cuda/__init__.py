@@ -30,7 +30,7 @@ def unavailable() -> str | None:
     return None if EMULATED or torch.cuda.is_available() else "torch sees no CUDA GPU"
 
 
-def refuses(*tensors: Tensor | None) -> str | None:
+def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype), or None."""
     for tensor in tensors:
         if tensor is None:

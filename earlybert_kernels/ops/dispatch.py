@@ -28,12 +28,14 @@ class Implementation:
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
         refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
+        stands_in: whether it also runs where a backend is forced for a whole process and cannot run the call.
     """
 
     run: Callable
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
     on_demand: bool
+    stands_in: bool = False
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -47,10 +49,11 @@ def register(
     unavailable: Callable[[], str | None] = lambda: None,
     refuses: Callable[..., str | None] = lambda *tensors, **facts: None,
     on_demand: bool = False,
+    stands_in: bool = False,
 ) -> None:
     """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
     _known(backend)
-    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand)
+    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand, stands_in)
 
 
 def op_names() -> list[str]:
@@ -85,6 +88,7 @@ def unavailable(name: str) -> dict[str, str]:
 def use_backend(backend: str) -> Iterator[None]:
     """Within the context every op of the process runs on `backend`, or raises if it cannot.
 
+    Except `gather_units`, which does no more than move data and is left to plain PyTorch where `backend` cannot run it.
     `EARLYBERT_BACKEND` in the environment does the same for a whole run.
 
     Raises:
@@ -99,18 +103,19 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(
-    op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, binding: bool = True, **facts: int
-) -> Callable:
-    """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
+    """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s."""
+    return _implementations[op][pick(op, backend, *tensors, size=size, **facts)].run
+
+
+def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> str:
+    """The backend that runs `op` on `tensors`: the forced one, else the best that takes them.
 
     Args:
         op: the op's name.
         backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
         tensors: what the op was given; absent ones are None.
         size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
-        binding: False for an op that no model is made of: where the backend that is forced for a process cannot run
-            it, plain PyTorch does.
         facts: what else backends may refuse.
 
     Raises:
@@ -122,7 +127,7 @@ def choose(
     if forced is None:
         # `reference` takes everything.
         return next(
-            table[b].run
+            b
             for b in _order(op, tensors[0], size)
             if b in table
             and not table[b].on_demand
@@ -134,14 +139,14 @@ def choose(
         reason = f"it has no {forced!r} implementation"
     else:
         reason = table[forced].unavailable() or table[forced].refuses(*tensors, **facts)
-    if reason is not None and not (binding or backend):
-        return table["reference"].run
+    if reason is not None and backend is None and table["reference"].stands_in:
+        return "reference"
     if reason is not None:
         raise RuntimeError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "
             f"Backends of this op here: {', '.join(backends(op))}."
         )
-    return table[forced].run
+    return forced
 
 
 def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:

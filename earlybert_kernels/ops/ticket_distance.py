@@ -40,8 +40,8 @@ def ticket_distance(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tens
     check_shape(_OP, "a", a, (None,), "(units,)")
     check_shape(_OP, "b", b, (len(a),), "that of a: one entry a unit")
     check_same_device(_OP, a=a, b=b)
-    return choose(_OP, backend, a, b, binding=False)(a, b)
+    return choose(_OP, backend, a, b)(a, b)
 
 
-register(_OP, "reference", reference.ticket_distance)
+register(_OP, "reference", reference.ticket_distance, stands_in=True)
 register(_OP, "cuda", cuda.ticket_distance.ticket_distance, **cuda.AVAILABILITY)

@@ -62,9 +62,9 @@ def ticket_masks(
         raise ValueError(f"{_OP}: keep is {list(keep)}, expected for each layer 1 to all of its units: {counts}")
     if not 1 <= multiple_of <= min(counts):
         raise ValueError(f"{_OP}: multiple_of is {multiple_of}, expected 1 to the smallest layer's {min(counts)} units")
-    run = choose(_OP, backend, *scores, binding=False)
+    run = choose(_OP, backend, *scores)
     return run(scores, keep, multiple_of=multiple_of)
 
 
-register(_OP, "reference", reference.ticket_masks)
+register(_OP, "reference", reference.ticket_masks, stands_in=True)
 register(_OP, "cuda", cuda.ticket_masks.ticket_masks, **cuda.AVAILABILITY | {"refuses": cuda.ticket_masks.refuses})

@@ -19,8 +19,11 @@ T* at(Address address) {
 
 inline Launch on(int device, Address stream) { return {device, at<void>(stream)}; }
 
+void define_activation(pybind11::module_& m);
 void define_attention(pybind11::module_& m);
 void define_dropout_add_layer_norm(pybind11::module_& m);
 void define_gather_units(pybind11::module_& m);
+void define_layer_norm(pybind11::module_& m);
+void define_lamb_step(pybind11::module_& m);
 
 }  // namespace earlybert

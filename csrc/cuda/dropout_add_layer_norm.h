@@ -1,4 +1,4 @@
-// out = LayerNorm(residual + dropout(x)) * weight + bias over rows of `cols` values, 1 <= cols <= 8192.
+// out = LayerNorm(residual + dropout(x)) * weight + bias over rows of `cols` values, 1 <= cols <= kLayerNormMaxCols.
 //
 // dtypes (x, residual and out, weight and bias and their gradients) are one of
 //   (T, T, T), (T, T, float32) or (T, float32, float32), where T is float32, float16 or bfloat16.
@@ -9,10 +9,9 @@
 #include <cstdint>
 
 #include "launch.h"
+#include "layer_norm.h"
 
 namespace earlybert {
-
-constexpr int64_t kDropoutAddLayerNormMaxCols = 8192;
 
 struct DropoutAddLayerNormDtypes {
   Dtype x, residual, weight;
@@ -38,10 +37,10 @@ struct DropoutAddLayerNormBackward {
   void* grad_x;                         // (rows, cols), or null when it would equal grad_residual
   void* grad_residual;                  // (rows, cols)
   void *grad_weight, *grad_bias;        // (cols,)
-  float* partials;                      // scratch: (dropout_add_layer_norm_partials(rows, cols), 2, cols)
+  void* grad_x_columns;                 // (cols,), of x's dtype: the column sums of grad_x before it is rounded
+  float* partials;                      // scratch: (3, layer_norm_partials(rows, cols), cols)
 };
 
-int64_t dropout_add_layer_norm_partials(int64_t rows, int64_t cols);
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&, DropoutAddLayerNormDtypes, Launch);
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, DropoutAddLayerNormDtypes, Launch);
 

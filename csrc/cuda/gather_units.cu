@@ -225,7 +225,13 @@ void run(const char* op, const GatherUnits* tensors, int64_t count, Launch launc
     for (int64_t wider : {2, 4, 8, 16}) {
       if (wider > word && (t->gates == nullptr || wider == 16) && divides(wider, *t)) word = wider;
     }
-    Moved moved = {t->units, t->gates, t->read, t->weight, t->written, t->grad_gates};
+    Moved moved = {};
+    moved.units = t->units;
+    moved.gates = t->gates;
+    moved.read = t->read;
+    moved.weight = t->weight;
+    moved.written = t->written;
+    moved.grad_gates = t->grad_gates;
     moved.outer = static_cast<int>(t->outer);
     moved.total = static_cast<int>(t->total);
     moved.count = static_cast<int>(t->count);

@@ -51,9 +51,8 @@ __device__ __forceinline__ void store(T* row, int col, int cols, bool aligned, c
   }
 }
 
-// The dropout factors, 0 or `scale`, of elements first ... first + 3.
-__device__ __forceinline__ void dropout_scales(uint64_t seed, uint64_t first, uint32_t threshold, float scale,
-                                               float (&scales)[kVector]) {
+// Which of the elements first ... first + 3 dropout keeps: bit j is that of first + j.
+__device__ __forceinline__ uint32_t kept_of_vector(uint64_t seed, uint64_t first, uint32_t threshold) {
   const Words a = random_words(seed, first / 4);
   const unsigned skip = static_cast<unsigned>(first % 4);
   Words w = a;
@@ -63,10 +62,8 @@ __device__ __forceinline__ void dropout_scales(uint64_t seed, uint64_t first, ui
     if (skip == 2) w = Words{a.w2, a.w3, b.w0, b.w1};
     if (skip == 3) w = Words{a.w3, b.w0, b.w1, b.w2};
   }
-  scales[0] = w.w0 >= threshold ? scale : 0.0f;
-  scales[1] = w.w1 >= threshold ? scale : 0.0f;
-  scales[2] = w.w2 >= threshold ? scale : 0.0f;
-  scales[3] = w.w3 >= threshold ? scale : 0.0f;
+  return (w.w0 >= threshold ? 1u : 0u) | (w.w1 >= threshold ? 2u : 0u) | (w.w2 >= threshold ? 4u : 0u) |
+         (w.w3 >= threshold ? 8u : 0u);
 }
 
 // The sum of `v` over the kThreads threads that share a row, the same in each of them and in every run.

@@ -15,7 +15,7 @@ from earlybert_kernels.reference.counter_rng import keep_mask
 
 NAME = "dropout_add_layer_norm"
 SHAPES = [(1, 1), (1, 1023), (7, 13), (31, 127), (512, 384), (2, 3, 768), (5, 2), (37, 1843), (1000, 5)]
-SHAPES += [(3, 4099)]
+SHAPES += [(7, 1021), (3, 2048), (3, 4099)]
 
 
 def needs(backend):
@@ -256,7 +256,25 @@ def test_cuda_writes_every_value_and_none_beside_them(monkeypatch, shape, p):
     guarded = Guarded(monkeypatch)
     _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-12)
     cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
-    guarded.check(8 if p else 7)  # three of forward; grad_x where it has its own, three gradients, and partial sums
+    guarded.check(9 if p else 8)  # three of forward; grad_x where it has its own, four gradients, and partial sums
+
+
+@needs_cuda
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 13), (700, 64), (7, 600), (5, 900), (3, 4099)], ids=str)
+def test_cuda_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
+    x, residual, weight, bias, grad_out = inputs(shape, device=CUDA_DEVICE, grad=False)
+    x, seed = x.to(dtype), seed_for(p, CUDA_DEVICE)
+    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-5)
+    *_, columns = cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
+    keep = keep_mask(seed_for(p) or 0, shape, p).to(CUDA_DEVICE)
+    tensors = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
+    grad_x = defined(tensors, grad_out, p, keep, torch.float64, 1e-5)[1]
+    assert columns.dtype == dtype
+    floor = 16 * torch.finfo(torch.float32).eps * grad_x.abs().sum(0) + 1e-5
+    error = (columns - grad_x.sum(0)).abs()
+    assert (error <= torch.finfo(dtype).eps * grad_x.sum(0).abs() + floor).all()
 
 
 @pytest.mark.parametrize("backend", COMPILED)

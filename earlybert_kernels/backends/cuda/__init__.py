@@ -42,6 +42,13 @@ def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     return None
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that the products of a linear layer's weight have: its own, or autocast's for float32."""
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
+
+
 def launch(tensor: Tensor) -> tuple[int, int]:
     """Where to launch: the tensor's device and that device's current stream, as the extension's first arguments."""
     if EMULATED:
@@ -60,6 +67,12 @@ def code(tensor: Tensor) -> int:
 AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": EMULATED}
 
 # The kernels' modules need what stands above.
+from . import activation as activation  # noqa: E402
 from . import attention as attention  # noqa: E402
+from . import attention_sublayer as attention_sublayer  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
+from . import feed_forward as feed_forward  # noqa: E402
+from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402
+from . import lamb_step as lamb_step  # noqa: E402
+from . import units as units  # noqa: E402

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from .. import address, cuda
 
-_MAX_COLS = 0 if cuda.extension is None else cuda.extension.DROPOUT_ADD_LAYER_NORM_MAX_COLS
+#: The widest row that the kernels of a layer norm take.
+MAX_COLS = 0 if cuda.extension is None else cuda.extension.LAYER_NORM_MAX_COLS
 
 
 def refuses(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     """Why these tensors cannot be taken (device, dtype, size), or None."""
     if {x.dtype, residual.dtype} == {torch.float16, torch.bfloat16}:
         return f"it takes no mixture of {x.dtype} and {residual.dtype}"
-    if x.shape[-1] > _MAX_COLS:
-        return f"it takes rows of up to {_MAX_COLS} values, got {x.shape[-1]}"
+    if x.shape[-1] > MAX_COLS:
+        return f"it takes rows of up to {MAX_COLS} values, got {x.shape[-1]}"
     return cuda.refuses(x, residual, weight, bias)
 
 
@@ -66,15 +67,20 @@ def backward(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """`grad_x` (None where it equals `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`."""
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """`grad_x` (None where it equals `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`, `grad_x_columns`.
+
+    The last, `(E,)` of x's dtype, are the column sums of grad_x before it is rounded: the gradient of the bias of a
+    linear layer whose result x is, which needs no pass over grad_x of its own.
+    """
     grad_out, x, residual, weight = (t.contiguous() for t in (grad_out, x, residual, weight))
     rows, cols = mean.numel(), x.shape[-1]
     grad_x = None if seed is None and x.dtype == residual.dtype else torch.empty_like(x)
     grad_residual = torch.empty_like(residual)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+    grad_x_columns = torch.empty(cols, dtype=x.dtype, device=x.device)
     partials = torch.empty(
-        cuda.extension.dropout_add_layer_norm_partials(rows, cols), 2, cols, dtype=torch.float32, device=x.device
+        3, cuda.extension.layer_norm_partials(rows, cols), cols, dtype=torch.float32, device=x.device
     )
     cuda.extension.dropout_add_layer_norm_backward(
         *cuda.launch(x),
@@ -95,6 +101,7 @@ def backward(
         grad_residual.data_ptr(),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
+        grad_x_columns.data_ptr(),
         partials.data_ptr(),
     )
-    return grad_x, grad_residual, grad_weight, grad_bias
+    return grad_x, grad_residual, grad_weight, grad_bias, grad_x_columns

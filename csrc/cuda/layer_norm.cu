@@ -1,0 +1,16 @@
+#include "layer_norm.cuh"
+
+#include <algorithm>
+
+namespace earlybert {
+
+int64_t layer_norm_partials(int64_t rows, int64_t cols) {
+  int64_t partials = 0;
+  with_layout(cols, [&](auto layout) {
+    using L = decltype(layout);
+    partials = std::min<int64_t>(blocks_for(rows, L::kRows), L::kBackwardBlocks);
+  });
+  return partials;
+}
+
+}  // namespace earlybert

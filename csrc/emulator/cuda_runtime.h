@@ -201,6 +201,7 @@ inline unsigned __float_as_uint(float x) {
 }
 template <typename T>
 T __ldg(const T* at) {
+  emulator::aligned(at, alignof(T));
   return *at;
 }
 template <typename T>

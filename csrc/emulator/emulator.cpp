@@ -248,6 +248,10 @@ void collective(unsigned mask, void* own, Together together) {
   }
 }
 
+void aligned(const void* address, size_t alignment) {
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0) fail("an address is not aligned");
+}
+
 void stored(const void* address, size_t bytes) {
   const auto first = reinterpret_cast<uintptr_t>(address);
   for (uintptr_t at = first; at < first + bytes; at += 2) {

@@ -23,4 +23,6 @@ PYBIND11_MODULE(_cuda, m) {
   define_gather_units(m);
   define_layer_norm(m);
   define_lamb_step(m);
+  define_ticket_distance(m);
+  define_ticket_masks(m);
 }

@@ -25,5 +25,7 @@ void define_dropout_add_layer_norm(pybind11::module_& m);
 void define_gather_units(pybind11::module_& m);
 void define_layer_norm(pybind11::module_& m);
 void define_lamb_step(pybind11::module_& m);
+void define_ticket_distance(pybind11::module_& m);
+void define_ticket_masks(pybind11::module_& m);
 
 }  // namespace earlybert

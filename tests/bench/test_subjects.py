@@ -11,8 +11,9 @@ from bench.optimizers import parameter_shapes
 from bench.provider import Provider
 
 CPU = torch.device("cpu")
-# An optimizer has rows of its own, and gathering none: a sublayer's contain it.
-OPS = [op for op in ek.ops.dispatch.op_names() if op not in ("lamb_step", "gather_units")]
+# An optimizer has rows of its own, gathering none, as a sublayer's contain it, and no step looks at tickets.
+WITHOUT = ("lamb_step", "gather_units", "ticket_distance", "ticket_masks")
+OPS = [op for op in ek.ops.dispatch.op_names() if op not in WITHOUT]
 
 
 def subject_of(op):

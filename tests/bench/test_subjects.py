@@ -26,6 +26,11 @@ def _small_vocabulary(monkeypatch):
         monkeypatch.setattr(importlib.import_module(f"bench.bench_{op}"), "VOCABULARY", 101)
 
 
+def is_refused(backend, op, unit):
+    """CUDA's attention takes half precision, and its feed-forward no mask."""
+    return backend == "cuda" and (op.startswith("attention") or (op, unit) == ("feed_forward", "masked"))
+
+
 @pytest.mark.parametrize("lengths", ["sst2", "6"])
 @pytest.mark.parametrize(("op", "unit"), [(op, unit) for op in OPS for unit in subject_of(op).units])
 def test_every_provider_computes_the_same(op, unit, lengths):
@@ -34,7 +39,12 @@ def test_every_provider_computes_the_same(op, unit, lengths):
     plain = Provider(subject, BASELINE).results()
     assert set(exact) == {"output", *(f"gradient of {name}" for name in subject.tokens | subject.weights)}
     for backend in ek.ops.backends(op):
-        errors = check_results(Provider(subject, backend).results(), plain, exact, torch.float32)
+        provider = Provider(subject, backend)
+        if is_refused(backend, op, unit):
+            with pytest.raises(RuntimeError, match="was asked for but cannot run this call"):
+                provider.results()
+            continue
+        errors = check_results(provider.results(), plain, exact, torch.float32)
         assert set(errors) == set(exact)
 
 

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("DTYPES") = codes;
   define_attention(m);
   define_dropout_add_layer_norm(m);
+  define_embedding_layer_norm(m);
   define_gather_units(m);
   define_layer_norm(m);
 }

@@ -21,6 +21,7 @@ inline Launch on(int device, Address stream) { return {device, at<void>(stream)}
 
 void define_attention(pybind11::module_& m);
 void define_dropout_add_layer_norm(pybind11::module_& m);
+void define_embedding_layer_norm(pybind11::module_& m);
 void define_gather_units(pybind11::module_& m);
 void define_layer_norm(pybind11::module_& m);
 

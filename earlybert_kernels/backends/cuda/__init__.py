@@ -62,4 +62,5 @@ AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": EMU
 # The kernels' modules need what stands above.
 from . import attention as attention  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
+from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402

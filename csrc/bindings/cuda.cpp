@@ -22,4 +22,5 @@ PYBIND11_MODULE(_cuda, m) {
   define_embedding_layer_norm(m);
   define_gather_units(m);
   define_layer_norm(m);
+  define_padding(m);
 }

@@ -24,5 +24,6 @@ void define_dropout_add_layer_norm(pybind11::module_& m);
 void define_embedding_layer_norm(pybind11::module_& m);
 void define_gather_units(pybind11::module_& m);
 void define_layer_norm(pybind11::module_& m);
+void define_padding(pybind11::module_& m);
 
 }  // namespace earlybert

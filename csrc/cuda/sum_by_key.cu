@@ -4,6 +4,7 @@
 
 #include "launch.cuh"
 #include "rows.cuh"
+#include "search.cuh"
 
 namespace earlybert {
 namespace {
@@ -18,20 +19,6 @@ struct Shared {
   int begin[kRows + 1];  // where the summands of each row begin
   float sums[kWarps][32][kVector];
 };
-
-// The first k with keys[k] >= key.
-__device__ __forceinline__ int lower_bound(const int32_t* keys, int count, int64_t key) {
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = low + (high - low) / 2;
-    if (keys[middle] < key) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 // Adds up every `step`-th of the summands `begin` to `end`, in order.
 template <typename T>
@@ -55,7 +42,7 @@ __global__ void __launch_bounds__(kBlock) sum_by_key_kernel(const SumByKey a, bo
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows;
   const int rows = static_cast<int>(min(a.rows - first, static_cast<int64_t>(kRows)));
   if (threadIdx.x <= kRows) {
-    shared.begin[threadIdx.x] = lower_bound(a.keys, static_cast<int>(a.count), first + threadIdx.x);
+    shared.begin[threadIdx.x] = static_cast<int>(lower_bound(a.keys, a.count, first + threadIdx.x));
   }
   __syncthreads();
 

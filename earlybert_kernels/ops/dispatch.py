@@ -28,12 +28,15 @@ class Implementation:
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
         refuses: why it cannot take these tensors (device, dtype, sizes), or None.
         on_demand: whether it runs only where it is asked for by name.
+        stands_in: whether it runs in place of backends that have no version of the op, where one of those is forced
+            for all ops.
     """
 
     run: Callable
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
     on_demand: bool
+    stands_in: bool
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -47,10 +50,11 @@ def register(
     unavailable: Callable[[], str | None] = lambda: None,
     refuses: Callable[..., str | None] = lambda *tensors: None,
     on_demand: bool = False,
+    stands_in: bool = False,
 ) -> None:
     """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
     _known(backend)
-    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand)
+    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand, stands_in)
 
 
 def op_names() -> list[str]:
@@ -125,6 +129,8 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
             and table[b].refuses(*tensors) is None
         )
     _known(forced)
+    if forced not in table and backend is None and table["reference"].stands_in:
+        return table["reference"].run
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:

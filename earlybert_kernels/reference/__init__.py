@@ -8,6 +8,7 @@ from .feed_forward import feed_forward
 from .feed_forward_sublayer import feed_forward_sublayer
 from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
+from .padding import pad, unpad
 
 __all__ = [
     "attention",
@@ -18,4 +19,6 @@ __all__ = [
     "feed_forward_sublayer",
     "lamb_step",
     "masked_lm_loss",
+    "pad",
+    "unpad",
 ]

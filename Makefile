@@ -29,9 +29,10 @@ lint: install
 	@echo "== Checking style"
 	$(BIN)/ruff check .
 
+# A worker a core; threads that spin while they wait would take the cores from the others' tests.
 test: lint
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
-	$(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 
 sanitize: install
 	@echo "== Running the tests of the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer (about 2 minutes)"

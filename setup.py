@@ -250,7 +250,8 @@ def run_ninja(plan: Plan, work: Path, target: Path) -> None:
         raise CannotBuild(f"ninja does not run ({error})") from None
     if done.returncode != 0:
         print(done.stdout, flush=True)
-        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        # The word alone: a command has options such as -Werror.
+        errors = [line for line in done.stdout.splitlines() if re.search(r"\berror\b", line)]
         raise CannotBuild("the compilation failed: " + (errors or ["see the output above"])[0].strip())
 
 

@@ -23,7 +23,7 @@ def _make_step(parameters: list[torch.Tensor], lr: float, provider: str) -> Call
 
 # torch.compile has no optimizer to compile, and the reference is what eager runs.
 _PROVIDERS = [name for name in providers("lamb_step", pick_device()) if name not in ("compile", "reference")]
-SUBJECT = OptimizerSubject("lamb", _make_step, _PROVIDERS, exact="eager")
+SUBJECT = OptimizerSubject("lamb_step", _make_step, _PROVIDERS, exact="eager")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from earlybert_kernels.backends.triton import INTERPRETED, products
 from earlybert_kernels.backends.triton.launch import architecture
 from earlybert_kernels.backends.triton.matmul import Tile
 
-from . import record, tables
+from . import record, shipped, tables
 from .shapes import SHAPES
 from .stopwatch import Prepare, Stopwatch
 
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tiles, parts = (TILES[:1], PARTS[:2]) if INTERPRETED else (TILES, PARTS)  # enough to try the search out
     compile_all(layer, args.tokens[0], tiles)
     entries = sweep(layer, args.tokens, tiles, parts, device)
-    args.output.write_text(as_text(new_table(entries, device)))
+    args.output.write_text(shipped.as_text(new_table(entries, device)))
 
 
 def compile_all(layer: Layer, tokens: int, tiles: Sequence[Tile]) -> None:
@@ -237,26 +236,10 @@ def _tensors(result: Any) -> list[Tensor]:
     return [t for t in (result if isinstance(result, tuple) else (result,)) if t is not None]
 
 
-def new_table(entries: dict[str, list[dict[str, Any]]], device: torch.device) -> dict[str, Any]:
+def new_table(entries: shipped.Entries, device: torch.device) -> dict[str, Any]:
     """The shipped table with this GPU's architecture replaced."""
-    name, shipped = str(architecture(torch.empty(0, device=device))), products.table()
-    conditions = tables.conditions(record.record(device))
-    note = f"{name}: measured by `python -m bench.tune`, {conditions}. Others: {shipped['note']}"
-    architectures = {**shipped["architectures"], name: entries}
-    return {"note": note, "architectures": dict(sorted(architectures.items(), key=lambda item: int(item[0])))}
-
-
-def as_text(table: dict[str, Any]) -> str:
-    """JSON with a line an entry."""
-    architectures = []
-    for name, kinds in table["architectures"].items():
-        lists = []
-        for kind, entries in kinds.items():
-            lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
-            lists.append(f"   {json.dumps(kind)}: [\n{lines}\n   ]")
-        architectures.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lists) + "\n  }")
-    body = ",\n".join(architectures)
-    return f'{{\n "note": {json.dumps(table["note"])},\n "architectures": {{\n{body}\n }}\n}}\n'
+    how = f"`python -m bench.tune`, {tables.conditions(record.record(device))}"
+    return shipped.measured(products.table(), str(architecture(torch.empty(0, device=device))), entries, how)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, TypeVar
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from . import ops
 from .gates import remove_gates
 from .masking import check_ticket, clear_ticket, release_masks
 from .models import find_base, layer_parts
@@ -54,18 +55,34 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
 
 @torch.no_grad()
 def cut(model: nn.Module, ticket: Ticket, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Cuts the Parameters of every layer to the kept units, and the optimizer's with them."""
+    """Cuts the Parameters of every layer to the kept units, and their gradients and the optimizer's state with them.
+
+    All of a device in one call of `ops.gather_units`, which on a GPU is a few launches; old and new need room at once.
+    """
     family, _ = find_base(model)
-    for (layer, parts), heads, neurons in zip(layer_parts(model), ticket.heads, ticket.neurons, strict=True):
-        kept = _kept(parts, heads, neurons)
-        for linear, name, dim, unit in _slots(parts):
-            old, index = getattr(linear, name), kept[unit]
-            new = nn.Parameter(old.index_select(dim, index), requires_grad=old.requires_grad)
-            new.grad = None if old.grad is None else old.grad.index_select(dim, index)
-            setattr(linear, name, new)
-            if optimizer is not None:
-                _replace(optimizer, old, new, dim, index)
-        for linear in {linear for linear, *_ in _slots(parts)}:
+    layers = layer_parts(model)
+    states = {} if optimizer is None else optimizer.state
+    slots, pieces = [], []
+    for (_, parts), heads, neurons in zip(layers, ticket.heads, ticket.neurons, strict=True):
+        device = parts.query.weight.device
+        kept = {"heads": (_indices(heads, device), parts.head_size), "neurons": (_indices(neurons, device), 1)}
+        for linear, name, dim, unit in parts.unit_parameters():
+            old = getattr(linear, name)
+            slots.append((linear, name, old))
+            followers = [value for value in states.get(old, {}).values() if _follows(value, old)]
+            tensors = [old, *([] if old.grad is None else [old.grad]), *followers]
+            pieces += [_Piece(tensor, *kept[unit], dim) for tensor in tensors]
+    cuts = iter(_gathered(pieces))
+    for linear, name, old in slots:
+        new = nn.Parameter(next(cuts), requires_grad=old.requires_grad)
+        new.grad = None if old.grad is None else next(cuts)
+        setattr(linear, name, new)
+        if optimizer is not None:
+            _replace(optimizer, old, new)
+        if old in states:
+            states[new] = {k: next(cuts) if _follows(v, old) else v for k, v in states.pop(old).items()}
+    for layer, parts in layers:
+        for linear in {linear for linear, *_ in parts.unit_parameters()}:
             linear.out_features, linear.in_features = linear.weight.shape
         family.resized(layer, parts)
 
@@ -101,7 +118,9 @@ def to_stock(model: nn.Module) -> nn.Module:
             parts.attention_output.weight: (getattr(layer, "head_gates", None), parts.head_size),
             parts.output.weight: (getattr(layer, "neuron_gates", None), 1),
         }
-        for (linear, attribute, dim, unit), (dense, *_) in zip(_slots(parts), _slots(dense_parts), strict=True):
+        for (linear, attribute, dim, unit), (dense, *_) in zip(
+            parts.unit_parameters(), dense_parts.unit_parameters(), strict=True
+        ):
             parameter = getattr(linear, attribute)
             gates, columns = gate_of.get(parameter, (None, 1))
             value = parameter if gates is None else fold_gates(parameter, gates, columns)
@@ -113,24 +132,38 @@ def to_stock(model: nn.Module) -> nn.Module:
     return stock.train(model.training)
 
 
-def _slots(parts: LayerParts) -> Iterator[tuple[nn.Linear, str, int, Literal["heads", "neurons"]]]:
-    """Every Parameter that follows the units: its module and name, the dimension the units lie along, which units."""
-    for linear in (parts.query, parts.key, parts.value):
-        yield linear, "weight", 0, "heads"
-        yield linear, "bias", 0, "heads"
-    yield parts.attention_output, "weight", 1, "heads"
-    yield parts.intermediate, "weight", 0, "neurons"
-    yield parts.intermediate, "bias", 0, "neurons"
-    yield parts.output, "weight", 1, "neurons"
+def _indices(units: Iterable[int], device: torch.device) -> Tensor:
+    return torch.tensor(list(units), dtype=torch.long, device=device)
 
 
-def _kept(parts: LayerParts, heads, neurons) -> dict[str, Tensor]:
+def _kept(parts: LayerParts, heads: Iterable[int], neurons: Iterable[int]) -> dict[str, Tensor]:
     """int64 indices along the units' dimension that belong to the kept heads and neurons."""
     device = parts.query.weight.device
-    return {
-        "heads": head_rows(torch.tensor(list(heads), dtype=torch.long, device=device), parts.head_size),
-        "neurons": torch.tensor(list(neurons), dtype=torch.long, device=device),
-    }
+    return {"heads": head_rows(_indices(heads, device), parts.head_size), "neurons": _indices(neurons, device)}
+
+
+class _Piece(NamedTuple):
+    """A tensor that is to be cut to some units, which lie along a dimension with so many rows or columns each."""
+
+    tensor: Tensor
+    units: Tensor
+    size: int
+    dim: int
+
+
+def _gathered(pieces: list[_Piece]) -> list[Tensor]:
+    """The kept part of each."""
+    results: dict[int, Tensor] = {}
+    for device in {piece.tensor.device for piece in pieces}:
+        numbers = [number for number, piece in enumerate(pieces) if piece.tensor.device == device]
+        tensors, units, sizes, dims = zip(*(pieces[number] for number in numbers), strict=True)
+        results.update(zip(numbers, ops.gather_units(tensors, units, dims, sizes=sizes), strict=True))
+    return [results[number] for number in range(len(pieces))]
+
+
+def _follows(value: object, parameter: Tensor) -> bool:
+    """Whether something that an optimizer keeps for a Parameter has to be cut with it."""
+    return torch.is_tensor(value) and value.shape == parameter.shape
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:
@@ -138,7 +171,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:
     if not held.intersection(base.parameters()):
         raise ValueError("the optimizer holds none of the model's Parameters: pass the one that trains this model")
     for _, parts in layer_parts(base):
-        for linear, name, *_ in _slots(parts):
+        for linear, name, *_ in parts.unit_parameters():
             parameter = getattr(linear, name)
             for key, value in optimizer.state.get(parameter, {}).items():
                 if torch.is_tensor(value) and value.numel() > 1 and value.shape != parameter.shape:
@@ -155,12 +188,6 @@ def _drop(optimizer: torch.optim.Optimizer, removed: set[nn.Parameter]) -> None:
         optimizer.state.pop(parameter, None)
 
 
-def _replace(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, dim: int, index: Tensor) -> None:
-    """Puts `new` where `old` stood, and cuts every state tensor that has the Parameter's shape."""
+def _replace(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
-    if old in optimizer.state:
-        optimizer.state[new] = {
-            key: value.index_select(dim, index) if torch.is_tensor(value) and value.shape == old.shape else value
-            for key, value in optimizer.state.pop(old).items()
-        }

@@ -1,9 +1,10 @@
-"""Runs every op of the Triton backend, forward and backward, under memcheck, or other tools, of compute-sanitizer.
+"""Runs every op of the backends on GPUs, forward and backward, under tools of compute-sanitizer.
 
-    python tests/sanitize_gpu.py [racecheck ...]
+    python tests/sanitize_gpu.py [memcheck racecheck ...]
 
-torch's allocator is switched off, so that the tool sees the ends of tensors; a deliberate fault comes first, to show
-that it would speak up. Where the tool is missing, or does not know the machine, that is said, and is no failure.
+racecheck is for the kernels in CUDA C++ alone: Triton places its own barriers. torch's allocator is switched off, so
+that the tool sees the ends of tensors; a deliberate fault comes first, to show that it would speak up. Where the
+tool is missing, or does not know the machine, that is said, and is no failure.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TOOL = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
 OPTIONS = ("--error-exitcode", "1", "--report-api-errors", "no", "--print-limit", "5")
+
+#: By tool, whose kernels run under it.
+BACKENDS = {"memcheck": ("triton", "cuda"), "racecheck": ("cuda",)}
 
 #: What runs under the tool: an activation of 100 values that is told that there are many more ...
 FAULT = """
@@ -32,11 +36,11 @@ FINDING = "Invalid __global__"
 OPS = """
 import examples, torch
 import earlybert_kernels as ek
-for op in examples.EXAMPLES:
-    if "triton" not in ek.ops.backends(op):
-        continue
+ops = [op for op in examples.EXAMPLES if BACKEND in ek.ops.backends(op)]
+assert ops, ek.ops.dispatch.unavailable("dropout_add_layer_norm")
+for op in ops:
     for dtype in [torch.float32] if op == "lamb_step" else [torch.float32, torch.bfloat16]:
-        found = examples.results(op, "triton", dropout_p=0.1, device=DEVICE, dtype=dtype)
+        found = examples.results(op, BACKEND, dropout_p=0.1, device="cuda", dtype=dtype)
         assert all(tensor.isfinite().all() for tensor in found)
         print("ran", op, dtype, flush=True)
 """
@@ -63,11 +67,12 @@ def main(tools: list[str]) -> None:
     if done.returncode == 0 or FINDING not in done.stdout:
         raise SystemExit(f"a deliberate fault was not found ({FINDING}):\n{done.stdout}")
     print(f"found as it should be: {FINDING}", flush=True)
-    for tool in tools or ["memcheck"]:
-        done = sanitized(tool, OPS.replace("DEVICE", '"cuda"'))
-        print(f"== {tool}\n{done.stdout}", flush=True)
-        if done.returncode != 0:
-            raise SystemExit(f"{tool}: see above")
+    for tool in tools or BACKENDS:
+        for backend in BACKENDS.get(tool, ("triton", "cuda")):
+            done = sanitized(tool, OPS.replace("BACKEND", repr(backend)))
+            print(f"== {tool}, {backend}\n{done.stdout}", flush=True)
+            if done.returncode != 0:
+                raise SystemExit(f"{tool}, {backend}: see above")
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ def test_a_failing_compilation_is_left_out_with_the_reason(tree):
     (tree / "csrc" / "cpu" / "broken.cpp").write_text("#error this file is broken\n")
     stale = tree / "earlybert_kernels" / ("_cpu" + sysconfig.get_config_var("EXT_SUFFIX"))
     stale.write_bytes(b"from an earlier build")
-    done, record = build(tree, EARLYBERT_BUILD_CUDA="0")
+    done, record = build(tree, EARLYBERT_BUILD_CUDA="0", CXX="g++ -Werror")
     assert done.returncode == 0, done.stderr
-    assert "this file is broken" in record["_cpu"]["reason"]
+    assert re.match("the compilation failed: .*broken.cpp.* this file is broken", record["_cpu"]["reason"])
     assert not stale.exists()
     done, _ = build(tree, EARLYBERT_BUILD_CPU="1", EARLYBERT_BUILD_CUDA="0")
     assert done.returncode != 0
@@ -288,6 +288,12 @@ def test_an_nvcc_that_knows_no_architecture_is_named(tree, fake, listed, status)
     done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0")
     reason = "--list-gpu-arch does not run" if status else "knows none of the architectures 80, 86, 89, 90a, 100"
     assert done.returncode == 0 and reason in record["_cuda"]["reason"]
+
+
+@pytest.mark.parametrize("name", ["_cpu", "_cuda", "_cuda_emulated"])
+def test_nothing_is_left_out_for_a_compilation_that_failed(name):
+    """It would be left out quietly, and all its tests skipped."""
+    assert "the compilation failed" not in build_record().get(name, {}).get("reason", "")
 
 
 @pytest.mark.skipif(CUDA is None, reason=f"{MISSING_CUDA}")

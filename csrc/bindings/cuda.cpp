@@ -17,6 +17,7 @@ PYBIND11_MODULE(_cuda, m) {
   codes["float16"] = static_cast<int>(Dtype::float16);
   codes["bfloat16"] = static_cast<int>(Dtype::bfloat16);
   m.attr("DTYPES") = codes;
+  define_activation(m);
   define_attention(m);
   define_dropout_add_layer_norm(m);
   define_embedding_layer_norm(m);

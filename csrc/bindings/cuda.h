@@ -19,6 +19,7 @@ T* at(Address address) {
 
 inline Launch on(int device, Address stream) { return {device, at<void>(stream)}; }
 
+void define_activation(pybind11::module_& m);
 void define_attention(pybind11::module_& m);
 void define_dropout_add_layer_norm(pybind11::module_& m);
 void define_embedding_layer_norm(pybind11::module_& m);

@@ -1,8 +1,9 @@
-// Lets one header compile with g++ for the CPU extension and with nvcc for the CUDA extension.
+// Lets one header compile with g++ for the CPU extension and with nvcc for the CUDA extension. A function that is
+// marked so is static, also as a member.
 #pragma once
 
 #if defined(__CUDACC__)
-#define EARLYBERT_HOST_DEVICE __host__ __device__ __forceinline__
+#define EARLYBERT_HOST_DEVICE static __host__ __device__ __forceinline__
 #if defined(__CUDA_ARCH__)
 #define EARLYBERT_UNROLL _Pragma("unroll")
 #else

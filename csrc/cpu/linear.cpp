@@ -11,11 +11,11 @@ namespace EARLYBERT_ISA {
 static constexpr int64_t kSumCols = 64;
 static constexpr int64_t kSumRows = 64;
 
-static inline Activated activate(Activation activation, Vec x) {
+static inline Activated<Vec> activate(Activation activation, Vec x) {
   switch (activation) {
-    case Activation::gelu: return gelu(x);
-    case Activation::gelu_tanh: return gelu_tanh(x);
-    case Activation::relu: return relu(x);
+    case Activation::gelu: return gelu<VecMath>(x);
+    case Activation::gelu_tanh: return gelu_tanh<VecMath>(x);
+    case Activation::relu: return relu<VecMath>(x);
     case Activation::none: break;
   }
   return {x, splat(1.0f)};
@@ -60,7 +60,7 @@ struct Slope {
     if (a.activation == Activation::none) return;
     const float* preactivation = a.preactivation + row * a.inputs.in + column;
     for (int64_t i = 0; i < count; i += kVec) {
-      const Activated h = activate(a.activation, load_some(preactivation + i, count - i));
+      const Activated<Vec> h = activate(a.activation, load_some(preactivation + i, count - i));
       store_some(activated + row * a.inputs.in + column + i, h.value, count - i);
       store_some(grad_x + i, load_some(grad_x + i, count - i) * h.slope, count - i);
     }

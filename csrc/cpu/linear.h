@@ -5,12 +5,10 @@
 
 #include <cstdint>
 
+#include "../common/activation.h"
 #include "instruction_sets.h"
 
 namespace earlybert {
-
-// The order is that of the names in backends/cpu/linear.py.
-enum class Activation : int { none, gelu, gelu_tanh, relu };
 
 // What forward and backward are both given.
 struct LinearInputs {

@@ -104,13 +104,14 @@ __device__ __forceinline__ void move(const Moved& t, const Part& part, Shared& s
   const int groups = kThreads / part.tile.lanes;
   const int64_t read_row = static_cast<int64_t>(part.read_units) * t.inner;
   const int64_t written_row = static_cast<int64_t>(part.written_units) * t.inner;
+  const Word* read = static_cast<const Word*>(t.read);
+  [[maybe_unused]] const Word* weight = static_cast<const Word*>(t.weight);
+  Word* written = static_cast<Word*>(t.written);
   [[maybe_unused]] float sum = 0.0f;
   for (int word = lane; word < part.units * t.inner; word += part.tile.lanes) {
     const int unit = word / t.inner, partner = shared.partners[unit];
+    const int64_t read_at = static_cast<int64_t>(partner) * t.inner + word % t.inner;
     const int64_t written_at = static_cast<int64_t>(part.first_unit) * t.inner + word;
-    const Word* read = static_cast<const Word*>(t.read) + static_cast<int64_t>(partner) * t.inner + word % t.inner;
-    Word* written = static_cast<Word*>(t.written) + written_at;
-    [[maybe_unused]] const Word* weight = static_cast<const Word*>(t.weight) + written_at;
     [[maybe_unused]] float gate = 0.0f;
     if constexpr (!std::is_void_v<T>) {
       if (partner >= 0) gate = t.gates[kScatter ? part.first_unit + unit : partner];
@@ -119,11 +120,11 @@ __device__ __forceinline__ void move(const Moved& t, const Part& part, Shared& s
     for (int64_t row = part.first_row + group; row < part.end_row; row += groups) {
       Word value = {};
       if (partner >= 0) {
-        value = __ldg(read + row * read_row);
+        value = __ldg(read + (read_at + row * read_row));
         if constexpr (!std::is_void_v<T>) {
           const Elements<T, Word> elements(value);
           if constexpr (kScatter) {
-            const Elements<T, Word> others(__ldg(weight + row * written_row));
+            const Elements<T, Word> others(__ldg(weight + (written_at + row * written_row)));
             float products = 0.0f;
 #pragma unroll
             for (int k = 0; k < elements.kCount; ++k) products += elements.v[k] * others.v[k];
@@ -132,7 +133,7 @@ __device__ __forceinline__ void move(const Moved& t, const Part& part, Shared& s
           value = elements.times(gate);
         }
       }
-      store_result(written + row * written_row, value);
+      store_result(written + (written_at + row * written_row), value);
     }
   }
   if constexpr (kScatter && !std::is_void_v<T>) store_sums(t, part, sum, shared.sums);
@@ -220,7 +221,13 @@ void run(const char* op, const GatherUnits* tensors, int64_t count, Launch launc
     for (int64_t wider : {2, 4, 8, 16}) {
       if (wider > word && (t->gates == nullptr || wider == 16) && divides(wider, *t)) word = wider;
     }
-    Moved moved = {t->units, t->gates, t->read, t->weight, t->written, t->grad_gates};
+    Moved moved = {};
+    moved.units = t->units;
+    moved.gates = t->gates;
+    moved.read = t->read;
+    moved.weight = t->weight;
+    moved.written = t->written;
+    moved.grad_gates = t->grad_gates;
     moved.outer = static_cast<int>(t->outer);
     moved.total = static_cast<int>(t->total);
     moved.count = static_cast<int>(t->count);

@@ -142,10 +142,10 @@ void run_block(unsigned count, std::mt19937& random) {
   for (Warp& warp : warps) warp = {};
   std::vector<unsigned> order(warps.size());
   std::iota(order.begin(), order.end(), 0u);
-  for (;;) {
-    bool went_on = false;
-    std::shuffle(order.begin(), order.end(), random);
-    for (const unsigned warp : order) {
+  // A warp goes as far as it can before the next one moves: all the way past a barrier that is missing.
+  const auto run_warp = [&](unsigned warp) {
+    for (bool went_on = true; went_on;) {
+      went_on = false;
       const bool down = random() % 2 != 0;
       for (unsigned step = 0; step < 32; ++step) {
         const unsigned number = warp * 32 + (down ? 31 - step : step);
@@ -155,7 +155,14 @@ void run_block(unsigned count, std::mt19937& random) {
         went_on = true;
       }
     }
-    if (went_on || release_barrier(count)) continue;
+  };
+  for (;;) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (const unsigned warp : order) {
+      run_warp(warp);
+      if (!error.empty()) return;
+    }
+    if (release_barrier(count)) continue;
     for (unsigned i = 0; i < count; ++i) {
       if (threads[i].state != State::returned) error = "threads wait for others that do not come";
     }

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the processor, to test them where there is no GPU: the headers beside this one take the place
 // of the toolkit's, and g++ compiles the very sources that nvcc compiles.
 //
-// Blocks run one after the other, each thread of a block as a fiber. Between two points at which threads have to wait
-// for each other the warps run in random order, and a warp's lanes up or down, so that a missing barrier shows as a
-// wrong result. Shared memory holds NaN when a block begins. Asynchronous copies happen when they are waited for, and
+// Blocks run one after the other, each thread of a block as a fiber. From one barrier to the next the warps run one
+// after the other as well, in random order, and a warp's lanes up or down, so that a missing barrier shows as a wrong
+// result. Shared memory holds NaN when a block begins. Asynchronous copies happen when they are waited for, and
 // not before. Waiting for threads that never come, lanes of a warp that meet in different operations, and results that
 // are stored twice are errors, thrown as std::runtime_error by the launch.
 //

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The activations of csrc/common/activation.h by their numbers: none, and `reference.feed_forward.ACTIVATIONS`.
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
 #: What a machine without a GPU is taken for.
 DEFAULT_ARCHITECTURE = 90
 

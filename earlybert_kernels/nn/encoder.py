@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .layer_weights import gather_weights, gathers
 from .packing import Packing
 
 
@@ -34,12 +35,13 @@ class PaddingFreeEncoder(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         last = len(self.layer) - 1
+        weights = gather_weights(self.layer) if gathers(self.layer, x) else [None] * len(self.layer)
         for number, layer in enumerate(self.layer):
             arguments = (x, packing.cu_seqlens, packing.max_seqlen, first_token_only and number == last)
             if layer.gradient_checkpointing and self.training:
                 x = layer._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
-                x = layer(*arguments)
+                x = layer(*arguments, weights[number])
             if hidden_states is not None:
                 hidden_states.append(x)
         return x

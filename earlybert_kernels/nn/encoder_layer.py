@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..units import unit_list
+from .layer_weights import LayerWeights, own_weights
 from .parts import LayerParts
 
 
@@ -53,7 +54,14 @@ class EncoderLayer(nn.Module):
         heads, neurons = self.parts.num_heads, self.parts.num_neurons
         return (unit_list(self.active_heads, heads), heads), (unit_list(self.active_neurons, neurons), neurons)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, first_token_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        first_token_only: bool = False,
+        weights: LayerWeights | None = None,
+    ) -> Tensor:
         """Attention and feed-forward sublayers over packed tokens.
 
         Args:
@@ -61,6 +69,7 @@ class EncoderLayer(nn.Module):
             cu_seqlens: int32 `(B + 1,)`, no sequence empty when `first_token_only`.
             max_seqlen: length of the longest sequence.
             first_token_only: return the first token of each sequence, and compute no other query.
+            weights: what to compute with in the place of the layer's own; see `gather_weights`.
 
         Returns:
             `(T, E)`, or `(B, E)` when `first_token_only`.
@@ -76,16 +85,17 @@ class EncoderLayer(nn.Module):
                     "earlybert_kernels.restore(model) before changing its modules, and convert it again"
                 )
         parts = self.parts
+        weights = own_weights(self) if weights is None else weights
         x = ops.attention_sublayer(
             x,
             cu_seqlens,
             max_seqlen,
-            *(p for linear in parts.attention_linears for p in (linear.weight, linear.bias)),
+            *weights.attention,
             parts.attention_norm.weight,
             parts.attention_norm.bias,
             head_size=parts.head_size,
-            active_heads=self.active_heads,
-            head_gates=self.head_gates,
+            active_heads=weights.active_heads,
+            head_gates=weights.head_gates,
             first_token_only=first_token_only,
             attention_dropout_p=_rate(parts.attention_dropout),
             dropout_p=_rate(parts.attention_output_dropout),
@@ -93,14 +103,11 @@ class EncoderLayer(nn.Module):
         )
         return ops.feed_forward_sublayer(
             x,
-            parts.intermediate.weight,
-            parts.intermediate.bias,
-            parts.output.weight,
-            parts.output.bias,
+            *weights.feed_forward,
             parts.output_norm.weight,
             parts.output_norm.bias,
-            active_neurons=self.active_neurons,
-            neuron_gates=self.neuron_gates,
+            active_neurons=weights.active_neurons,
+            neuron_gates=weights.neuron_gates,
             activation=parts.activation,
             dropout_p=_rate(parts.output_dropout),
             eps=parts.output_norm.eps,

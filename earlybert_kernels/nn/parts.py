@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -45,3 +47,16 @@ class LayerParts:
     def num_neurons(self) -> int:
         """Feed-forward neurons that the layer has now."""
         return self.intermediate.weight.shape[0]
+
+    def unit_parameters(self) -> Iterator[tuple[nn.Linear, str, int, Literal["heads", "neurons"]]]:
+        """Every Parameter that follows the units: its module and name, the dimension the units lie along, which units.
+
+        Those along dimension 1 are the weights that gates are folded into.
+        """
+        for linear in (self.query, self.key, self.value):
+            yield linear, "weight", 0, "heads"
+            yield linear, "bias", 0, "heads"
+        yield self.attention_output, "weight", 1, "heads"
+        yield self.intermediate, "weight", 0, "neurons"
+        yield self.intermediate, "bias", 0, "neurons"
+        yield self.output, "weight", 1, "neurons"

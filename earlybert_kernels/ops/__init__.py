@@ -7,6 +7,7 @@ from .dropout_add_layer_norm import dropout_add_layer_norm
 from .embedding_layer_norm import embedding_layer_norm
 from .feed_forward import feed_forward
 from .feed_forward_sublayer import feed_forward_sublayer
+from .gather_units import gather_units
 from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
 from .padding import pad, unpad
@@ -19,6 +20,7 @@ __all__ = [
     "embedding_layer_norm",
     "feed_forward",
     "feed_forward_sublayer",
+    "gather_units",
     "lamb_step",
     "masked_lm_loss",
     "pad",

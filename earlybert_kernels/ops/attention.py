@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends import cpu, cuda, triton
 from .autocast import autocast
 from .checks import check_gates, check_mask, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
@@ -53,7 +53,8 @@ def attention(
             evaluate.
         softmax_scale: factor on the scores; default `D ** -0.5`.
         backend: one of `ops.backends("attention")`; default: the best that takes these tensors. `cpu` takes
-            float32.
+            float32; `cuda` float16 and bfloat16, heads of 32 or 64 values, sequences of up to 512 tokens (heads of 64
+            values: 256 where a block has no more than 99 KiB of shared memory).
 
     Returns:
         `(T, H, D)` like q.
@@ -82,7 +83,9 @@ def attention(
     check_probability(_OP, "dropout_p", dropout_p)
     offsets = {"cu_seqlens": cu_seqlens, "cu_seqlens_q": cu_seqlens_q}
     check_same_device(_OP, q=q, k=k, v=v, **offsets, head_mask=head_mask, head_gates=head_gates)
-    run = choose(_OP, backend, q, k, v, cu_seqlens, head_mask, head_gates, size=max_seqlen)
+    tensors = (q, k, v, cu_seqlens, head_mask, head_gates)
+    longest = max_seqlen if max_seqlen_q is None else max(max_seqlen, max_seqlen_q)
+    run = choose(_OP, backend, *tensors, size=longest, max_seqlen=longest)
     return run(
         q,
         k,
@@ -166,6 +169,7 @@ _compiled = define(
     ),
     backends={
         "cpu": Backend(Halves(cpu.attention.forward, cpu.attention.backward), _shapes),
+        "cuda": Backend(Halves(cuda.attention.forward, cuda.attention.backward), _shapes),
         "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
     },
     save=_save,
@@ -175,4 +179,5 @@ _compiled = define(
 _run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
 register(_OP, "reference", reference.attention)
 register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.attention.refuses})
 register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

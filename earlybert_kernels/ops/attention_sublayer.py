@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends import cpu, cuda, triton
 from ..units import indices
 from .autocast import autocast
 from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
@@ -95,7 +95,8 @@ def attention_sublayer(
     weights |= {"norm_weight": norm_weight, "norm_bias": norm_bias}
     units = {"active_heads": active_heads, "head_gates": head_gates}
     check_same_device(_OP, x=x, cu_seqlens=cu_seqlens, **weights, **units)
-    run = choose(_OP, backend, x, cu_seqlens, *weights.values(), *units.values(), size=x.shape[0])
+    tensors = (x, cu_seqlens, *weights.values(), *units.values())
+    run = choose(_OP, backend, *tensors, size=x.shape[0], head_size=head_size, max_seqlen=max_seqlen)
     return run(
         x,
         cu_seqlens,
@@ -150,7 +151,7 @@ def _cpu_projections(queries, tokens, heads, head_size, first_token_only):
     return (queries, heads, head_size), (tokens, heads, head_size), (tokens, heads, head_size)
 
 
-def _triton_projections(queries, tokens, heads, head_size, first_token_only):
+def _gpu_projections(queries, tokens, heads, head_size, first_token_only):
     """One product makes q, k and v of a head side by side; with other queries than keys, one makes k and v."""
     if first_token_only:
         return (queries, heads, head_size), (tokens, heads, 2, head_size), (0,)
@@ -204,8 +205,12 @@ _compiled = define(
             Halves(cpu.attention_sublayer.forward, cpu.attention_sublayer.backward),
             Halves(partial(_forward_shapes, _cpu_projections), _backward_shapes),
         ),
+        "cuda": Backend(
+            Halves(cuda.attention_sublayer.forward, cuda.attention_sublayer.backward),
+            Halves(partial(_forward_shapes, _gpu_projections), _backward_shapes),
+        ),
         "triton": Backend(
-            Halves(*triton.kernels(_OP)), Halves(partial(_forward_shapes, _triton_projections), _backward_shapes)
+            Halves(*triton.kernels(_OP)), Halves(partial(_forward_shapes, _gpu_projections), _backward_shapes)
         ),
     },
     save=_save,
@@ -219,4 +224,10 @@ def _run_on_cpu(*inputs, active_heads: Tensor | None, **options) -> Tensor:
 
 register(_OP, "reference", reference.attention_sublayer)
 register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(
+    _OP,
+    "cuda",
+    partial(_run_compiled, _compiled["cuda"]),
+    **cuda.AVAILABILITY | {"refuses": cuda.attention_sublayer.refuses},
+)
 register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

@@ -26,17 +26,16 @@ class Implementation:
     Attributes:
         run: the callable; every backend of an op takes the same arguments.
         unavailable: why this backend cannot run in this process at all (not built, no device), or None.
-        refuses: why it cannot take these tensors (device, dtype, sizes), or None.
+        refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
-        stands_in: whether it runs in place of backends that have no version of the op, where one of those is forced
-            for all ops.
+        stands_in: whether it also runs where a backend is forced for a whole process and cannot run the call.
     """
 
     run: Callable
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
     on_demand: bool
-    stands_in: bool
+    stands_in: bool = False
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -48,7 +47,7 @@ def register(
     run: Callable,
     *,
     unavailable: Callable[[], str | None] = lambda: None,
-    refuses: Callable[..., str | None] = lambda *tensors: None,
+    refuses: Callable[..., str | None] = lambda *tensors, **facts: None,
     on_demand: bool = False,
     stands_in: bool = False,
 ) -> None:
@@ -89,6 +88,7 @@ def unavailable(name: str) -> dict[str, str]:
 def use_backend(backend: str) -> Iterator[None]:
     """Within the context every op of the process runs on `backend`, or raises if it cannot.
 
+    Except `gather_units`, which does no more than move data and is left to plain PyTorch where `backend` cannot run it.
     `EARLYBERT_BACKEND` in the environment does the same for a whole run.
 
     Raises:
@@ -103,14 +103,20 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0) -> Callable:
-    """The implementation of `op` to call on `tensors`: the forced backend, else the best that takes them.
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
+    """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s."""
+    return _implementations[op][pick(op, backend, *tensors, size=size, **facts)].run
+
+
+def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> str:
+    """The backend that runs `op` on `tensors`: the forced one, else the best that takes them.
 
     Args:
         op: the op's name.
         backend: the caller's own choice, before `use_backend` and `EARLYBERT_BACKEND`.
         tensors: what the op was given; absent ones are None.
         size: what the table of choices goes by: the op's tokens, or attention's longest sequence.
+        facts: what else backends may refuse.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -121,26 +127,26 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
     if forced is None:
         # `reference` takes everything.
         return next(
-            table[b].run
+            b
             for b in _order(op, tensors[0], size)
             if b in table
             and not table[b].on_demand
             and table[b].unavailable() is None
-            and table[b].refuses(*tensors) is None
+            and table[b].refuses(*tensors, **facts) is None
         )
     _known(forced)
-    if forced not in table and backend is None and table["reference"].stands_in:
-        return table["reference"].run
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:
-        reason = table[forced].unavailable() or table[forced].refuses(*tensors)
+        reason = table[forced].unavailable() or table[forced].refuses(*tensors, **facts)
+    if reason is not None and backend is None and table["reference"].stands_in:
+        return "reference"
     if reason is not None:
         raise RuntimeError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "
             f"Backends of this op here: {', '.join(backends(op))}."
         )
-    return table[forced].run
+    return forced
 
 
 def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:

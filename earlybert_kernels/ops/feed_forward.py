@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends import cpu, cuda, triton
 from ..reference.feed_forward import ACTIVATIONS
 from ..units import indices
 from .autocast import autocast
@@ -132,6 +132,7 @@ _compiled = define(
     ),
     backends={
         "cpu": Backend(Halves(cpu.feed_forward.forward, cpu.feed_forward.backward), _shapes),
+        "cuda": Backend(Halves(cuda.feed_forward.forward, cuda.feed_forward.backward), _shapes),
         "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
     },
     save=_save,
@@ -145,4 +146,5 @@ def _run_on_cpu(*tensors: Tensor, neuron_mask: Tensor | None, **options) -> Tens
 
 register(_OP, "reference", reference.feed_forward)
 register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(_OP, "cuda", partial(_run_compiled, _compiled["cuda"]), **cuda.AVAILABILITY | {"refuses": cuda.units.refuses})
 register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends import cpu, cuda, triton
 from ..reference.feed_forward import ACTIVATIONS
 from ..units import indices
 from .autocast import autocast
@@ -152,6 +152,7 @@ _compiled = define(
     ),
     backends={
         "cpu": Backend(Halves(cpu.feed_forward_sublayer.forward, cpu.feed_forward_sublayer.backward), _shapes),
+        "cuda": Backend(Halves(cuda.feed_forward_sublayer.forward, cuda.feed_forward_sublayer.backward), _shapes),
         "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
     },
     save=_save,
@@ -165,4 +166,10 @@ def _run_on_cpu(*tensors: Tensor, active_neurons: Tensor | None, **options) -> T
 
 register(_OP, "reference", reference.feed_forward_sublayer)
 register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
+register(
+    _OP,
+    "cuda",
+    partial(_run_compiled, _compiled["cuda"]),
+    **cuda.AVAILABILITY | {"refuses": cuda.feed_forward_sublayer.refuses},
+)
 register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

@@ -21,8 +21,8 @@ def unpad(tensors: Sequence[Tensor], index: Tensor, *, backend: str | None = Non
         tensors: each `(B, S, ...)`, of any dtype: ids, hidden states.
         index: int64 `(T,)`: the place of each real token in the flattened batch, b * S + s, each more than the one
             before.
-        backend: one of `ops.backends("unpad")`; default: the best that takes these tensors. Where another one is
-            asked for by `use_backend`, plain PyTorch runs: it has no kernel of its own.
+        backend: one of `ops.backends("unpad")`; default: the best that takes these tensors. Plain PyTorch
+            stands in for one that `use_backend` asks for and that has no kernel of its own.
 
     Returns:
         For each tensor `(T, ...)`.

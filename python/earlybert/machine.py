@@ -22,8 +22,9 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """The processor, how many threads torch uses, and the GPU where the run used one."""
+    """The processor, how many threads torch uses, and the GPU with its architecture where the run used one."""
     machine: dict[str, str | int] = {"cpu": cpu_name(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
+        machine["architecture"] = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     return machine

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 import earlybert_kernels as ek
+from earlybert_kernels.backends import cuda
 
 
 def close(ours, theirs, tolerance=1e-5):
@@ -192,6 +193,29 @@ def test_optimizer_state_goes_on_as_if_masked(make):
             optimizer.step()
         results.append(model(**inputs).logits)
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
+def test_all_layers_and_the_optimizers_state_are_cut_in_one_call_of_a_kernel(monkeypatch):
+    calls, device = [], "cuda" if torch.cuda.is_available() else "cpu"
+    gather = cuda.gather_units.gather
+    monkeypatch.setattr(
+        cuda.gather_units, "gather", lambda tensors, *rest: calls.append(len(tensors)) or gather(tensors, *rest)
+    )
+    results = []
+    for backend in ("reference", "cuda"):
+        model = tiny_model().to(device)
+        optimizer = torch.optim.AdamW(model.parameters())
+        inputs = {name: value.to(device) for name, value in batch().items()}
+        model(**inputs, labels=torch.tensor([0, 2, 1, 1], device=device)).loss.backward()
+        optimizer.step()
+        with ek.use_backend(backend):
+            ek.compact(model, some_ticket(model), optimizer)
+        parameters = list(model.parameters())
+        moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+        results.append([*parameters, *(p.grad for p in parameters), *moments])
+    assert calls == [3 * 10 * 4]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_compact_takes_the_gates_from_the_optimizer():

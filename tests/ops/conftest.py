@@ -1,6 +1,9 @@
 """Fixtures of the tests of compiled backends."""
 
+import contextlib
+
 import pytest
+import torch
 from mended_interpreter import mend_bfloat16
 from targets import Target, device_of
 
@@ -8,29 +11,48 @@ from earlybert_kernels.backends import cpu, cuda, triton
 
 ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
 
+GPU_BACKENDS = {"triton": triton, "cuda": cuda}
+
 if triton.INTERPRETED:
     mend_bfloat16()
+
+
+@contextlib.contextmanager
+def _use_instruction_set(name):
+    """Kernels for it, on two threads, also where a worker of pytest-xdist has but one core."""
+    best, threads = cpu.extension.instruction_set(), torch.get_num_threads()
+    cpu.extension.use_instruction_set(name)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+    cpu.extension.use_instruction_set(best)
 
 
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Each instruction set that the processor has, in turn."""
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield request.param
-    cpu.extension.use_instruction_set(best)
+    with _use_instruction_set(request.param):
+        yield request.param
 
 
-@pytest.fixture(params=[*ISAS, "triton", "cuda"])
+def _on_gpu(backend):
+    reason = GPU_BACKENDS[backend].unavailable()
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    return Target(backend, device_of(backend))
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def gpu_target(request):
+    """Each backend with kernels for GPUs in turn, which run on the CPU where there is none."""
+    return _on_gpu(request.param)
+
+
+@pytest.fixture(params=[*ISAS, *GPU_BACKENDS])
 def target(request):
     """Each compiled backend in turn, the CPU's with each of its instruction sets."""
-    if request.param in ("triton", "cuda"):
-        reason = {"triton": triton, "cuda": cuda}[request.param].unavailable()
-        if reason is not None:
-            pytest.skip(f"{request.param}: {reason}")
-        yield Target(request.param, device_of(request.param))
+    if request.param in GPU_BACKENDS:
+        yield _on_gpu(request.param)
         return
-    best = cpu.extension.instruction_set()
-    cpu.extension.use_instruction_set(request.param)
-    yield Target("cpu", "cpu")
-    cpu.extension.use_instruction_set(best)
+    with _use_instruction_set(request.param):
+        yield Target("cpu", "cpu")

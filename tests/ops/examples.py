@@ -53,6 +53,17 @@ def _embedding_layer_norm(*tensors: Tensor, dropout_p: float, backend: str) -> T
     return ek.ops.embedding_layer_norm(*ids, *tensors, padding_id=0, dropout_p=dropout_p, backend=backend)
 
 
+def _gather_units(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    """Columns of neurons and of heads, with gates and without, and rows."""
+    w_out, w_heads, w_in, gates = tensors
+    active = torch.arange(0, 333, 2, device=w_in.device)
+    parts = ek.ops.gather_units(
+        [w_out, w_out, w_heads, w_in], [active, active, torch.tensor([3, 1], device=w_in.device), active], [1, 1, 1, 0],
+        sizes=[1, 1, 16, 1], gates=[gates.float(), None, None, None], backend=backend,
+    )  # fmt: skip
+    return torch.cat([part.flatten() for part in parts])
+
+
 def _lamb_step(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     """Three tensors of each kind, one of them a prime number of columns wide; returns what the step has changed."""
     tensors = [tensor.detach().clone() for tensor in tensors]
@@ -78,6 +89,7 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         [(1240, 48), *[(64, 48), (64,)] * 3, (48, 64), (48,), (48,), (48,), (4,)],
     ),
     "embedding_layer_norm": (_embedding_layer_norm, [(99, 48), (40, 48), (2, 48), (48,), (48,)]),
+    "gather_units": (_gather_units, [(48, 333), (48, 64), (333, 48), (333,)]),
     "lamb_step": (_lamb_step, [(613, 300)] * 4 + [(7,)] * 4 + [(41, 997)] * 4),
     "masked_lm_loss": (_masked_lm_loss, [(300, 48), (1999, 48), (1999,)]),
 }

@@ -49,8 +49,7 @@ def test_the_shipped_table_has_every_choice():
             assert sizes == sorted(set(sizes)) and sizes[0] == 0
             assert all(sorted(entry["order"]) == ["cuda", "reference", "triton"] for entry in entries)
             assert all(re.match("(not )?measured: .", entry["reason"]) for entry in entries)
-    assert list(choices.table()["architectures"]) == ["80"], "then nothing is measured, and the note has to say so"
-    assert choices.table()["note"].startswith("Not measured")
+    assert ("Not measured" in choices.table()["note"]) == ("not measured: " in str(choices.table()["architectures"]))
 
 
 def test_the_nearest_lower_architecture_decides(use_table):

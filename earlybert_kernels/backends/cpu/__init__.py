@@ -37,7 +37,7 @@ def unavailable() -> str | None:
     return missing
 
 
-def refuses(*tensors: Tensor | None) -> str | None:
+def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype), or None."""
     for tensor in tensors:
         if tensor is None:
@@ -49,7 +49,7 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def refuses_products(*tensors: Tensor | None) -> str | None:
+def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
     """As `refuses`, for ops with matrix products, which a user who turns autocast on wants in another dtype."""
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32:
         return f"it computes in float32, and autocast to {torch.get_autocast_dtype('cpu')} is on"

@@ -6,11 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .. import address
+from .. import ACTIVATIONS, address
 from . import empty, extension, run
-
-# The order of csrc/cpu/linear.h.
-_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
 
 
 class Kept(NamedTuple):
@@ -70,7 +67,7 @@ def forward(
     out = arguments[0][2]
     y = empty(tokens, out)
     preactivation = None if activation == "none" else empty(tokens, out)
-    code = _ACTIVATIONS.index(activation)
+    code = ACTIVATIONS.index(activation)
     run(extension.linear_forward, *arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
     return y, preactivation
 
@@ -113,7 +110,7 @@ def backward(
         grad_x.data_ptr(),
         grad_x.stride(0),
         accumulate,
-        _ACTIVATIONS.index(activation),
+        ACTIVATIONS.index(activation),
         address(preactivation),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),

@@ -38,12 +38,19 @@ def refuses_device(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def refuses(*tensors: Tensor | None) -> str | None:
+def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype), or None."""
     for tensor in tensors:
         if tensor is not None and tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"it takes float32, float16 and bfloat16 tensors, got {tensor.dtype}"
     return refuses_device(*tensors)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that the products of a linear layer's weight have: its own, or autocast's for float32."""
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
 
 
 def launch(tensor: Tensor) -> tuple[int, int]:
@@ -64,8 +71,13 @@ def code(tensor: Tensor) -> int:
 AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": EMULATED}
 
 # The kernels' modules need what stands above.
+from . import activation as activation  # noqa: E402
 from . import attention as attention  # noqa: E402
+from . import attention_sublayer as attention_sublayer  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
 from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
+from . import feed_forward as feed_forward  # noqa: E402
+from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402
 from . import padding as padding  # noqa: E402
+from . import units as units  # noqa: E402

@@ -14,14 +14,18 @@ HEAD_SIZES = (32, 64)
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None, max_seqlen: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype, sizes), or None."""
-    if q.dtype == torch.float32:
+    return cuda.refuses(q, k, v, *others) or refuses_sizes(q, q.shape[2], max_seqlen)
+
+
+def refuses_sizes(source: Tensor, size: int, max_seqlen: int) -> str | None:
+    """Why there is no attention with heads of `size` values that come, or are projected, from a tensor; or None."""
+    if cuda.product_dtype(source) == torch.float32:
         return "it takes float16 and bfloat16, got float32"
-    if q.shape[2] not in HEAD_SIZES:
-        return f"it takes heads of 32 or 64 values, got {q.shape[2]}"
-    reason = cuda.refuses(q, k, v, *others)
-    if reason is None and max_seqlen > (longest := max_keys(q.get_device(), q.shape[2])):
-        reason = f"it takes sequences of up to {longest} tokens here, got {max_seqlen}"
-    return reason
+    if size not in HEAD_SIZES:
+        return f"it takes heads of 32 or 64 values, got {size}"
+    if max_seqlen > (longest := max_keys(source.get_device(), size)):
+        return f"it takes sequences of up to {longest} tokens here, got {max_seqlen}"
+    return None
 
 
 @torch.compiler.assume_constant_result

@@ -10,6 +10,7 @@ Either is slow, and a kernel without a stack has neither.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
@@ -260,6 +261,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> int:
     """The command line; returns the exit status: 0, 1 where a check fails, 2 where none can be made."""
+    argparse.ArgumentParser(prog="python -m earlybert_kernels.backends.cuda.inspect", description=__doc__).parse_args()
     module, missing = load_extension("_cuda")
     if module is None:
         print(missing, file=sys.stderr)

@@ -28,7 +28,7 @@ def unavailable() -> str | None:
     return "torch sees no CUDA GPU, and TRITON_INTERPRET=1 is not set"
 
 
-def refuses(*tensors: Tensor | None) -> str | None:
+def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype), or None."""
     for tensor in tensors:
         if tensor is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import nearest
+from .. import nearest, vendor
 from .activation_kernels import activation_backward, activation_forward
 from .launch import architecture
 from .matmul import Tile, Used, matmul, matmul_activation_backward
@@ -75,7 +75,7 @@ def linear(
     used = _used(n=outputs, k=inputs)
     if not library or used is not None:
         return matmul(x, weight.t(), tile, used=used, bias=bias, activation=activation)
-    y = torch.nn.functional.linear(x, weight, bias)
+    y, _ = vendor.linear(x, weight, bias)
     return (y, None) if activation == "none" else (activation_forward(y, activation), y)
 
 
@@ -98,11 +98,7 @@ def linear_grad_input(
     used = _used(n=inputs, k=outputs)
     if not library or used is not None:
         return matmul(grad_y, weight, tile, used=used, add_to=add_to)[0]
-    if add_to is None:
-        return grad_y @ weight
-    if add_to.dtype == grad_y.dtype:
-        return add_to.addmm_(grad_y, weight)
-    return add_to.add_(grad_y @ weight)
+    return vendor.linear_grad_input(grad_y, weight, add_to=add_to)
 
 
 def linear_grad_preactivation(
@@ -122,7 +118,7 @@ def linear_grad_preactivation(
     if not library or inputs is not None:
         used = _used(n=inputs)
         return matmul_activation_backward(grad_y, weight, preactivation, tile, activation, used=used)
-    return activation_backward(grad_y @ weight, preactivation, activation)
+    return activation_backward(vendor.linear_grad_input(grad_y, weight), preactivation, activation)
 
 
 def linear_grad_weight(grad_y: Tensor, x: Tensor, *, outputs: Used | None = None, inputs: Used | None = None) -> Tensor:
@@ -131,7 +127,7 @@ def linear_grad_weight(grad_y: Tensor, x: Tensor, *, outputs: Used | None = None
     used = _used(m=outputs, n=inputs)
     if not library or used is not None:
         return matmul(grad_y.t(), x, tile, used=used, parts=parts)[0]
-    return grad_y.t() @ x
+    return vendor.linear_grad_weight(grad_y, x)
 
 
 def _used(**dimensions: Used | None) -> tuple[str, Used] | None:

@@ -46,6 +46,11 @@ def used(units: Units | None, size: int = 1) -> Used | None:
     return None if units is None else units.used(size)
 
 
+def present(units: Units | None) -> Tensor | None:
+    """Which of the units that there is room for are there, bool `(room,)`; None where all are."""
+    return None if units is None or units.number is None else units.indices >= 0
+
+
 def take(weight: Tensor, units: Units | None) -> Tensor:
     """The computed units' part of a weight or bias `(units, ...)`; the first one's where -1 stands for none."""
     if units is None:

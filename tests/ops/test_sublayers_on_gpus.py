@@ -1,4 +1,4 @@
-"""The sublayers of this backend in half precision and under autocast; float32 is in tests/ops/test_sublayers.py."""
+"""The sublayers of the backends on GPUs in half precision and under autocast; see test_sublayers.py for the rest."""
 
 import pytest
 import torch
@@ -6,14 +6,10 @@ from accuracy import assert_as_exact_as_pytorch, results
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
-from earlybert_kernels.backends import triton
+from earlybert_kernels.backends import cuda, triton
 
-if triton.unavailable() is not None:
-    pytest.skip(triton.unavailable(), allow_module_level=True)
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (9, 1, 33, 6)
-TOKENS, HIDDEN, HEADS, SIZE, NEURONS = sum(LENGTHS), 48, 4, 16, 50
+TOKENS, HIDDEN, HEADS, SIZE, NEURONS = sum(LENGTHS), 48, 4, 32, 50
 PACKING = (torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
 UNITS = {"all": None, "indices": [0, 2, 3], "mask": [0, 2, 3]}
 
@@ -28,6 +24,14 @@ def attention_inputs():
 def feed_forward_inputs():
     shapes = [(TOKENS, HIDDEN), (NEURONS, HIDDEN), (NEURONS,), (HIDDEN, NEURONS), (HIDDEN,), (HIDDEN,), (HIDDEN,)]
     return [torch.randn(shape) * HIDDEN**-0.5 for shape in (*shapes, (NEURONS,))]
+
+
+#: What each backend is tested on: CUDA's takes no masks.
+on_every_form = pytest.mark.parametrize(
+    ("gpu_target", "kept"),
+    [(backend, kept) for backend in ("triton", "cuda") for kept in UNITS if (backend, kept) != ("cuda", "mask")],
+    indirect=["gpu_target"],
+)
 
 
 def active(kept, units, device):
@@ -71,22 +75,23 @@ def without_b_k(sublayer, tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kept", UNITS)
+@on_every_form
 @pytest.mark.parametrize("sublayer", SUBLAYERS)
-def test_half_precision(sublayer, kept, dtype):
+def test_half_precision(gpu_target, sublayer, kept, dtype):
     call, inputs, op, definition, units = SUBLAYERS[sublayer]
     tensors = [t.to(dtype).float() for t in inputs()]
-    with ek.use_backend("triton"):
-        ours = results(lambda *t: call(op, active(kept, units, DEVICE), *t), tensors, dtype, DEVICE)
+    device = gpu_target.device
+    with ek.use_backend(gpu_target.backend):
+        ours = results(lambda *t: call(op, active(kept, units, device), *t), tensors, dtype, device)
     plain = results(lambda *t: call(definition, active(kept, units, "cpu"), *t), tensors, dtype)
     truth = results(lambda *t: call(definition, active(kept, units, "cpu"), *t), tensors, torch.float64)
     assert ours[0].dtype == dtype
     assert_as_exact_as_pytorch(*(without_b_k(sublayer, side) for side in (ours, plain, truth)), dtype)
 
 
-@pytest.mark.parametrize("kept", UNITS)
+@on_every_form
 @pytest.mark.parametrize("sublayer", SUBLAYERS)
-def test_autocast(sublayer, kept):
+def test_autocast(gpu_target, sublayer, kept):
     """Products in bfloat16, the residual and the norm in float32, gradients in the dtype of what they belong to."""
     call, inputs, op, definition, units = SUBLAYERS[sublayer]
     tensors = inputs()
@@ -98,32 +103,69 @@ def test_autocast(sublayer, kept):
 
         return within
 
-    with ek.use_backend("triton"):
-        ours = results(cast(op), tensors, torch.float32, DEVICE)
+    with ek.use_backend(gpu_target.backend):
+        ours = results(cast(op), tensors, torch.float32, gpu_target.device)
     plain = results(cast(definition), tensors, torch.float32)
     truth = results(lambda *t: call(definition, active(kept, units, "cpu"), *t), tensors, torch.float64)
     assert all(t.dtype == torch.float32 for t in ours)
     assert_as_exact_as_pytorch(*(without_b_k(sublayer, side) for side in (ours, plain, truth)), torch.bfloat16)
     # The residual is not rounded: with a block that adds nothing, the result is that of float32.
     tensors = [t * 0 if t.shape in ((HIDDEN, HEADS * SIZE), (HIDDEN, NEURONS)) else t for t in tensors]
-    with ek.use_backend("triton"):
-        bare = cast(op)(*(t.to(DEVICE) for t in tensors)).cpu()
+    with ek.use_backend(gpu_target.backend):
+        bare = cast(op)(*(t.to(gpu_target.device) for t in tensors)).cpu()
     torch.testing.assert_close(bare, call(definition, active(kept, units, "cpu"), *tensors), rtol=1e-3, atol=4e-3)
 
 
+@pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")
 @pytest.mark.parametrize("sublayer", SUBLAYERS)
 def test_a_mask_that_changes_in_place_is_followed(sublayer):
     call, inputs, op, _, units = SUBLAYERS[sublayer]
-    tensors = [t.to(DEVICE) for t in inputs()]
-    mask = torch.zeros(units, dtype=torch.bool, device=DEVICE)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = [t.to(device) for t in inputs()]
+    mask = torch.zeros(units, dtype=torch.bool, device=device)
     with ek.use_backend("triton"):
         for kept in ([0], [1, 2], list(range(units))):
             mask.zero_()[kept] = True
-            by_mask, by_indices = (call(op, a, *tensors) for a in (mask, torch.tensor(kept, device=DEVICE)))
+            by_mask, by_indices = (call(op, a, *tensors) for a in (mask, torch.tensor(kept, device=device)))
             torch.testing.assert_close(by_mask, by_indices, rtol=1e-5, atol=1e-5)
 
 
-def test_no_tokens():
-    x, *weights, _ = (t.to(DEVICE) for t in feed_forward_inputs())
-    out = ek.ops.feed_forward_sublayer(x[:0], *weights, backend="triton")
+def test_no_tokens(gpu_target):
+    x, *weights, _ = (t.to(gpu_target.device) for t in feed_forward_inputs())
+    out = ek.ops.feed_forward_sublayer(x[:0], *weights, backend=gpu_target.backend)
     assert out.shape == (0, HIDDEN)
+
+
+@pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, *t: [x.double(), *t], "an input in the dtype of the products, torch.float32, or in float32"),
+        (lambda x, *t: [x.half(), *t], "an input in the dtype of the products, torch.float32, or in float32"),
+        (lambda *t: [*t[:5], t[5].half(), t[6].half(), t[7]], "a norm in the input's dtype, torch.float32, or in fl"),
+        (lambda *t: [*t[:5], t[5], t[6].half(), t[7]], "a norm in the input's dtype, torch.float32, or in float32"),
+    ],
+)
+def test_dtypes_that_cuda_refuses(change, reason):
+    tensors = change(*(t.to("cpu" if cuda.EMULATED else "cuda") for t in feed_forward_inputs()))
+    with ek.use_backend("cuda"), pytest.raises(RuntimeError, match=reason):
+        feed_forward(ek.ops.feed_forward_sublayer, None, *tensors)
+
+
+@pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
+@pytest.mark.parametrize(
+    ("dtype", "options", "reason"),
+    [
+        (torch.float32, {}, "it takes float16 and bfloat16, got float32"),
+        (torch.float16, {"head_size": 16}, "it takes heads of 32 or 64 values, got 16"),
+        (torch.float16, {"max_seqlen": 513}, "it takes sequences of up to 512 tokens here, got 513"),
+        (torch.float16, {"active_heads": torch.tensor([True, False] * 2)}, "it takes active units as int64 indices"),
+    ],
+)
+def test_attention_that_cuda_refuses(dtype, options, reason):
+    device = "cpu" if cuda.EMULATED else "cuda"
+    x, *weights, _ = (t.to(device, dtype) for t in attention_inputs())
+    options = {"head_size": SIZE, "max_seqlen": PACKING[1], **options, "backend": "cuda"}
+    options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    with pytest.raises(RuntimeError, match=reason):
+        ek.ops.attention_sublayer(x, PACKING[0].to(device), options.pop("max_seqlen"), *weights, **options)

@@ -1,0 +1,88 @@
+"""What the sublayer ops are given of a layer: its Parameters as they are, or what is computed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops.dispatch import pick
+
+if TYPE_CHECKING:
+    from .encoder_layer import EncoderLayer
+
+
+class LayerWeights(NamedTuple):
+    """The weights and biases of a layer's linear layers, and which of its units they are to be computed for.
+
+    Attributes:
+        attention: query, key, value and output, each weight with its bias behind it.
+        feed_forward: the same of the two of the feed-forward block.
+        active_heads, active_neurons, head_gates, neuron_gates: as in `EncoderLayer`; None where the weights are the
+            active units' alone and the gates are folded into them.
+    """
+
+    attention: tuple[Tensor, ...]
+    feed_forward: tuple[Tensor, ...]
+    active_heads: Tensor | None = None
+    active_neurons: Tensor | None = None
+    head_gates: Tensor | None = None
+    neuron_gates: Tensor | None = None
+
+
+def own_weights(layer: EncoderLayer) -> LayerWeights:
+    """A layer's Parameters."""
+    attention, feed_forward = (
+        tuple(p for linear in linears for p in (linear.weight, linear.bias))
+        for linears in (layer.parts.attention_linears, (layer.parts.intermediate, layer.parts.output))
+    )
+    units = (layer.active_heads, layer.active_neurons, layer.head_gates, layer.neuron_gates)
+    return LayerWeights(attention, feed_forward, *units)
+
+
+def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
+    """Whether a forward pass should begin with `gather_weights`: with a ticket, on the backend `cuda`.
+
+    There every sublayer would gather the same from its own weights, by several launches, and again in the backward
+    pass; other backends' sublayers do. A mask (`reserve_masks`) has no number of units that the host knows, and a
+    layer that is checkpointed is not to keep its weights.
+    """
+    active = [units for layer in layers for units in (layer.active_heads, layer.active_neurons)]
+    if all(units is None for units in active) or any(u is not None and u.dtype == torch.bool for u in active):
+        return False
+    if any(layer.gradient_checkpointing and layer.training for layer in layers):
+        return False
+    own = own_weights(layers[0])
+    sublayers = (("attention_sublayer", own.attention), ("feed_forward_sublayer", own.feed_forward))
+    return all(pick(op, None, x, *weights, size=x.shape[0]) == "cuda" for op, weights in sublayers)
+
+
+def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:
+    """The active units' weights of all layers, gates folded in, by one call of `ops.gather_units`.
+
+    With them a masked layer is a compact one. Their gradients go back to the Parameters in one call as well.
+    """
+    slots = []
+    for layer in layers:
+        parts = layer.parts
+        of = {
+            "heads": (layer.active_heads, parts.head_size, layer.head_gates),
+            "neurons": (layer.active_neurons, 1, layer.neuron_gates),
+        }
+        for linear, name, dim, unit in parts.unit_parameters():
+            units, size, gates = of[unit]
+            slots.append((getattr(linear, name), units, dim, size, gates if dim == 1 else None))
+    changed = [slot for slot in slots if slot[1] is not None or slot[4] is not None]
+    tensors, units, dims, sizes, gates = (list(column) for column in zip(*changed, strict=True))
+    gathered = iter(ops.gather_units(tensors, units, dims, sizes=sizes, gates=gates))
+    weights = iter([slot[0] if slot[1] is None and slot[4] is None else next(gathered) for slot in slots])
+    results = []
+    for layer in layers:
+        attention, feed_forward = tuple(islice(weights, 7)), tuple(islice(weights, 3))
+        biases = layer.parts.attention_output.bias, layer.parts.output.bias
+        results.append(LayerWeights((*attention, biases[0]), (*feed_forward, biases[1])))
+    return results

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
 
 enum { kWeight, kBias, kSums };  // what is summed over the tokens
 
-// Each block walks over tokens and keeps its share of the sums in registers until the end.
+// Each block walks over tokens and keeps its share of the sums until the end.
 template <typename T, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock, L::kResident)
     backward_kernel(const EmbeddingLayerNormBackward a, Dropout dropout, bool aligned) {
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
   const int lane = threadIdx.x % L::kThreads, group = threadIdx.x / L::kThreads;
   const int cols = static_cast<int>(a.cols);
 
-  Part<L> sums[kSums] = {};
+  clear_sums(shared, group, lane);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * L::kRows;
   for (int64_t token = static_cast<int64_t>(blockIdx.x) * L::kRows + group; token < a.tokens; token += stride) {
     const Rows<T> rows = rows_of<T>(a.tables, token, cols);
@@ -116,20 +116,22 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) {
       load(grad_out, column_of<L>(i, lane), cols, aligned, grad[i]);
+      float products[kVector];
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         normalised[i][j] = (normalised[i][j] - mean) * rstd;
         grad[i][j] *= dropout_factor(dropout, kept, i, j);
-        sums[kWeight][i][j] += grad[i][j] * normalised[i][j];  // beyond the row's end nobody reads it
-        sums[kBias][i][j] += grad[i][j];
+        products[j] = grad[i][j] * normalised[i][j];
       }
+      add_to(sums_of(shared, kWeight, group, i, lane), products);
+      add_to(sums_of(shared, kBias, group, i, lane), grad[i]);
     }
     input_gradient<L>(grad, normalised, static_cast<const P*>(a.weight), rstd, lane, cols, aligned, shared.scratch);
     T* grad_sum = static_cast<T*>(a.grad_sum) + token * cols;
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) store(grad_sum, column_of<L>(i, lane), cols, aligned, grad[i]);
   }
-  store_partials<L, kSums>(sums, shared, group, lane, cols, a.partials);
+  store_partials(shared, cols, a.partials);
 }
 
 // Calls `body` with the C++ types of the dtypes, as `body(Type<T>{}, Type<P>{})`.

@@ -35,7 +35,7 @@ test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 
 sanitize: install
-	@echo "== Running the tests of the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer (about 2 minutes)"
+	@echo "== Running the tests of the CPU and the emulated CUDA ops under AddressSanitizer and UndefinedBehaviorSanitizer"
 	$(BIN)/python tests/sanitize.py
 
 clean:

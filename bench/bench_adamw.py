@@ -1,4 +1,4 @@
-"""One step of torch's AdamW over the parameters of a whole BERT, by each of torch's implementations."""
+"""One step of AdamW over the parameters of a whole BERT, by torch's implementations and by our backends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+import earlybert_kernels as ek
+
+from .cases import providers
 from .optimizers import OptimizerSubject, make_rows, measure_step
+from .record import pick_device
 from .row import Rates
 
-#: eager is what torch chooses by itself.
+#: torch's; eager is what it chooses by itself.
 _FLAGS = {
     "eager": {},
     "fused": {"fused": True},
@@ -21,10 +25,14 @@ _FLAGS = {
 
 
 def _make_step(parameters: list[torch.Tensor], lr: float, provider: str) -> Callable[[], object]:
-    return torch.optim.AdamW(parameters, lr=lr, **_FLAGS[provider]).step
+    if provider in _FLAGS:
+        return torch.optim.AdamW(parameters, lr=lr, **_FLAGS[provider]).step
+    return ek.use_backend(provider)(ek.AdamW(parameters, lr=lr).step)
 
 
-SUBJECT = OptimizerSubject("adamw", _make_step, tuple(_FLAGS), exact="for-loop")
+# torch.compile has no optimizer to compile.
+_BACKENDS = [name for name in providers("lamb_step", pick_device()) if name not in ("eager", "compile", "reference")]
+SUBJECT = OptimizerSubject("adamw", _make_step, [*_FLAGS, *_BACKENDS], exact="for-loop")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,7 +14,7 @@ from .gates import enable_gates, head_gates, neuron_gates, remove_gates
 from .masking import apply_ticket, check_ticket, clear_ticket, reserve_masks
 from .models import check_convertible
 from .ops import use_backend
-from .optim import Lamb
+from .optim import AdamW, Lamb
 from .ticket import Ticket
 
 try:
@@ -23,6 +23,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "unknown"
 
 __all__ = [
+    "AdamW",
     "CapturedStep",
     "Lamb",
     "PackedCollator",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .optim import Lamb
+from .optim import AdamW, Lamb
 
 Batch = Mapping[str, Any]
 
@@ -59,8 +59,8 @@ class CapturedStep:
         """
         Args:
             model: what is trained, all on one device.
-            optimizer: what trains it. On a GPU one that can be captured: `torch.optim.AdamW(..., capturable=True)` or
-                `Lamb`.
+            optimizer: what trains it. On a GPU one that can be captured: `AdamW`, `Lamb` or
+                `torch.optim.AdamW(..., capturable=True)`.
             train_step: takes a batch on the model's device, trains, and returns the loss or another tensor.
 
         Raises:
@@ -74,11 +74,11 @@ class CapturedStep:
         self._rates: list[Tensor] = []
         if self._captures:
             for group in optimizer.param_groups:
-                if not (isinstance(optimizer, Lamb) or group.get("capturable", False)):
+                if not (isinstance(optimizer, (AdamW, Lamb)) or group.get("capturable", False)):
                     raise ValueError(
                         f"{type(optimizer).__name__} keeps numbers of its steps on the host, which a captured step "
                         "would not change: make it with capturable=True, which torch.optim.AdamW takes, for one, "
-                        "or take earlybert_kernels.Lamb"
+                        "or take earlybert_kernels.AdamW or Lamb"
                     )
             self._stream = torch.cuda.Stream(self._device)
             self._tie_rates()

@@ -1,4 +1,4 @@
-"""The LAMB optimizer, whose step is one call of a kernel for all tensors of a group."""
+"""Optimizers whose step is one call of a kernel for all tensors of a group: LAMB and AdamW."""
 
 from __future__ import annotations
 
@@ -13,7 +13,124 @@ from torch import Tensor
 from .ops import lamb_step
 
 
-class Lamb(torch.optim.Optimizer):
+class _OneCall(torch.optim.Optimizer):
+    """What the optimizers have in common; their groups have `lr`, `betas`, `eps`, `weight_decay` and `l1`."""
+
+    def __init__(self, params: Any, **defaults: Any) -> None:
+        self._check_options(defaults)  # a group may override each of them
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer`; errors as in the constructor."""
+        self._check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise TypeError(f"{type(self).__name__}: a Parameter is complex")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Changes every Parameter that has a gradient.
+
+        Args:
+            closure: computes the loss and its gradients anew.
+
+        Returns:
+            What `closure` returns, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse; or a backend was forced that cannot run the step.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        f"{type(self).__name__}: a gradient is sparse, and every number of a tensor has to take part"
+                    )
+                alike[param.device, param.dtype].append(param)
+            for params in alike.values():
+                self._step(params, group)
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("l1", 0.0)  # checkpoints from before there was one
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer`.
+
+        Raises:
+            ValueError: a group's hyper-parameter is out of range; nothing has changed then.
+        """
+        for group in state_dict["param_groups"]:
+            self._check_options({**self.defaults, **group})
+        super().load_state_dict(state_dict)
+        # That has rounded moments to half precision where the Parameters have it, and left the steps where they were.
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, param in zip(saved, own, strict=True):
+            if self.state.get(param):
+                saved_state = state_dict["state"][number]
+                self.state[param]["step"] = saved_state["step"].to(param.device, torch.float32)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    self.state[param][name] = saved_state[name].to(param.device, _state_dtype(param))
+
+    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Changes these Parameters of a group, which are on one device and in one dtype."""
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state[name] = torch.zeros(param.shape, dtype=_state_dtype(param), device=param.device)
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0)
+        lamb_step(
+            params,
+            [param.grad for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            steps,
+            lr=group["lr"],
+            betas=tuple(group["betas"]),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            adapt=self._adapts(group),
+            l1=group["l1"],
+        )
+
+    def _adapts(self, group: dict[str, Any]) -> bool:
+        """Whether a group's updates are scaled by trust ratios."""
+        raise NotImplementedError
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Raises ValueError unless a group may have these."""
+        name = type(self).__name__
+        for option in ("lr", "weight_decay", "l1"):
+            if not options[option] >= 0:
+                raise ValueError(f"{name}: {option} is {options[option]}, expected 0 or more")
+        if not options["eps"] > 0:
+            raise ValueError(f"{name}: eps is {options['eps']}, expected more than 0")
+        if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
+            raise ValueError(
+                f"{name}: betas are {options['betas']}, expected two numbers of at least 0 and less than 1"
+            )
+
+
+def _state_dtype(param: Tensor) -> torch.dtype:
+    """At least float32: half precision would swallow the small changes of the second moment."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+class Lamb(_OneCall):
     """LAMB: Adam's update with decoupled weight decay, scaled in every tensor by `|parameter| / |update|`.
 
     You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv 1904.00962,
@@ -55,100 +172,51 @@ class Lamb(torch.optim.Optimizer):
         adapt: bool = True,
         l1: float = 0.0,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
-        _check_options(defaults)  # a group may override each of them
-        super().__init__(params, defaults)
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
+        super().__init__(params, **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See `torch.optim.Optimizer`; errors as in the constructor."""
-        _check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
-            self.param_groups.pop()
-            raise TypeError("Lamb: a Parameter is complex")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Changes every Parameter that has a gradient.
-
-        Args:
-            closure: computes the loss and its gradients anew.
-
-        Returns:
-            What `closure` returns, or None.
-
-        Raises:
-            RuntimeError: a gradient is sparse; or a backend was forced that cannot run the step.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            alike = defaultdict(list)
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                if param.grad.layout != torch.strided:
-                    raise RuntimeError("Lamb: a gradient is sparse, and every number of a tensor has to take part")
-                alike[param.device, param.dtype].append(param)
-            for params in alike.values():
-                self._step(params, group)
-        return loss
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("l1", 0.0)  # checkpoints from before there was one
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `torch.optim.Optimizer`."""
-        super().load_state_dict(state_dict)
-        # That has rounded moments to half precision where the Parameters have it, and left the steps where they were.
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for number, param in zip(saved, own, strict=True):
-            if self.state.get(param):
-                saved_state = state_dict["state"][number]
-                self.state[param]["step"] = saved_state["step"].to(param.device, torch.float32)
-                for name in ("exp_avg", "exp_avg_sq"):
-                    self.state[param][name] = saved_state[name].to(param.device, _state_dtype(param))
-
-    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Changes these Parameters of a group, which are on one device and in one dtype."""
-        states = [self.state[param] for param in params]
-        for param, state in zip(params, states, strict=True):
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-                for name in ("exp_avg", "exp_avg_sq"):
-                    state[name] = torch.zeros(param.shape, dtype=_state_dtype(param), device=param.device)
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1.0)
-        lamb_step(
-            params,
-            [param.grad for param in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            steps,
-            lr=group["lr"],
-            betas=tuple(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            adapt=group["adapt"],
-            l1=group["l1"],
-        )
+    def _adapts(self, group: dict[str, Any]) -> bool:
+        return group["adapt"]
 
 
-def _state_dtype(param: Tensor) -> torch.dtype:
-    """At least float32: half precision would swallow the small changes of the second moment."""
-    return torch.promote_types(param.dtype, torch.float32)
+class AdamW(_OneCall):
+    """`torch.optim.AdamW` with an L1 penalty: Adam with decoupled weight decay.
 
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101, algorithm 2; `ops.lamb_step` has
+    the formulas, its trust ratio being 1. What `Lamb` says of backends, of a Parameter's state and of CUDA graphs holds
+    here as well: it is captured as it is, without `capturable=True`. Of the states of this class and of torch's each
+    loads the other's; torch's knows no `l1`.
 
-def _check_options(options: dict[str, Any]) -> None:
-    for name in ("lr", "weight_decay", "l1"):
-        if not options[name] >= 0:
-            raise ValueError(f"Lamb: {name} is {options[name]}, expected 0 or more")
-    if not options["eps"] > 0:
-        raise ValueError(f"Lamb: eps is {options['eps']}, expected more than 0")
-    if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
-        raise ValueError(f"Lamb: betas are {options['betas']}, expected two numbers of at least 0 and less than 1")
+    Args:
+        params: Parameters, or groups of them as every torch optimizer takes, with any of the following of their own.
+        lr: learning rate, at least 0, a number or a 0-dimensional tensor; schedulers may change it.
+        betas: decay of the two moments, each in [0, 1).
+        eps: added to the root of the second moment; greater than 0.
+        weight_decay: at least 0; `lr * weight_decay` of a Parameter is taken from it in every step.
+        l1: as `Lamb`'s: factor of a penalty `l1 |p|_1` that is no part of the loss, for a group of gates the lambda of
+            EarlyBERT's search.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range, or a group asks for amsgrad or maximize, which torch's has.
+        TypeError: a Parameter is complex.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        l1: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, l1=l1)
+
+    def _adapts(self, group: dict[str, Any]) -> bool:
+        return False
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        for option in ("amsgrad", "maximize"):
+            if options.get(option):
+                raise ValueError(f"AdamW: it has no {option}; take torch.optim.AdamW for that")

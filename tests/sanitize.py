@@ -1,7 +1,7 @@
-"""Builds the CPU extension with sanitizers, beside the normal build, and runs the ops' tests under them.
+"""Builds the CPU extension and the emulated CUDA extension with sanitizers, and runs the ops' tests under them.
 
 `make sanitize` runs this. AddressSanitizer replaces malloc, so that it sees the ends of torch's tensors although torch
-itself is not compiled with it; two deliberate faults come first, to show that both sanitizers would speak up.
+itself is not compiled with it; deliberate faults come first, to show that both sanitizers would speak up.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ CALL = IMPORTS + (
     "    rows, cols, at, at, at, at, 0, 0.0, 1e-12, out.data_ptr(), mean.data_ptr(), rstd.data_ptr()\n"
     ")\n"
 )
+CUDA_IMPORTS = "import torch\nfrom earlybert_kernels.backends.cuda import extension\n"
+CUDA_CALL = CUDA_IMPORTS + (
+    "given, out, mean, rstd = (torch.zeros(n) for n in (64, 64, 4, 4))\n"
+    "at, float32 = given.data_ptr(), extension.DTYPES['float32']\n"
+    "extension.dropout_add_layer_norm_forward(\n"
+    "    0, 0, *[float32] * 3, 5, 16, at, at, at, at, 0, 0.0, 1e-12, out.data_ptr(), mean.data_ptr(), rstd.data_ptr()\n"
+    ")\n"
+)
 #: What is called, and what the sanitizers have to say about it.
 FAULTS = [
     (CALL.format(rows=5, cols=16), "heap-buffer-overflow"),
     (CALL.format(rows=2**62, cols=4), "signed integer overflow"),
+    (CUDA_CALL, "heap-buffer-overflow"),
 ]
 
 #: pytest puts the source tree's own folder first, and with it the normal build, unless it is told otherwise.
@@ -52,6 +61,7 @@ def sanitized(*arguments: str, **options) -> subprocess.CompletedProcess:
         **os.environ,
         "PYTHONPATH": str(BUILD / "lib"),
         # libstdc++ too: AddressSanitizer looks up its functions when it starts, and Python itself does not load it.
+        "EARLYBERT_CUDA_EMULATED": "1",
         "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",  # Python frees little at exit
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -65,6 +75,7 @@ def main() -> None:
     build = [sys.executable, "setup.py", "-q", "build"]
     build += ["--build-lib", str(BUILD / "lib"), "--build-temp", str(BUILD / "temp")]
     switches = {"EARLYBERT_SANITIZE": "1", "EARLYBERT_BUILD_CPU": "1", "EARLYBERT_BUILD_CUDA": "0"}
+    switches["EARLYBERT_BUILD_CUDA_EMULATED"] = "1"
     subprocess.run(build, cwd=ROOT, env=os.environ | switches, check=True)
 
     fault = BUILD / "test_fault.py"
@@ -79,11 +90,15 @@ def main() -> None:
     names = sanitized("-c", code, capture_output=True, text=True, check=True).stdout.split()
     for name in names:
         # Tests that choose the instruction set themselves, which their names show, run once.
-        not_run = NOT_RUN if name == names[0] else NOT_RUN + names
+        not_run = [*NOT_RUN, "cuda", *([] if name == names[0] else names)]
         selection = f"not ({' or '.join(not_run)})"
         print(f"== {name}", flush=True)
         tests = (*PYTEST, "tests/ops", "tests/test_counter_rng.py", "-k", selection)
         sanitized(*tests, env={"EARLYBERT_INSTRUCTION_SET": name}, check=True)
+
+    print("== CUDA, emulated", flush=True)
+    selection = f"cuda and not ({' or '.join([*NOT_RUN, 'inspect'])})"
+    sanitized(*PYTEST, "tests/ops", "-k", selection, check=True)
 
 
 if __name__ == "__main__":

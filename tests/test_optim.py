@@ -1,4 +1,4 @@
-"""Lamb as an optimizer of torch's."""
+"""Lamb and AdamW as optimizers of torch's."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import copy
 
 import pytest
 import torch
+from accuracy import assert_as_exact_as_pytorch
 from targets import targets_of
 from torch import nn
 
 import earlybert_kernels as ek
+
+TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
+OPTIMIZERS = pytest.mark.parametrize("make", [ek.Lamb, ek.AdamW])
 
 
 def make_parameters(dtype=torch.float32, device="cpu"):
@@ -34,7 +38,7 @@ def equal(ours, expected):
     return all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
-@pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
+@TARGETS
 def test_groups_schedule_and_late_parameters(target):
     """Twenty steps against algorithm 2, written out in float64."""
     parameters = make_parameters(device=target.device)
@@ -78,6 +82,87 @@ def test_without_adaptation_and_decay_it_is_adam():
     torch.testing.assert_close(ours, theirs)
 
 
+ADAMW = {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}
+
+
+def adamw_groups(parameters):
+    """Two, the second with options of its own."""
+    return [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.03, "weight_decay": 0.0, "eps": 1e-4}]
+
+
+def test_adamw_is_torchs():
+    ours, theirs = make_parameters(torch.float64), make_parameters(torch.float64)
+    train(ek.AdamW(adamw_groups(ours), **ADAMW), ours, range(32))
+    train(torch.optim.AdamW(adamw_groups(theirs), **ADAMW, foreach=False), theirs, range(32))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    defaults = torch.optim.AdamW(theirs).defaults
+    assert {name: defaults[name] for name in ADAMW | {"eps": 0}} == {
+        name: value for name, value in ek.AdamW(ours).defaults.items() if name != "l1"
+    }
+
+
+@TARGETS
+def test_adamw_is_as_exact_as_torchs(target):
+    theirs, results = torch.optim.AdamW, []
+    for make, dtype in ((ek.AdamW, torch.float32), (theirs, torch.float32), (theirs, torch.float64)):
+        parameters = make_parameters(dtype, target.device)
+        with ek.use_backend(target.backend):
+            train(make(adamw_groups(parameters), **ADAMW), parameters, range(32))
+        results.append([parameter.detach() for parameter in parameters])
+    assert_as_exact_as_pytorch(*results)
+
+
+@TARGETS
+def test_adamws_penalty_is_the_gradient_of_its_norm(target):
+    ours, theirs = make_parameters(device=target.device), make_parameters(device=target.device)
+    optimizers = [
+        ek.AdamW([{"params": ours[:1]}, {"params": ours[1:], "l1": 0.3}], lr=1e-3),
+        torch.optim.AdamW(theirs, lr=1e-3),
+    ]
+    for step in range(20):
+        for parameters in (ours, theirs):
+            set_gradients(parameters, step)
+        for own, parameter in zip(ours[1:], theirs[1:], strict=True):
+            parameter.grad += 0.3 * own.detach().sign()  # of 0.3 |p|_1; where a sign is rounding, it is ours
+        with ek.use_backend(target.backend):
+            for optimizer in optimizers:
+                optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    plain = make_parameters(device=target.device)
+    train(torch.optim.AdamW(plain, lr=1e-3), plain, range(20))
+    assert torch.allclose(plain[0], ours[0]) and not torch.allclose(plain[1], ours[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}])
+def test_adamw_and_torchs_load_each_others_state(options, tmp_path):
+    make = [ek.AdamW, lambda parameters, **own: torch.optim.AdamW(parameters, **own, **options)]
+    for first, second in (make, make[::-1]):
+        parameters = make_parameters()
+        optimizer = first(parameters, **ADAMW)
+        train(optimizer, parameters, range(5))
+        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+        again = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+        optimizer_again = second(again, lr=7.0)
+        optimizer_again.load_state_dict(torch.load(tmp_path / "state.pt"))
+        assert {*optimizer_again.state[again[0]]} == {"step", "exp_avg", "exp_avg_sq"}
+        train(optimizer, parameters, range(5, 10))
+        train(optimizer_again, again, range(5, 10))
+        torch.testing.assert_close(again, parameters, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "maximize"])
+def test_adamw_refuses_what_torchs_can_do_more(option):
+    parameters = make_parameters()
+    theirs = torch.optim.AdamW(parameters, **{option: True})
+    optimizer = ek.AdamW(parameters, lr=0.2)
+    with pytest.raises(ValueError, match=f"AdamW: it has no {option}; take torch.optim.AdamW"):
+        optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    with pytest.raises(ValueError, match=f"AdamW: it has no {option}"):
+        ek.AdamW([{"params": parameters, option: True}])
+
+
 def test_dtypes_are_stepped_apart():
     wide, narrow = make_parameters(torch.float64), make_parameters()
     together = [*make_parameters(torch.float64), *make_parameters()]
@@ -91,13 +176,14 @@ def test_dtypes_are_stepped_apart():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_goes_on_from_a_state_dict(dtype, tmp_path):
+@OPTIMIZERS
+def test_it_goes_on_from_a_state_dict(make, dtype, tmp_path):
     parameters = make_parameters(dtype)
-    optimizer = ek.Lamb(parameters, lr=0.1)
+    optimizer = make(parameters, lr=0.1)
     train(optimizer, parameters, range(3))
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     again = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
-    optimizer_again = ek.Lamb(again, lr=7.0)
+    optimizer_again = make(again, lr=7.0)
     optimizer_again.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert optimizer_again.param_groups[0]["lr"] == 0.1
     for state in optimizer_again.state.values():
@@ -127,6 +213,42 @@ def test_a_step_waits_for_no_device():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     assert all(optimizer.state[parameter]["step"].is_meta for parameter in parameters)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_graph_of_the_optimizer_goes_on(backend):
+    """Replays count steps, take the gradients and the learning rate that they find, and do what calls would do."""
+    if backend not in ek.ops.backends("lamb_step"):
+        pytest.skip(f"{backend}: {ek.ops.dispatch.unavailable('lamb_step')[backend]}")
+    captured, called = (make_parameters(device="cuda") for _ in range(2))
+    rates = [torch.tensor(0.1, device="cuda") for _ in range(2)]
+    optimizers = [ek.Lamb(params, lr=lr, l1=0.01) for params, lr in zip((captured, called), rates, strict=True)]
+
+    def prepare(step):
+        set_gradients(called, step)
+        for a, b in zip(captured, called, strict=True):
+            a.grad = b.grad.clone() if a.grad is None else a.grad.copy_(b.grad)
+        for rate in rates:
+            rate.fill_(0.1 / (1 + step))
+
+    with ek.use_backend(backend):
+        prepare(0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            optimizers[0].step()  # makes the state, and compiles kernels that are not yet
+        torch.cuda.current_stream().wait_stream(side)
+        optimizers[1].step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizers[0].step()
+        for step in range(1, 5):
+            prepare(step)
+            graph.replay()
+            optimizers[1].step()
+            assert equal(captured, called)
+    assert all(optimizers[0].state[param]["step"].item() == 5 for param in captured)
 
 
 def test_a_copy_goes_on_by_itself():
@@ -184,23 +306,32 @@ def test_a_parameter_without_gradient_has_no_state():
         ({"l1": -0.1}, "l1 is -0.1"),
         ({"eps": 0.0}, "eps is 0.0, expected more than 0"),
         ({"betas": (1.0, 0.9)}, "betas are .1.0, 0.9.,"),
-        ({"betas": (0.9,)}, "expected two numbers"),
+        ({"betas": (0.9,)}, "betas are .0.9,., expected two numbers"),
     ],
 )
-def test_hyper_parameters_out_of_range(options, message):
+@OPTIMIZERS
+def test_hyper_parameters_out_of_range(make, options, message):
+    message = f"{make.__name__}: {message}"
     with pytest.raises(ValueError, match=message):
-        ek.Lamb(make_parameters(), **{"lr": 0.1, **options})
+        make(make_parameters(), **{"lr": 0.1, **options})
     with pytest.raises(ValueError, match=message):
-        ek.Lamb([{"params": make_parameters(), **options}], lr=0.1)
+        make([{"params": make_parameters(), **options}], lr=0.1)
+    good = make(make_parameters(), lr=0.1)
+    saved = good.state_dict()
+    saved["param_groups"][0].update(options)
+    with pytest.raises(ValueError, match=message):
+        good.load_state_dict(saved)
 
 
-def test_tensors_that_it_does_not_take():
-    with pytest.raises(TypeError, match="a Parameter is complex"):
-        ek.Lamb([nn.Parameter(torch.ones(3, dtype=torch.complex64))], lr=0.1)
+@OPTIMIZERS
+def test_tensors_that_it_does_not_take(make):
+    name = make.__name__
+    with pytest.raises(TypeError, match=f"{name}: a Parameter is complex"):
+        make([nn.Parameter(torch.ones(3, dtype=torch.complex64))], lr=0.1)
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.ones(3).to_sparse()
-    with pytest.raises(RuntimeError, match="a gradient is sparse"):
-        ek.Lamb([parameter], lr=0.1).step()
+    with pytest.raises(RuntimeError, match=f"{name}: a gradient is sparse"):
+        make([parameter], lr=0.1).step()
 
 
 def test_a_forced_backend_never_falls_back():

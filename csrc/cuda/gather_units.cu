@@ -29,6 +29,8 @@ struct Batch {
   Moved tensors[kGatherUnitsMost];
 };
 static_assert(sizeof(Batch) <= 4096, "what a kernel may be given");
+constexpr int kMostPowerOfTwo = 32;
+static_assert(kGatherUnitsMost <= 2 * kMostPowerOfTwo, "a search finds every tensor");
 
 // What a block writes: some units, whole, in some rows ("outer") of the tensor. `lanes` threads stand side by side in
 // a row, the others in the rows below, so that a weight with few columns a unit is still read and written along rows.
@@ -149,11 +151,13 @@ __device__ __forceinline__ void move_gated(const Moved& t, const Part& part, Sha
 }
 
 template <bool kScatter>
-__global__ void __launch_bounds__(kThreads, 4) move_kernel(const __grid_constant__ Batch batch) {
+__global__ void __launch_bounds__(kThreads, 3) move_kernel(const __grid_constant__ Batch batch) {
   auto& shared = shared_memory<Shared>();
   const int block = static_cast<int>(blockIdx.x), thread = threadIdx.x;
-  int number = 0;
-  while (number + 1 < batch.count && batch.tensors[number + 1].first_block <= block) ++number;
+  int number = 0;  // the last tensor that begins at this block or before it
+  for (int step = kMostPowerOfTwo; step > 0; step /= 2) {
+    if (number + step < batch.count && batch.tensors[number + step].first_block <= block) number += step;
+  }
   const Moved& t = batch.tensors[number];
 
   Part part;

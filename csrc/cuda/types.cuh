@@ -32,6 +32,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
 template <typename T>
 __device__ __forceinline__ void store_result(T* at, T value) {
 #if defined(EARLYBERT_EMULATED)
+  emulator::aligned(at, alignof(T));
   emulator::stored(at, sizeof(T));
 #endif
   *at = value;

@@ -150,6 +150,26 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return own.votes;
 }
 
+// The lanes that have the same value.
+template <typename T>
+unsigned __match_any_sync(unsigned mask, T value) {
+  struct Own {
+    T value;
+    unsigned peers;
+  } own{value, 0};
+  emulator::collective(mask, &own, [](void* const* lanes) {
+    for (int lane = 0; lane < 32; ++lane) {
+      if (lanes[lane] == nullptr) continue;
+      Own& mine = *static_cast<Own*>(lanes[lane]);
+      for (int other = 0; other < 32; ++other) {
+        if (lanes[other] == nullptr) continue;
+        if (static_cast<Own*>(lanes[other])->value == mine.value) mine.peers |= 1u << other;
+      }
+    }
+  });
+  return own.peers;
+}
+
 // Atomics of integers: threads take turns anyway.
 template <typename T>
 T atomicAdd(T* at, T value) {
@@ -181,6 +201,7 @@ inline unsigned __float_as_uint(float x) {
 }
 template <typename T>
 T __ldg(const T* at) {
+  emulator::aligned(at, alignof(T));
   return *at;
 }
 template <typename T>

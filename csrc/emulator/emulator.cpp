@@ -4,10 +4,12 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -185,9 +187,11 @@ void run(Index grid_size, Index block_size, size_t shared_bytes, const std::func
   position.grid_size = grid_size;
   position.block_size = block_size;
   // Of the very size, so that AddressSanitizer sees what goes beyond; dynamic shared memory is aligned so on a GPU.
-  std::unique_ptr<unsigned char, void (*)(void*)> memory(
-      static_cast<unsigned char*>(std::aligned_alloc(1024, std::max<size_t>(shared_bytes, 1))), std::free);
-  shared = memory.get();
+  // posix_memalign, as aligned_alloc wants sizes that are multiples of the alignment.
+  void* allocated = nullptr;
+  if (posix_memalign(&allocated, 1024, std::max<size_t>(shared_bytes, 1)) != 0) throw std::bad_alloc();
+  const std::unique_ptr<void, void (*)(void*)> memory(allocated, std::free);
+  shared = static_cast<unsigned char*>(allocated);
   std::mt19937 random(20210101);
   for (unsigned z = 0; z < grid_size.z; ++z) {
     for (unsigned y = 0; y < grid_size.y; ++y) {
@@ -242,6 +246,10 @@ void collective(unsigned mask, void* own, Together together) {
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (mask >> lane & 1u) first[lane].state = State::ready;
   }
+}
+
+void aligned(const void* address, size_t alignment) {
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0) fail("an address is not aligned");
 }
 
 void stored(const void* address, size_t bytes) {

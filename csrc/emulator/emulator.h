@@ -4,8 +4,9 @@
 // Blocks run one after the other, each thread of a block as a fiber. From one barrier to the next the warps run one
 // after the other as well, in random order, and a warp's lanes up or down, so that a missing barrier shows as a wrong
 // result. Shared memory holds NaN when a block begins. Asynchronous copies happen when they are waited for, and
-// not before. Waiting for threads that never come, lanes of a warp that meet in different operations, and results that
-// are stored twice are errors, thrown as std::runtime_error by the launch.
+// not before. Waiting for threads that never come, lanes of a warp that meet in different operations, results that are
+// stored twice, and addresses of results and of __ldg that are not aligned, are errors, thrown as std::runtime_error by
+// the launch.
 //
 // Not emulated: how many threads, registers and bytes a GPU has room for, and how fast anything is.
 #pragma once
@@ -40,6 +41,9 @@ using Together = void (*)(void* const* lanes);
 
 // Waits until all lanes of `mask` are here, with the same `together`; the last one calls it.
 void collective(unsigned mask, void* own, Together together);
+
+// An error where the address is no multiple of what a type needs; g++ reads and writes it all the same.
+void aligned(const void* address, size_t alignment);
 
 // To be called for every store of a result: bytes that a launch stores twice are an error.
 void stored(const void* address, size_t bytes);

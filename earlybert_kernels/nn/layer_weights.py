@@ -45,7 +45,7 @@ def own_weights(layer: EncoderLayer) -> LayerWeights:
 
 
 def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
-    """Whether a forward pass should begin with `gather_weights`: with a ticket, on the backend `cuda`.
+    """Whether a forward pass should begin with `gather_weights`: with a ticket, where feed-forward runs on `cuda`.
 
     There every sublayer would gather the same from its own weights, by several launches, and again in the backward
     pass; other backends' sublayers do. A mask (`reserve_masks`) has no number of units that the host knows, and a
@@ -56,9 +56,9 @@ def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
         return False
     if any(layer.gradient_checkpointing and layer.training for layer in layers):
         return False
-    own = own_weights(layers[0])
-    sublayers = (("attention_sublayer", own.attention), ("feed_forward_sublayer", own.feed_forward))
-    return all(pick(op, None, x, *weights, size=x.shape[0]) == "cuda" for op, weights in sublayers)
+    first, norm = own_weights(layers[0]), layers[0].parts.output_norm
+    given = (*first.feed_forward, norm.weight, norm.bias, first.active_neurons, first.neuron_gates)
+    return pick("feed_forward_sublayer", None, x, *given, size=x.shape[0]) == "cuda"
 
 
 def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:

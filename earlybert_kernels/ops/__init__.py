@@ -11,6 +11,8 @@ from .gather_units import gather_units
 from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
 from .padding import pad, unpad
+from .ticket_distance import ticket_distance
+from .ticket_masks import ticket_masks
 
 __all__ = [
     "attention",
@@ -24,6 +26,8 @@ __all__ = [
     "lamb_step",
     "masked_lm_loss",
     "pad",
+    "ticket_distance",
+    "ticket_masks",
     "unpad",
     "use_backend",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends import cpu, cuda, triton
 from .custom import define_in_place
 from .dispatch import choose, register
 
@@ -119,7 +119,11 @@ _compiled = define_in_place(
     _OP,
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor lr,"
     " float beta1, float beta2, float eps, float weight_decay, bool adapt, float l1) -> ()",
-    {"cpu": _with(cpu.lamb_step.lamb_step), "triton": _with(triton.kernel(_OP, _OP))},
+    {
+        "cpu": _with(cpu.lamb_step.lamb_step),
+        "cuda": _with(cuda.lamb_step.lamb_step),
+        "triton": _with(triton.kernel(_OP, _OP)),
+    },
 )
 
 
@@ -133,6 +137,7 @@ def _triton_refuses(*tensors: Tensor) -> str | None:
 register(_OP, "reference", reference.lamb_step)
 _run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
 register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.lamb_step.refuses})
 register(
     _OP,
     "triton",

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
+import earlybert_kernels as ek
 from earlybert_kernels import Ticket
 
+from .drawing import Masks, to_masks, to_ticket
 from .errors import UsageError
 
 
@@ -72,50 +76,48 @@ class EarlyBirdDetector:
                 raise UsageError(f"{name}: expected at least 1, found {value}")
         if not 0 <= threshold < 1:
             raise UsageError(f"threshold: expected a share of chance level 0 <= threshold < 1, found {threshold}")
-        self._num_heads = sum(num_heads)
-        self._num_neurons = sum(num_neurons)
+        self._counts = (list(num_heads), list(num_neurons))
         self.interval = interval
         self.threshold = threshold
         self.patience = patience
         self.min_steps = min_steps
         self.history: list[Check] = []
         self.fired = False
-        self._last: Ticket | None = None
+        self._last: Masks | None = None
         self._at_rest = 0
 
     def is_due(self, step: int) -> bool:
         """Whether a ticket is to be drawn and shown to `update` after this optimizer step."""
         return step % self.interval == 0
 
-    def update(self, step: int, ticket: Ticket) -> bool:
+    def update(self, step: int, ticket: Ticket | Masks) -> bool:
         """Compares a ticket with the one before it.
 
         Args:
             step: optimizer steps taken.
-            ticket: drawn from the gates as they are now.
+            ticket: drawn from the gates as they are now; or the masks of one, which stay on their device: four
+                numbers are all that is read back.
 
         Returns:
             True once both distances have been small for `patience` comparisons in a row and `min_steps` are
             over.
         """
+        masks = to_masks(ticket, *self._counts) if isinstance(ticket, Ticket) else ticket
         if self._last is not None:
-            check = Check(
-                step,
-                _share_of_chance(ticket.distance(self._last, of="heads"), ticket.heads, self._num_heads),
-                _share_of_chance(ticket.distance(self._last, of="neurons"), ticket.neurons, self._num_neurons),
-            )
+            check = Check(step, *_shares_of_chance(masks, self._last))
             self.history.append(check)
             self._at_rest = self._at_rest + 1 if max(check.heads, check.neurons) <= self.threshold else 0
-        self._last = ticket
+        self._last = masks
         self.fired = self._at_rest >= self.patience and step >= self.min_steps
         return self.fired
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, as plain Python values."""
+        last = None if self._last is None else to_ticket(self._last, *self._counts)
         return {
             "history": [asdict(check) for check in self.history],
             "fired": self.fired,
-            "last": None if self._last is None else [self._last.heads, self._last.neurons],
+            "last": None if last is None else [last.heads, last.neurons],
             "at_rest": self._at_rest,
         }
 
@@ -123,11 +125,15 @@ class EarlyBirdDetector:
         """Continues from what `state_dict` gave."""
         self.history = [Check(**check) for check in state["history"]]
         self.fired = state["fired"]
-        self._last = None if state["last"] is None else Ticket(*state["last"])
+        self._last = None if state["last"] is None else to_masks(Ticket(*state["last"]), *self._counts)
         self._at_rest = state["at_rest"]
 
 
-def _share_of_chance(distance: float, kept: list[list[int]], total: int) -> float:
-    """Distance over the distance of two random tickets: the share of units that are dropped."""
-    chance = 1 - sum(map(len, kept)) / total
-    return distance / chance if chance else 0.0
+def _shares_of_chance(masks: Masks, last: Masks) -> list[float]:
+    """Distance over the distance of two random tickets, which is the share of units that are dropped; of both kinds."""
+    numbers = [
+        (ek.ops.ticket_distance(mask, before.to(mask.device)), 1 - mask.sum().double() / len(mask))
+        for mask, before in zip(masks, last, strict=True)
+    ]
+    read = torch.stack([torch.stack(pair) for pair in numbers]).tolist()  # the only wait for the device
+    return [distance / chance if chance else 0.0 for distance, chance in read]

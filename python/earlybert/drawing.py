@@ -6,18 +6,32 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import earlybert_kernels as ek
 from earlybert_kernels import Ticket
+from earlybert_kernels.reference.ticket_masks import best_first
 
 from .errors import MissingFileError, UsageError
 
 Scope = Literal["layer", "global"]
 SCOPES = ("layer", "global")
+
+
+class Masks(NamedTuple):
+    """The units that a ticket keeps, True where one stays: bool, of all layers one after the other.
+
+    Attributes:
+        heads: `(heads of all layers,)`.
+        neurons: `(neurons of all layers,)`.
+    """
+
+    heads: torch.Tensor
+    neurons: torch.Tensor
 
 
 def draw(
@@ -42,10 +56,8 @@ def draw(
     the units that a layer keeps for this reason are made up for in other layers, so that the total stays
     exact wherever it can be.
 
-    With `multiple_of` = m > 1 the total of kept neurons is rounded to the nearest multiple of m (halves up).
-    Each layer gets its width divided by m, rounded down; the blocks of m that are then left go to the layers
-    with the largest remainders, the lower layer first. A layer has at least one block and no more than fit
-    its neurons.
+    With `multiple_of` = m > 1 every layer keeps a multiple of m neurons, the total being rounded to the nearest
+    multiple of m: `earlybert_kernels.ops.ticket_masks` says how.
 
     Args:
         head_scores: per layer `(heads,)`, any float type.
@@ -62,14 +74,78 @@ def draw(
     """
     heads = _check_scores("head_scores", head_scores)
     neurons = _check_scores("neuron_scores", neuron_scores)
-    if len(heads) != len(neurons):
-        raise UsageError(f"expected as many layers of head_scores ({len(heads)}) as of neuron_scores ({len(neurons)})")
-    head_widths = _widths(heads, _check_ratio("head_ratio", head_ratio), _check_scope("head_scope", head_scope))
-    neuron_widths = _widths(
-        neurons, _check_ratio("neuron_ratio", neuron_ratio), _check_scope("neuron_scope", neuron_scope)
+    masks = draw_masks(
+        heads,
+        neurons,
+        head_ratio=head_ratio,
+        neuron_ratio=neuron_ratio,
+        head_scope=head_scope,
+        neuron_scope=neuron_scope,
+        multiple_of=multiple_of,
     )
-    neuron_widths = _round_widths(neuron_widths, [len(scores) for scores in neurons], multiple_of)
-    return Ticket(_keep_best(heads, head_widths), _keep_best(neurons, neuron_widths))
+    return to_ticket(masks, [len(layer) for layer in heads], [len(layer) for layer in neurons])
+
+
+def draw_masks(
+    head_scores: Sequence[torch.Tensor],
+    neuron_scores: Sequence[torch.Tensor],
+    *,
+    head_ratio: float = 1 / 3,
+    neuron_ratio: float = 0.4,
+    head_scope: Scope = "layer",
+    neuron_scope: Scope = "global",
+    multiple_of: int = 1,
+) -> Masks:
+    """What `draw` keeps, as masks on the device of the scores; with the CUDA extension no score is read back.
+
+    So it does not notice scores that are not finite: NaN counts as larger than all numbers.
+
+    Args:
+        See `draw`.
+
+    Raises:
+        UsageError: as `draw`, but for scores that are not finite.
+    """
+    if len(head_scores) != len(neuron_scores):
+        raise UsageError(
+            f"expected as many layers of head_scores ({len(head_scores)}) as of neuron_scores ({len(neuron_scores)})"
+        )
+    heads = _keep(head_scores, _check_ratio("head_ratio", head_ratio), _check_scope("head_scope", head_scope))
+    neurons = _keep(
+        neuron_scores, _check_ratio("neuron_ratio", neuron_ratio), _check_scope("neuron_scope", neuron_scope)
+    )
+    multiple_of = _check_multiple_of(multiple_of, neuron_scores)
+    return Masks(
+        ek.ops.ticket_masks(head_scores, heads),
+        ek.ops.ticket_masks(neuron_scores, neurons, multiple_of=multiple_of),
+    )
+
+
+def to_ticket(masks: Masks, num_heads: Sequence[int], num_neurons: Sequence[int]) -> Ticket:
+    """The ticket of these masks.
+
+    Args:
+        masks: on any device.
+        num_heads: heads per layer of the dense model.
+        num_neurons: neurons per layer of the dense model.
+    """
+
+    def units(mask: torch.Tensor, counts: Sequence[int]) -> list[list[int]]:
+        return [layer.nonzero().flatten().tolist() for layer in mask.cpu().split(list(counts))]
+
+    return Ticket(units(masks.heads, num_heads), units(masks.neurons, num_neurons))
+
+
+def to_masks(ticket: Ticket, num_heads: Sequence[int], num_neurons: Sequence[int]) -> Masks:
+    """The masks of a ticket, on the CPU; the arguments are those of `to_ticket`."""
+
+    def mask(kept: Sequence[Sequence[int]], counts: Sequence[int]) -> torch.Tensor:
+        layers = [torch.zeros(count, dtype=torch.bool) for count in counts]
+        for layer, units in zip(layers, kept, strict=True):
+            layer[units] = True
+        return torch.cat(layers)
+
+    return Masks(mask(ticket.heads, num_heads), mask(ticket.neurons, num_neurons))
 
 
 def random_ticket(
@@ -108,7 +184,7 @@ def inverted_ticket(
 
     def keep_worst(kept: Sequence[Sequence[int]], scores: list[torch.Tensor]) -> list[list[int]]:
         return [
-            sorted(_best_first(layer)[len(layer) - len(units) :].tolist())
+            sorted(best_first(layer)[len(layer) - len(units) :].tolist())
             for units, layer in zip(kept, scores, strict=True)
         ]
 
@@ -147,59 +223,26 @@ def _check_scope(name: str, scope: Scope) -> Scope:
     return scope
 
 
-def _best_first(scores: torch.Tensor) -> torch.Tensor:
-    """Indices by falling score; equal scores in order of their index."""
-    return torch.sort(scores, descending=True, stable=True).indices
-
-
 def _kept(count: int, ratio: Fraction) -> int:
     """How many of `count` units stay: all but `ratio * count`, which is rounded half down."""
     return count - math.ceil(ratio * count - Fraction(1, 2))
 
 
-def _widths(scores: list[torch.Tensor], ratio: Fraction, scope: Scope) -> list[int]:
-    """How many units each layer keeps."""
+def _keep(scores: Sequence[torch.Tensor], ratio: Fraction, scope: Scope) -> int | list[int]:
+    """How many units stay, at least one a layer: of all layers together, or of each."""
     if scope == "layer":
         return [max(1, _kept(len(layer), ratio)) for layer in scores]
-    # The best unit of every layer stays; the others compete for what is left.
-    best = [int(_best_first(layer)[0]) for layer in scores]
-    layers = torch.cat([torch.full((len(layer),), index) for index, layer in enumerate(scores)])
-    rivals = torch.cat([torch.arange(len(layer)) != best[index] for index, layer in enumerate(scores)])
-    left = max(0, _kept(len(layers), ratio) - len(scores))
-    winners = layers[rivals][_best_first(torch.cat(scores)[rivals])[:left]]
-    return (1 + torch.bincount(winners, minlength=len(scores))).tolist()
+    return max(len(scores), _kept(sum(map(len, scores)), ratio))
 
 
-def _round_widths(widths: list[int], counts: list[int], multiple_of: int) -> list[int]:
-    """Widths as multiples of `multiple_of` (see `draw`), each at most the layer's count of units."""
-    if multiple_of == 1:
-        return widths
+def _check_multiple_of(multiple_of: int, scores: Sequence[torch.Tensor]) -> int:
     if multiple_of < 1:
         raise UsageError(f"multiple_of: expected at least 1, found {multiple_of}")
+    counts = [len(layer) for layer in scores]
     if multiple_of > min(counts):
         layer = counts.index(min(counts))
         raise UsageError(f"multiple_of: {multiple_of} is more than the {counts[layer]} neurons of layer {layer}")
-    most = [count // multiple_of for count in counts]
-    blocks = [max(1, width // multiple_of) for width in widths]
-    target = (2 * sum(widths) + multiple_of) // (2 * multiple_of)
-    target = min(max(target, len(widths)), sum(most))
-
-    def remainder(layer: int) -> int:
-        return widths[layer] - blocks[layer] * multiple_of
-
-    layers = range(len(widths))
-    while sum(blocks) < target:
-        # max and min return the first of equals: the lower layer is served first and pays last.
-        layer = max((i for i in layers if blocks[i] < most[i]), key=remainder)
-        blocks[layer] += 1
-    while sum(blocks) > target:
-        layer = min((i for i in reversed(layers) if blocks[i] > 1), key=remainder)
-        blocks[layer] -= 1
-    return [block * multiple_of for block in blocks]
-
-
-def _keep_best(scores: list[torch.Tensor], widths: list[int]) -> list[list[int]]:
-    return [sorted(_best_first(layer)[:width].tolist()) for layer, width in zip(scores, widths, strict=True)]
+    return multiple_of
 
 
 def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

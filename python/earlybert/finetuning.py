@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,7 @@ from .arguments import FinetuneArguments
 from .clock import Stopwatch
 from .data import EncodedExamples, TrainingOrder, encode
 from .detector import EarlyBirdDetector
-from .drawing import draw, inverted_ticket, random_ticket
+from .drawing import draw, draw_masks, inverted_ticket, random_ticket
 from .errors import Interrupted, UsageError
 from .evaluation import evaluate
 from .interrupt import InterruptRequest
@@ -197,18 +197,17 @@ class _Run:
         else:
             torch.manual_seed(args.seed)  # dropout
 
-        def draw_now() -> ek.Ticket:
-            return draw(heads, neurons, head_ratio=args.head_ratio, neuron_ratio=args.neuron_ratio)
+        ratios = {"head_ratio": args.head_ratio, "neuron_ratio": args.neuron_ratio}
 
         def after_step(step: int) -> bool:
-            if detector.is_due(step) and detector.update(step, draw_now()):
+            if detector.is_due(step) and detector.update(step, draw_masks(heads, neurons, **ratios)):
                 return True
-            self._checkpoint_if_due(loop, {"stage": "search", "detector": detector.state_dict()})
+            self._checkpoint_if_due(loop, lambda: {"stage": "search", "detector": detector.state_dict()})
             return False
 
         loop.run(after_step)
         with loop.watch.running():
-            drawn = draw_now()
+            drawn = draw(heads, neurons, **ratios)
         self.ticket = {
             "earlybert": lambda: drawn,
             "random": lambda: self._random(drawn),
@@ -260,7 +259,7 @@ class _Run:
                 self._save_checkpoint(loop, extra)
 
         def after_step(step: int) -> bool:
-            self._checkpoint_if_due(loop, extra)
+            self._checkpoint_if_due(loop, lambda: extra)
             return False
 
         loop.run(after_step)
@@ -268,11 +267,11 @@ class _Run:
         self.seconds["train"] = loop.watch.seconds
         return loop
 
-    def _checkpoint_if_due(self, loop: TrainingLoop, extra: dict[str, Any]) -> None:
+    def _checkpoint_if_due(self, loop: TrainingLoop, extra: Callable[[], dict[str, Any]]) -> None:
         every = self.args.checkpoint_steps
         if self.interrupt.made or (every and loop.step % every == 0):
             with loop.watch.paused():
-                self._save_checkpoint(loop, extra)
+                self._save_checkpoint(loop, extra())
         if self.interrupt.made:
             raise Interrupted(
                 f"{self.directory.path}: interrupted in stage {loop.settings.name} after {loop.step} of "

@@ -11,8 +11,9 @@ from bench.optimizers import parameter_shapes
 from bench.provider import Provider
 
 CPU = torch.device("cpu")
-# An optimizer has rows of its own; gathering and dropping padding have none: steps contain them.
-OPS = [op for op in ek.ops.dispatch.op_names() if op not in ("lamb_step", "gather_units", "pad", "unpad")]
+# An optimizer has rows of its own, steps contain gathering and dropping padding, and none looks at tickets.
+WITHOUT = ("lamb_step", "gather_units", "pad", "ticket_distance", "ticket_masks", "unpad")
+OPS = [op for op in ek.ops.dispatch.op_names() if op not in WITHOUT]
 
 
 def subject_of(op):

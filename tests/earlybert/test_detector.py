@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from targets import targets_of
 
 from earlybert import EarlyBirdDetector, draw
-from earlybert.drawing import random_ticket
+from earlybert.drawing import Masks, draw_masks, random_ticket, to_masks
 from earlybert.errors import UsageError
-from earlybert_kernels import Ticket
+from earlybert_kernels import Ticket, use_backend
 
 HEADS, NEURONS = [12] * 6, [64] * 6
 
@@ -132,6 +133,55 @@ def test_state_survives_json() -> None:
             break
     assert second.state_dict() == whole.state_dict()
     assert second.fired
+
+
+@pytest.mark.parametrize("target", targets_of("ticket_distance"), ids=lambda target: target.backend)
+def test_masks_on_a_device_and_tickets_are_the_same_to_it(target) -> None:
+    """Also where a run that was begun with one goes on with the other."""
+    tickets = drift(200, settles_at=100)[9::10]
+    with_tickets, with_masks, resumed = detector(), detector(), detector()
+    with use_backend(target.backend):
+        for number, ticket in enumerate(tickets, start=1):
+            masks = Masks(*(mask.to(target.device) for mask in to_masks(ticket, HEADS, NEURONS)))
+            fired = with_tickets.update(10 * number, ticket)
+            assert with_masks.update(10 * number, masks) == fired
+            assert resumed.update(10 * number, ticket if number < 8 else masks) == fired
+            if number == 8:
+                state = resumed.state_dict()
+                assert state == with_tickets.state_dict()
+                resumed = detector()
+                resumed.load_state_dict(json.loads(json.dumps(state)))
+    assert fired and with_tickets.history == with_masks.history == resumed.history
+    assert with_tickets.state_dict() == with_masks.state_dict() == resumed.state_dict()
+
+
+def test_distances_are_shares_of_chance() -> None:
+    a, b = draw(*gates(0)), draw(*gates(1))
+    early = detector()
+    early.update(10, a)
+    early.update(20, b)
+    (check,) = early.history
+    for found, kept, counts, of in (
+        (check.heads, b.heads, HEADS, "heads"),
+        (check.neurons, b.neurons, NEURONS, "neurons"),
+    ):
+        dropped = 1 - sum(map(len, kept)) / sum(counts)
+        assert found == pytest.approx(b.distance(a, of=of) / dropped, rel=1e-12)
+        assert 0.5 < found < 1.5
+
+
+def test_the_state_of_an_old_run_is_taken() -> None:
+    ticket = draw(*gates())
+    old = {
+        "history": [{"step": 10, "heads": 0.5, "neurons": 0.25}],
+        "fired": False,
+        "last": [ticket.heads, ticket.neurons],
+        "at_rest": 2,
+    }
+    early = detector()
+    early.load_state_dict(old)
+    assert early.state_dict() == old
+    assert early.update(20, draw_masks(*gates())), "the third time that nothing moved"
 
 
 @pytest.mark.parametrize(("name", "value"), [("interval", 0), ("patience", 0), ("threshold", 1.0), ("threshold", -0.1)])

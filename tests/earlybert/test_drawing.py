@@ -9,10 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from targets import targets_of
 
 from earlybert import draw
-from earlybert.drawing import inverted_ticket, random_ticket, read_gates
+from earlybert.drawing import draw_masks, inverted_ticket, random_ticket, read_gates, to_masks, to_ticket
 from earlybert.errors import UsageError
+from earlybert_kernels import use_backend
 
 RATIOS = st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.4, 0.5, 2 / 3, 0.75, 0.9, 0.99])
 # Few distinct values, so that ties are the rule.
@@ -54,6 +56,28 @@ def test_keeps_as_many_as_asked_and_the_best(
         else:
             assert sum(map(len, kept)) == max(len(layers), kept_exactly(sum(map(len, layers)), ratio))
         check_best(layers, kept, scope)
+
+
+@pytest.mark.parametrize("target", targets_of("ticket_masks"), ids=lambda target: target.backend)
+@settings(deadline=None, max_examples=30)
+@given(st.lists(LAYER, min_size=1, max_size=5), RATIOS, SCOPES, st.data())
+def test_masks_are_those_of_the_ticket(target, layers: list[list[float]], ratio: float, scope: str, data) -> None:
+    scores = tensors(layers)
+    counts = [len(layer) for layer in layers]
+    options = {
+        "head_ratio": ratio,
+        "neuron_ratio": ratio,
+        "head_scope": scope,
+        "neuron_scope": scope,
+        "multiple_of": data.draw(st.integers(1, min(counts))),
+    }
+    ticket = draw(scores, scores, **options)
+    with use_backend(target.backend):
+        masks = draw_masks(*[[layer.to(target.device) for layer in scores]] * 2, **options)
+    assert all(mask.device.type == target.device for mask in masks)
+    assert to_ticket(masks, counts, counts) == ticket
+    again = to_masks(ticket, counts, counts)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(again, masks, strict=True))
 
 
 def check_best(layers: list[list[float]], kept: list[list[int]], scope: str) -> None:
@@ -131,6 +155,13 @@ def test_refuses_scores_that_are_not_finite_naming_the_layer(value: float) -> No
     good, bad = torch.ones(4), torch.tensor([1.0, value])
     with pytest.raises(ValueError, match="neuron_scores, layer 1: expected finite scores"):
         draw([good, good], [good, bad])
+
+
+def test_masks_take_scores_that_are_not_finite() -> None:
+    """To notice them, they would have to be read back; a ticket is not drawn from them."""
+    bad = [torch.tensor([1.0, float("nan"), 2.0, float("inf")])]
+    masks = draw_masks(bad, bad, head_ratio=0.5, neuron_ratio=0.5)
+    assert masks.heads.tolist() == masks.neurons.tolist() == [False, True, False, True]
 
 
 def test_refuses_other_nonsense() -> None:

@@ -163,6 +163,7 @@ def test_compacting_twice_composes(tmp_path):
     "make",
     [
         torch.optim.AdamW,
+        ek.AdamW,
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         lambda p: ek.Lamb(p, lr=1e-3, adapt=False),  # the norm of a tensor changes when it is cut
     ],

@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
-from targets import targets_of
+from accuracy import assert_as_exact_as_pytorch
+from targets import device_of, targets_of
 from tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
 
 import earlybert_kernels as ek
 from earlybert_kernels import ops
-from earlybert_kernels.nn import encoder, layer_weights
+from earlybert_kernels.backends import cuda
+from earlybert_kernels.nn import Packing, encoder, layer_weights
 
+NEEDS_CUDA = pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
 TARGETS = pytest.mark.parametrize("target", targets_of("gather_units"), ids=lambda target: target.backend)
 
 
@@ -93,6 +96,34 @@ def test_they_compile_into_one_graph(target, calls):
         torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
         for ours, gradient in zip(gradients.values(), expected.values(), strict=True):
             torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=1e-5)
+
+
+@NEEDS_CUDA
+def test_layers_on_the_cuda_backend_gather_once(monkeypatch):
+    device, shape = device_of("cuda"), {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 40}
+    model = ek.enable_gates(ek.convert(tiny_model(**shape).to(device, torch.bfloat16)))
+    set_gates(model)
+    ek.apply_ticket(model, some_ticket(model))
+    packing = Packing.from_offsets(torch.tensor([0, 5, 6, 9], dtype=torch.int32, device=device), 5, 9)
+    x = torch.randn(9, 64).to(device, torch.bfloat16)
+    gather, calls = cuda.gather_units.gather, []
+    monkeypatch.setattr(
+        cuda.gather_units, "gather", lambda tensors, *rest: calls.append(len(tensors)) or gather(tensors, *rest)
+    )
+
+    def run(stack, dtype=torch.bfloat16):
+        leaves = [x.to(dtype).requires_grad_(), *stack.parameters()]
+        out = stack(leaves[0], packing)
+        return [t.cpu() for t in (out, *torch.autograd.grad(out, leaves, torch.ones_like(out)))]
+
+    exact = run(copy.deepcopy(model.bert.encoder).double(), torch.float64)
+    with ek.use_backend("cuda"):
+        ours = run(model.bert.encoder)
+        assert calls == [30]
+        monkeypatch.setattr(encoder, "gathers", lambda layers, x: False)
+        own = run(model.bert.encoder)
+    assert len(calls) > 7  # every sublayer for itself, forward and backward
+    assert_as_exact_as_pytorch(ours, own, exact, torch.bfloat16)
 
 
 def test_when_they_are_gathered(monkeypatch):

@@ -75,6 +75,14 @@ def _lamb_step(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in (*params, *exp_avgs, *exp_avg_sqs)])
 
 
+def _ticket_masks(*scores: Tensor, dropout_p: float, backend: str) -> Tensor:
+    return ek.ops.ticket_masks(scores, 2500, multiple_of=8, backend=backend)
+
+
+def _ticket_distance(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+    return ek.ops.ticket_distance(*(tensor > 0 for tensor in tensors), backend=backend)
+
+
 #: By op: a call, and the shapes of the tensors that it takes and (but for an optimizer's step) has gradients for.
 EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "attention": (_attention, [(1240, 4, 16)] * 3 + [(4,)]),
@@ -92,6 +100,8 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "gather_units": (_gather_units, [(48, 333), (48, 64), (333, 48), (333,)]),
     "lamb_step": (_lamb_step, [(613, 300)] * 4 + [(7,)] * 4 + [(41, 997)] * 4),
     "masked_lm_loss": (_masked_lm_loss, [(300, 48), (1999, 48), (1999,)]),
+    "ticket_distance": (_ticket_distance, [(5001,), (5001,)]),
+    "ticket_masks": (_ticket_masks, [(1843,), (77,), (4096,)]),
 }
 
 

@@ -79,5 +79,8 @@ from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
 from . import feed_forward as feed_forward  # noqa: E402
 from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402
+from . import lamb_step as lamb_step  # noqa: E402
 from . import padding as padding  # noqa: E402
+from . import ticket_distance as ticket_distance  # noqa: E402
+from . import ticket_masks as ticket_masks  # noqa: E402
 from . import units as units  # noqa: E402

@@ -1,0 +1,40 @@
+// One step of LAMB (You et al., arXiv 1904.00962, algorithm 2), or of AdamW, over many tensors at once.
+//
+// Parameters are float32, float16 or bfloat16, gradients of the same dtype or float32; arithmetic and moments are
+// float32. Norms are summed in one order, so that results are the same in every run. Nothing synchronises; errors are
+// thrown as std::runtime_error that names op and sizes.
+#pragma once
+
+#include <cstdint>
+
+#include "launch.h"
+
+namespace earlybert {
+
+struct LambDtypes {
+  Dtype parameter, gradient;
+};
+
+struct LambTensor {
+  int64_t size;
+  void* parameter;  // all of them `size` numbers without gaps
+  const void* gradient;
+  float *exp_avg, *exp_avg_sq;
+  const float* step_at;  // the number of the step in device memory, or null: it is `step`
+  float step;
+};
+
+struct LambStep {
+  const LambTensor* tensors;  // in host memory, read before the call returns
+  int64_t count;
+  const float* lr_at;  // the learning rate in device memory, or null: it is `lr`
+  double lr, beta1, beta2, eps, weight_decay;
+  double l1;        // factor of sign(parameter), which is added to the gradient
+  bool adapt;       // by each tensor's trust ratio; else that is 1, and everything is done in one pass over memory
+  float* partials;  // scratch with `adapt`, else null: (sum of lamb_step_chunks(size) over the tensors, 2)
+};
+
+int64_t lamb_step_chunks(int64_t size);
+void lamb_step(const LambStep&, LambDtypes, Launch);
+
+}  // namespace earlybert

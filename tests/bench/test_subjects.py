@@ -34,8 +34,13 @@ def test_every_provider_computes_the_same(op, unit, lengths):
     plain = Provider(subject, BASELINE).results()
     assert set(exact) == {"output", *(f"gradient of {name}" for name in subject.tokens | subject.weights)}
     for backend in ek.ops.backends(op):
-        errors = check_results(Provider(subject, backend).results(), plain, exact, torch.float32)
-        assert set(errors) == set(exact)
+        try:
+            results = Provider(subject, backend).results()
+        except RuntimeError as error:  # CUDA's attention takes half precision, and its sublayers no masks
+            if backend != "cuda" or "cannot run this call" not in str(error):
+                raise
+            continue
+        assert set(check_results(results, plain, exact, torch.float32)) == set(exact)
 
 
 @pytest.mark.parametrize("mode", ["forward", "backward", "full"])

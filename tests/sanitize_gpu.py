@@ -39,7 +39,7 @@ import earlybert_kernels as ek
 ops = [op for op in examples.EXAMPLES if BACKEND in ek.ops.backends(op)]
 assert ops, ek.ops.dispatch.unavailable("dropout_add_layer_norm")
 for op in ops:
-    for dtype in [torch.float32] if op == "lamb_step" else [torch.float32, torch.bfloat16]:
+    for dtype in examples.dtypes(op, BACKEND):
         found = examples.results(op, BACKEND, dropout_p=0.1, device="cuda", dtype=dtype)
         assert all(tensor.isfinite().all() for tensor in found)
         print("ran", op, dtype, flush=True)

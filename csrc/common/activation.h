@@ -60,22 +60,27 @@ EARLYBERT_HOST_DEVICE Activated<V> relu(V x) {
   return {x < 0.0f ? V{} : x, x > 0.0f ? V{} + 1.0f : V{}};
 }
 
-// One float. On a GPU with the hardware's exponential and reciprocal, whose errors are 2 and 1 units in the last place
-// where it matters: the exponential's grows with |x|, but e^x shrinks faster.
+// One float. On a GPU the hardware's base-2 exponential and reciprocal, which are off by 2 and 1 units in the last place
+// where it matters: the exponential's error grows with |x|, but e^x shrinks faster. They take subnormal numbers for 0,
+// which here is as good, and saves the six instructions an element that `__expf` and `__fdividef` spend on them.
 struct Scalar {
   using V = float;
 
   EARLYBERT_HOST_DEVICE float magnitude(float x) { return fabsf(x); }
   EARLYBERT_HOST_DEVICE float exp_negative(float x) {
 #if defined(__CUDA_ARCH__)
-    return __expf(x);
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
 #else
     return expf(x);
 #endif
   }
   EARLYBERT_HOST_DEVICE float inverse(float x) {
 #if defined(__CUDA_ARCH__)
-    return __fdividef(1.0f, x);
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 #else
     return 1.0f / x;
 #endif

@@ -63,7 +63,8 @@ def attention_sublayer(
         attention_dropout_p: of the attention weights; applied whenever it is above 0.
         dropout_p: of the output projection's result, likewise.
         eps: of the layer norm.
-        backend: one of `ops.backends("attention_sublayer")`; default: the best that takes these tensors.
+        backend: one of `ops.backends("attention_sublayer")`; default: the best that takes these tensors. `cuda` takes
+            float16 and bfloat16 weights, or autocast; heads and sequences as in `attention`; indices, and no mask.
 
     Returns:
         `(T, E)`, or `(B, E)` when `first_token_only`.

@@ -42,7 +42,8 @@ def feed_forward(
         neuron_mask: bool `(F,)`; a False neuron is not computed: its contribution and its gradients are 0.
         neuron_gates: float32 (or float64) `(F,)`, scales each neuron's activation and gets a gradient.
         activation: `"gelu"` (exact, with erf), `"gelu_tanh"` or `"relu"`.
-        backend: one of `ops.backends("feed_forward")`; default: the best that takes these tensors.
+        backend: one of `ops.backends("feed_forward")`; default: the best that takes these tensors. `cuda` takes no
+            mask: `feed_forward_sublayer` has indices for it.
 
     Returns:
         `(T, E)`.

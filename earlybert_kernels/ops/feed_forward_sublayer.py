@@ -50,7 +50,8 @@ def feed_forward_sublayer(
         activation: `"gelu"` (exact, with erf), `"gelu_tanh"` or `"relu"`.
         dropout_p: of the block's output; applied whenever it is above 0.
         eps: of the layer norm.
-        backend: one of `ops.backends("feed_forward_sublayer")`; default: the best that takes these tensors.
+        backend: one of `ops.backends("feed_forward_sublayer")`; default: the best that takes these tensors. `cuda`
+            takes indices, and no mask.
 
     Returns:
         `(T, E)`.

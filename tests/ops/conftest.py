@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from guarded import poisoned_memory
 from mended_interpreter import mend_bfloat16
 from targets import Target, device_of
 
@@ -26,6 +27,13 @@ def _use_instruction_set(name):
     yield
     torch.set_num_threads(threads)
     cpu.extension.use_instruction_set(best)
+
+
+@pytest.fixture
+def fresh_memory_is_nan():
+    """What kernels leave out of their results shows."""
+    with poisoned_memory():
+        yield
 
 
 @pytest.fixture(params=ISAS)

@@ -44,7 +44,7 @@ def _attention_sublayer(x: Tensor, *tensors: Tensor, dropout_p: float, backend: 
     cu_seqlens = torch.tensor([0, *LENGTHS], device=x.device).cumsum(0).int()
     rates = {"attention_dropout_p": dropout_p, "dropout_p": dropout_p}
     active = torch.tensor([0, 1, 3], device=x.device)
-    options = {"head_size": 16, "active_heads": active, "head_gates": gates.float(), "backend": backend}
+    options = {"head_size": 32, "active_heads": active, "head_gates": gates.float(), "backend": backend}
     return ek.ops.attention_sublayer(x, cu_seqlens, max(LENGTHS), *weights, **options, **rates)
 
 
@@ -85,7 +85,7 @@ def _ticket_distance(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor
 
 #: By op: a call, and the shapes of the tensors that it takes and (but for an optimizer's step) has gradients for.
 EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
-    "attention": (_attention, [(1240, 4, 16)] * 3 + [(4,)]),
+    "attention": (_attention, [(1240, 4, 32)] * 3 + [(4,)]),
     "feed_forward": (_feed_forward, [(300, 48), (333, 48), (333,), (48, 333), (48,), (333,)]),
     "dropout_add_layer_norm": (_dropout_add_layer_norm, [(1337, 43), (1337, 43), (43,), (43,)]),
     "feed_forward_sublayer": (
@@ -94,7 +94,7 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     ),
     "attention_sublayer": (
         _attention_sublayer,
-        [(1240, 48), *[(64, 48), (64,)] * 3, (48, 64), (48,), (48,), (48,), (4,)],
+        [(1240, 48), *[(128, 48), (128,)] * 3, (48, 128), (48,), (48,), (48,), (4,)],
     ),
     "embedding_layer_norm": (_embedding_layer_norm, [(99, 48), (40, 48), (2, 48), (48,), (48,)]),
     "gather_units": (_gather_units, [(48, 333), (48, 64), (333, 48), (333,)]),
@@ -103,6 +103,14 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "ticket_distance": (_ticket_distance, [(5001,), (5001,)]),
     "ticket_masks": (_ticket_masks, [(1843,), (77,), (4096,)]),
 }
+
+
+def dtypes(op: str, backend: str) -> list[torch.dtype]:
+    """What the tensors of an op's example may be on a backend for GPUs."""
+    if op == "lamb_step":
+        return [torch.float32]
+    half = [torch.float16, torch.bfloat16]
+    return half if backend == "cuda" and op in ("attention", "attention_sublayer") else [torch.float32, *half]
 
 
 def inputs(op: str, generator: torch.Generator) -> list[Tensor]:

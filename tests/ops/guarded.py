@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,15 @@ class Guarded:
         for buffer in self._buffers:
             assert buffer[:_GUARD].isnan().all() and buffer[-_GUARD:].isnan().all()
             assert not buffer[_GUARD:-_GUARD].isnan().any()
+
+
+@contextlib.contextmanager
+def poisoned_memory():
+    """torch.empty returns NaN within."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

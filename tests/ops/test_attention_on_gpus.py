@@ -7,6 +7,8 @@ from attention_case import DEVICE, Case, run
 from earlybert_kernels.backends import cuda, triton
 from earlybert_kernels.backends.triton import attention as triton_attention
 
+pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -32,13 +34,6 @@ def kernel(request):
 def one_kernel(request):
     """A backend's module and one dtype."""
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _fresh_memory_is_nan():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (7, 16, 3), (17, 1, 32), (64, 33), (127, 5)])

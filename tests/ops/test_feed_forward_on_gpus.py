@@ -8,6 +8,8 @@ import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda
 
+pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
+
 KEPT = {"all": None, "some": [0, 2, 3, 20, 21, 22, 49], "one": [7], "none": []}
 TOKENS, HIDDEN, NEURONS = 37, 24, 50
 

@@ -5,16 +5,16 @@ The shapes are small: what is looked for are first and last elements, tails of v
 
 from __future__ import annotations
 
-import contextlib
-
 import oracles
 import pytest
 import torch
+from guarded import poisoned_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
+from earlybert_kernels.backends import cuda
 from earlybert_kernels.ops.seeds import draw_seed
 from earlybert_kernels.reference.counter_rng import keep_mask
 
@@ -73,18 +73,6 @@ def upstream(draw, shape):
     return draw(st.sampled_from([grad, torch.ones(()).expand(shape)]))
 
 
-@contextlib.contextmanager
-def poisoned_memory():
-    """torch.empty returns NaN within."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert torch.empty(3).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
 def results(function, tensors, grad_out, dtype=None):
     """Output and gradients, in `dtype` where one is given."""
     leaves = [(t if dtype is None else t.to(dtype)).detach().requires_grad_() for t in tensors]
@@ -104,6 +92,11 @@ def assert_close(ours, plain, truth, floor):
 def backends(op):
     """Those that take tensors on the CPU."""
     return [name for name in ek.ops.backends(op) if name not in ("cuda", "triton")]
+
+
+def emulated():
+    """Whether CUDA's kernels run on the CPU."""
+    return cuda.EMULATED and cuda.unavailable() is None
 
 
 @pytest.mark.parametrize("backend", backends("attention"))
@@ -160,7 +153,7 @@ def test_attention(backend, data):
     assert not any(each[~kept].any() for each in ours[4:])
 
 
-@pytest.mark.parametrize("backend", backends("feed_forward"))
+@pytest.mark.parametrize("backend", [*backends("feed_forward"), *(["cuda"] if emulated() else [])])
 @examples
 @given(data=st.data())
 def test_feed_forward(backend, data):
@@ -176,6 +169,13 @@ def test_feed_forward(backend, data):
         gates = tensors[5] if gated else None
         return ek.ops.feed_forward(*tensors[:5], neuron_gates=gates, activation=activation, **options)
 
+    def called(*tensors):
+        if backend != "cuda":
+            return function(*tensors, neuron_mask=mask, backend=backend)
+        active = None if mask is None else mask.nonzero().squeeze(1)  # which it takes in the place of a mask
+        gates = tensors[5] if gated else None
+        return torch.ops.earlybert.feed_forward.cuda(*tensors[:5], active, gates, activation)[0]
+
     def defined(x, w_in, b_in, w_out, b_out, *gates):
         cut = (x, w_in[kept], b_in[kept], w_out[:, kept], b_out, *(each[kept] for each in gates))
         return function(*cut, backend="reference")
@@ -186,7 +186,7 @@ def test_feed_forward(backend, data):
     w_in[~kept] = b_in[~kept] = gates[~kept] = float("nan")
     w_out[:, ~kept] = float("nan")
     with poisoned_memory():
-        ours = results(lambda *t: function(*t, neuron_mask=mask, backend=backend), tensors, grad_out)
+        ours = results(called, tensors, grad_out)
     assert_close(ours, plain, truth, 0.0)
     _, _, grad_w_in, grad_b_in, grad_w_out, _, *grad_gates = ours
     assert not any(grad[~kept].any() for grad in (grad_w_in, grad_b_in, grad_w_out.T, *grad_gates))

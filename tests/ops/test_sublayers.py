@@ -45,9 +45,7 @@ def attention_by_hand(tensors, kept=None, first_token_only=False, keeps=(None, N
     mask = torch.zeros(HEADS).to(x) if kept is not None else torch.ones(HEADS).to(x)
     mask[slice(None) if kept is None else kept] = 1
     queries = x[PACKING[0][:-1].long()] if first_token_only else x
-    q, k, v = (
-        (s @ w.T + b).view(len(s), HEADS, -1) for s, w, b in ((queries, w_q, b_q), (x, w_k, b_k), (x, w_v, b_v))
-    )
+    q, k, v = ((s @ w.T + b).view(len(s), HEADS, -1) for s, w, b in ((queries, w_q, b_q), (x, w_k, b_k), (x, w_v, b_v)))
     lengths_q = [1] * len(LENGTHS) if first_token_only else None
     options = {"gates": gates * mask, "keep": keeps[0], "dropout_p": dropout_p}
     context = oracles.attention(q, k, v, LENGTHS, lengths_q, **options)

@@ -8,6 +8,8 @@ import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda, triton
 
+pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
+
 LENGTHS = (9, 1, 33, 6)
 TOKENS, HIDDEN, HEADS, SIZE, NEURONS = sum(LENGTHS), 48, 4, 32, 50
 PACKING = (torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))

@@ -29,9 +29,13 @@ def refuses_sizes(source: Tensor, size: int, max_seqlen: int) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def max_keys(device: int, size: int) -> int:
     """The longest sequence with heads of `size` values that a block of this device has shared memory for."""
+    return _max_keys(device, size)
+
+
+@cache
+def _max_keys(device: int, size: int) -> int:  # apart: the compiler looks through what `cache` wraps
     return cuda.extension.attention_max_keys(device, size)
 
 

@@ -1,16 +1,12 @@
-"""This backend's ops as torch's dispatcher, autograd and compiler see them."""
+"""The ops of the backends on GPUs as torch's dispatcher, autograd and compiler see them."""
 
 import pytest
 import torch
 
 import earlybert_kernels as ek
-from earlybert_kernels.backends import triton
-
-if triton.unavailable() is not None:
-    pytest.skip(triton.unavailable(), allow_module_level=True)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-T, E, H, D, F, V = 20, 32, 2, 16, 24, 70
+T, E, H, D, F, V = 20, 32, 2, 32, 24, 70
 CU_SEQLENS = torch.tensor([0, 7, 8, T], dtype=torch.int32, device=DEVICE)
 SEED = torch.tensor(0x123456789ABCDEF, device=DEVICE)
 
@@ -27,44 +23,53 @@ def mask(units):
     return torch.arange(units, device=DEVICE) % 2 == 0
 
 
-def attention(dtype):
+def actives(backend, units, *indices):
+    """What of a layer's units is computed, in every form that the backend takes."""
+    yield None
+    if backend != "cuda":
+        yield mask(units)
+    yield torch.tensor(indices, device=DEVICE)
+
+
+def attention(backend, dtype):
     packing = (CU_SEQLENS, 12, CU_SEQLENS, 12)
     yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, None, None, None, 0.0, 0.25
     yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, mask(H), ones(H), SEED, 0.1, 0.25
 
 
-def attention_sublayer(dtype):
+def attention_sublayer(backend, dtype):
     linears = leaves(*[(H * D, E), (H * D,)] * 3, (E, H * D), (E,), (E,), (E,), dtype=dtype)
     for first_token_only in (False, True):
         options = (D, first_token_only, 0.1, 0.1, 1e-12)
-        for active in (None, mask(H), torch.tensor([1], device=DEVICE)):
+        for active in actives(backend, H, 1):
             yield *leaves((T, E), dtype=dtype), CU_SEQLENS, 12, *linears, active, ones(H), SEED, SEED, *options
 
 
-def feed_forward(dtype):
-    for active in (None, mask(F), torch.tensor([1, 5], device=DEVICE)):
+def feed_forward(backend, dtype):
+    for active in actives(backend, F, 1, 5):
         yield *leaves((T, E), (F, E), (F,), (E, F), (E,), dtype=dtype), active, ones(F), "gelu"
 
 
-def feed_forward_sublayer(dtype):
+def feed_forward_sublayer(backend, dtype):
     weights = leaves((T, E), (F, E), (F,), (E, F), (E,), (E,), (E,), dtype=dtype)
-    for active, seed in ((None, None), (mask(F), SEED), (torch.tensor([1, 5], device=DEVICE), SEED)):
+    for active in actives(backend, F, 1, 5):
+        seed = None if active is None else SEED
         yield *weights, active, ones(F), seed, "gelu", 0.0 if seed is None else 0.1, 1e-12
 
 
-def dropout_add_layer_norm(dtype):
+def dropout_add_layer_norm(backend, dtype):
     for seed in (None, SEED):
         yield *leaves((T, E), (T, E), (E,), (E,), dtype=dtype), seed, 0.0 if seed is None else 0.1, 1e-12
 
 
-def embedding_layer_norm(dtype):
+def embedding_layer_norm(backend, dtype):
     ids = [torch.arange(T, device=DEVICE) % rows for rows in (V, 13, 2)]
     for seed in (None, SEED):
         tables = leaves((V, E), (13, E), (2, E), (E,), (E,), dtype=dtype)
         yield *ids, *tables, seed, 0, 0.0 if seed is None else 0.1, 1e-12
 
 
-def masked_lm_loss(dtype):
+def masked_lm_loss(backend, dtype):
     labels = torch.arange(T, device=DEVICE) % 3 - 1
     rows = torch.tensor([1, 2, 4, 5, -1, -1], device=DEVICE)
     (hidden,), (weight, bias) = leaves((T, E), dtype=dtype), leaves((V, E), (V,), dtype=dtype)
@@ -83,12 +88,25 @@ OPS = (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
-def test_fakes_have_the_shapes_and_dtypes_of_the_results(op, dtype):
+def dtypes_of(backend, op):
+    """Those of the two that are tested which the backend takes: there is no attention in float32 on tensor cores."""
+    half_only = backend == "cuda" and op in (attention, attention_sublayer)
+    return [torch.bfloat16] if half_only else [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(params=OPS, ids=lambda op: op.__name__)
+def op(request, gpu_target):
+    """Every op that the backend has."""
+    if gpu_target.backend not in ek.ops.backends(request.param.__name__):
+        pytest.skip(f"{gpu_target.backend} has no {request.param.__name__}")
+    return request.param
+
+
+def test_fakes_have_the_shapes_and_dtypes_of_the_results(gpu_target, op):
     """Forward and backward; the schema and the compiler's view of one call in `test_opcheck`."""
-    overload = getattr(torch.ops.earlybert, op.__name__).triton
-    for inputs in op(dtype):
+    backend = gpu_target.backend
+    overload = getattr(getattr(torch.ops.earlybert, op.__name__), backend)
+    for inputs in (inputs for dtype in dtypes_of(backend, op) for inputs in op(backend, dtype)):
         real = overload(*inputs)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fakes = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in inputs]
@@ -100,23 +118,26 @@ def test_fakes_have_the_shapes_and_dtypes_of_the_results(op, dtype):
             assert (grad.shape, grad.dtype) == (leaf.shape, leaf.dtype)
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
-def test_opcheck(op):
-    overload = getattr(torch.ops.earlybert, op.__name__).triton
-    *_, inputs = op(torch.float32)
-    torch.library.opcheck(overload, inputs)
+def test_opcheck(gpu_target, op):
+    backend = gpu_target.backend
+    *_, inputs = op(backend, dtypes_of(backend, op)[0])
+    torch.library.opcheck(getattr(getattr(torch.ops.earlybert, op.__name__), backend), inputs)
 
 
-def test_a_layer_compiles_into_one_graph():
+def test_a_layer_compiles_into_one_graph(gpu_target):
     torch._dynamo.reset()
-    x, *attention_weights = leaves((T, E), *[(H * D, E), (H * D,)] * 3, (E, H * D), (E,), (E,), (E,))
-    feed_forward_weights = leaves((F, E), (F,), (E, F), (E,), (E,), (E,))
+    backend = gpu_target.backend
+    dtype = dtypes_of(backend, attention_sublayer)[0]
+    linears = [(H * D, E), (H * D,)] * 3
+    x, *attention_weights = leaves((T, E), *linears, (E, H * D), (E,), (E,), (E,), dtype=dtype)
+    feed_forward_weights = leaves((F, E), (F,), (E, F), (E,), (E,), (E,), dtype=dtype)
     gates = ones(H), ones(F)
+    *_, heads = actives(backend, H, 1)
 
     def layer(x):
-        options = {"head_size": D, "head_gates": gates[0], "active_heads": mask(H), "backend": "triton"}
+        options = {"head_size": D, "head_gates": gates[0], "active_heads": heads, "backend": backend}
         x = ek.ops.attention_sublayer(x, CU_SEQLENS, 12, *attention_weights, **options)
-        return ek.ops.feed_forward_sublayer(x, *feed_forward_weights, neuron_gates=gates[1], backend="triton")
+        return ek.ops.feed_forward_sublayer(x, *feed_forward_weights, neuron_gates=gates[1], backend=backend)
 
     compiled = torch.compile(layer, fullgraph=True)(x)
     torch.testing.assert_close(compiled, layer(x))

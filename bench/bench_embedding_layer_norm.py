@@ -44,7 +44,7 @@ class EmbeddingLayerNorm(Subject):
         positions = torch.cat([torch.arange(n) for n in self.lengths])
         ids = {"input_ids": words, "position_ids": positions, "token_type_ids": torch.zeros_like(words)}
         self.ids = {name: own.to(problem.device) for name, own in ids.items()}
-        self.padded_ids = {name: self.packing.pad(own) for name, own in self.ids.items()}
+        self.padded_ids = dict(zip(self.ids, self.packing.pad(*self.ids.values()), strict=True))
 
     def packed(self, inputs: Tensors, dropout_p: float, backend: str) -> Tensor:
         """See `Subject.packed`."""

@@ -92,7 +92,7 @@ class Provider:
         return self._from_packed(numbers.to(out.device, out.dtype))
 
     def _from_packed(self, packed: Tensor) -> Tensor:
-        return self._subject.packing.pad(packed) if self._is_padded else packed
+        return self._subject.packing.pad(packed)[0] if self._is_padded else packed
 
     def _to_packed(self, tensor: Tensor) -> Tensor:
-        return (self._subject.packing.pack(tensor) if self._is_padded else tensor).detach()
+        return (self._subject.packing.pack(tensor)[0] if self._is_padded else tensor).detach()

@@ -20,9 +20,11 @@ PYBIND11_MODULE(_cuda, m) {
   define_activation(m);
   define_attention(m);
   define_dropout_add_layer_norm(m);
+  define_embedding_layer_norm(m);
   define_gather_units(m);
-  define_layer_norm(m);
   define_lamb_step(m);
+  define_layer_norm(m);
+  define_padding(m);
   define_ticket_distance(m);
   define_ticket_masks(m);
 }

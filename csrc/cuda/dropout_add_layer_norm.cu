@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
 
 enum { kWeight, kBias, kX, kSums };  // what is summed over the rows
 
-// Each block walks over rows and keeps its share of the sums in registers until the end.
+// Each block walks over rows and keeps its share of the sums until the end.
 template <typename X, typename R, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock, L::kResident)
     backward_kernel(const DropoutAddLayerNormBackward a, Dropout dropout, bool aligned) {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
   const int lane = threadIdx.x % L::kThreads, group = threadIdx.x / L::kThreads;
   const int cols = static_cast<int>(a.cols);
 
-  Part<L> sums[kSums] = {};
+  clear_sums(shared, group, lane);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * L::kRows;
   for (int64_t r = static_cast<int64_t>(blockIdx.x) * L::kRows + group; r < a.rows; r += stride) {
     const R* grad_out = static_cast<const R*>(a.grad_out) + r * cols;
@@ -74,13 +74,15 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
       load(x, col, cols, aligned, added);
       load(residual, col, cols, aligned, normalised[i]);
       load(grad_out, col, cols, aligned, grad[i]);
+      float products[kVector];
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         normalised[i][j] += added[j] * dropout_factor(dropout, kept, i, j);
         normalised[i][j] = (normalised[i][j] - mean) * rstd;
-        sums[kWeight][i][j] += grad[i][j] * normalised[i][j];  // beyond the row's end grad is 0
-        sums[kBias][i][j] += grad[i][j];
+        products[j] = grad[i][j] * normalised[i][j];
       }
+      add_to(sums_of(shared, kWeight, group, i, lane), products);
+      add_to(sums_of(shared, kBias, group, i, lane), grad[i]);
     }
     input_gradient<L>(grad, normalised, static_cast<const P*>(a.weight), rstd, lane, cols, aligned, shared.scratch);
 
@@ -91,14 +93,12 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
       const int col = column_of<L>(i, lane);
       store(grad_residual, col, cols, aligned, grad[i]);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) {
-        grad[i][j] *= dropout_factor(dropout, kept, i, j);
-        sums[kX][i][j] += grad[i][j];  // beyond the row's end nobody reads it
-      }
+      for (int j = 0; j < kVector; ++j) grad[i][j] *= dropout_factor(dropout, kept, i, j);
+      add_to(sums_of(shared, kX, group, i, lane), grad[i]);
       if (grad_x != nullptr) store(grad_x, col, cols, aligned, grad[i]);
     }
   }
-  store_partials<L, kSums>(sums, shared, group, lane, cols, a.partials);
+  store_partials(shared, cols, a.partials);
 }
 
 // Calls `body` with the C++ types of the dtypes, as `body(Type<X>{}, Type<R>{}, Type<P>{})`.

@@ -16,7 +16,7 @@ namespace earlybert {
 // A backward kernel runs on at most kBackwardBlocks blocks, each of which writes one row of partial sums for every
 // vector of sums. That number is fixed rather than read from the device, so that results do not depend on the device's
 // size: it is what an H100, of 132 multiprocessors, holds at once when each has kResident blocks. The registers that a
-// thread may have follow from that; it needs five for each of its columns, for three sums and two values, and some 40.
+// thread may have follow from that; it needs two for each of its columns, and some 50.
 template <int kThreadsPerRow, int kItemsPerThread, int kThreadsPerBlock, int kBlocksPerMultiprocessor>
 struct Layout {
   static constexpr int kThreads = kThreadsPerRow, kItems = kItemsPerThread;
@@ -33,13 +33,13 @@ constexpr int kMostThreads = 256;
 template <typename Body>
 void with_layout(int64_t cols, Body body) {
   if (cols <= 512) {
-    body(Layout<32, 4, 128, 3>{});
+    body(Layout<32, 4, 128, 4>{});
   } else if (cols <= 768) {
-    body(Layout<32, 6, 128, 3>{});
+    body(Layout<32, 6, 128, 4>{});
   } else if (cols <= 1024) {
-    body(Layout<32, 8, 128, 2>{});
+    body(Layout<32, 8, 128, 3>{});
   } else if (cols <= 4096) {
-    body(Layout<128, 8, 128, 2>{});
+    body(Layout<128, 8, 128, 3>{});
   } else {
     using Widest = Layout<kMostThreads, 8, kMostThreads, 1>;
     static_assert(Widest::kCols == kLayerNormMaxCols, "the launchers refuse what no layout holds");
@@ -153,39 +153,48 @@ __device__ __forceinline__ void input_gradient(Part<L>& grad, const Part<L>& nor
   }
 }
 
-// The shared memory of a backward kernel with kSums vectors of sums. A block of one row adds up nothing there.
+// The shared memory of a backward kernel with kSums vectors of sums over rows, which each group of threads keeps for
+// itself: in registers they would leave too few for the row, or too few threads on a multiprocessor.
 template <typename L, int kSums>
 struct BackwardShared {
+  float4 sums[kSums][L::kRows][L::kCols / kVector];
   Scratch scratch;
-  float sums[L::kRows > 1 ? kSums : 1][L::kRows > 1 ? L::kCols : 1];
 };
 
-// Writes a block's sums to row blockIdx.x of each of the matrices `partials`, (kSums, gridDim.x, cols). The groups add
-// up one after the other, which keeps the sums the same in every run.
+// The calling thread's part of a group's sums, vector i of it.
 template <typename L, int kSums>
-__device__ __forceinline__ void store_partials(Part<L> (&sums)[kSums], BackwardShared<L, kSums>& shared, int group,
-                                               int lane, int cols, float* partials) {
-  for (int turn = 0; turn < L::kRows; ++turn) {
-    if (group == turn) {
+__device__ __forceinline__ float4& sums_of(BackwardShared<L, kSums>& shared, int which, int group, int i, int lane) {
+  return shared.sums[which][group][i * L::kThreads + lane];
+}
+
+template <typename L, int kSums>
+__device__ __forceinline__ void clear_sums(BackwardShared<L, kSums>& shared, int group, int lane) {
 #pragma unroll
-      for (int which = 0; which < kSums; ++which) {
-        float* partial = partials + (static_cast<int64_t>(which) * gridDim.x + blockIdx.x) * cols;
+  for (int which = 0; which < kSums; ++which) {
 #pragma unroll
-        for (int i = 0; i < L::kItems; ++i) {
-#pragma unroll
-          for (int j = 0; j < kVector; ++j) {
-            const int col = column_of<L>(i, lane) + j;
-            float sum = sums[which][i][j];
-            if constexpr (L::kRows > 1) {
-              if (turn > 0) sum += shared.sums[which][col];
-              shared.sums[which][col] = sum;
-            }
-            if (turn == L::kRows - 1 && col < cols) store_result(partial + col, sum);
-          }
-        }
+    for (int i = 0; i < L::kItems; ++i) sums_of(shared, which, group, i, lane) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+}
+
+__device__ __forceinline__ void add_to(float4& sum, const float (&v)[kVector]) {
+  const float4 before = sum;
+  sum = make_float4(before.x + v[0], before.y + v[1], before.z + v[2], before.w + v[3]);
+}
+
+// Writes a block's sums to row blockIdx.x of each of the matrices `partials`, (kSums, gridDim.x, cols). The groups'
+// are added up in their order, the same in every run.
+template <typename L, int kSums>
+__device__ __forceinline__ void store_partials(BackwardShared<L, kSums>& shared, int cols, float* partials) {
+  __syncthreads();
+  for (int which = 0; which < kSums; ++which) {
+    float* partial = partials + (static_cast<int64_t>(which) * gridDim.x + blockIdx.x) * cols;
+    for (int col = threadIdx.x; col < cols; col += L::kBlock) {
+      float sum = 0.0f;
+      for (int group = 0; group < L::kRows; ++group) {
+        sum += reinterpret_cast<const float*>(shared.sums[which][group])[col];
       }
+      store_result(partial + col, sum);
     }
-    __syncthreads();
   }
 }
 

@@ -55,7 +55,7 @@ def packed_forward(
     if first_token_only and hidden_states is None:
         sequence_output = first = x.unsqueeze(1)
     else:
-        sequence_output, first = packing.pad(x), packing.first_tokens(x).unsqueeze(1)
+        (sequence_output,), first = packing.pad(x), packing.first_tokens(x).unsqueeze(1)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
         pooler_output=None if base.pooler is None else base.pooler(first),
@@ -131,16 +131,14 @@ def encode(
         "position_ids": position_ids.expand(shape),
         "inputs_embeds": inputs_embeds,
     }
-    packed = {
-        name: None if value is None else packing.pack(value.expand(*shape, *value.shape[2:])).unsqueeze(0)
-        for name, value in named.items()
-    }
-    x = _embed(base.embeddings, **packed)
+    given = {name: value.expand(*shape, *value.shape[2:]) for name, value in named.items() if value is not None}
+    packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
+    x = _embed(base.embeddings, **dict.fromkeys(named) | dict(zip(given, packed, strict=True)))
     hidden_states: list[Tensor] | None = [] if output_hidden_states else None
     x = base.encoder(
         x, packing, first_token_only=first_token_only and not output_hidden_states, hidden_states=hidden_states
     )
-    return packing, x, None if hidden_states is None else tuple(map(packing.pad, hidden_states))
+    return packing, x, None if hidden_states is None else packing.pad(*hidden_states)
 
 
 def _embed(

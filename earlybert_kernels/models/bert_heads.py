@@ -114,7 +114,7 @@ def _labelled_rows_forward(
     model: hf.BertForMaskedLM, inputs: tuple, labels: Tensor, max_labelled: int | None, **kwargs
 ) -> MaskedLMOutput:
     packing, x, hidden_states = encode(model.bert, *inputs, **kwargs)
-    rows, labels = _labelled(packing.pack(labels), max_labelled)
+    rows, labels = _labelled(*packing.pack(labels), max_labelled)
     head = model.cls.predictions
     hidden = head.transform(x.index_select(0, rows))
     loss = ops.masked_lm_loss(hidden, labels, head.decoder.weight, head.decoder.bias, max_labelled=max_labelled)

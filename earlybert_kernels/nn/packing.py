@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import ops
+
 
 class Packing(NamedTuple):
     """Where the real tokens of a batch are, and where its sequences.
@@ -16,7 +18,7 @@ class Packing(NamedTuple):
 
     Attributes:
         batch, seq: the batch's two dimensions.
-        index: int64 `(T,)`, position of each real token in the flattened batch; None when nothing is padding.
+        index: int64 `(T,)`, position of each real token in the flattened batch, rising; None when nothing is padding.
         cu_seqlens: int32 `(sequences + 1,)`, first packed row of each sequence, and T.
         max_seqlen: at least the real tokens of the longest sequence.
         starts_with_padding: whether a sequence's row begins with padding.
@@ -69,16 +71,17 @@ class Packing(NamedTuple):
         """Sequences in the batch."""
         return self.cu_seqlens.shape[0] - 1
 
-    def pack(self, x: Tensor) -> Tensor:
-        """`(B, S, ...)` or `(1, T, ...)` -> `(T, ...)`: drops the padding."""
-        x = x.reshape(self.batch * self.seq, *x.shape[2:])
-        return x if self.index is None else x.index_select(0, self.index)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """`(T, ...)` -> `(B, S, ...)` or `(1, T, ...)`, as the batch came: puts zeros where padding was."""
+    def pack(self, *padded: Tensor) -> tuple[Tensor, ...]:
+        """`(B, S, ...)` or `(1, T, ...)` -> `(T, ...)`, each: drops the padding."""
         if self.index is not None:
-            x = x.new_zeros(self.batch * self.seq, *x.shape[1:]).index_copy(0, self.index, x)
-        return x.view(self.batch, self.seq, *x.shape[1:])
+            return ops.unpad(padded, self.index)
+        return tuple(x.reshape(self.batch * self.seq, *x.shape[2:]) for x in padded)
+
+    def pad(self, *packed: Tensor) -> tuple[Tensor, ...]:
+        """`(T, ...)` -> `(B, S, ...)` or `(1, T, ...)`, each, as the batch came: puts zeros where padding was."""
+        if self.index is not None:
+            return ops.pad(packed, self.index, self.batch, self.seq)
+        return tuple(x.view(self.batch, self.seq, *x.shape[1:]) for x in packed)
 
     def first_tokens(self, x: Tensor) -> Tensor:
         """`(T, ...)` -> `(sequences, ...)`: the first real token of each sequence."""

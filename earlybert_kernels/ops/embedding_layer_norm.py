@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends import cpu, cuda, triton
 from .checks import check_indices, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
 from .dispatch import choose, register
@@ -124,6 +124,7 @@ _compiled = define(
     ),
     backends={
         "cpu": Backend(Halves(cpu.embedding_layer_norm.forward, cpu.embedding_layer_norm.backward), _shapes),
+        "cuda": Backend(Halves(cuda.embedding_layer_norm.forward, cuda.embedding_layer_norm.backward), _shapes),
         "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
     },
     save=_save,
@@ -133,4 +134,5 @@ _compiled = define(
 _run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
 register(_OP, "reference", reference.embedding_layer_norm)
 register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
+register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.embedding_layer_norm.refuses})
 register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

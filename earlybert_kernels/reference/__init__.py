@@ -9,6 +9,7 @@ from .feed_forward_sublayer import feed_forward_sublayer
 from .gather_units import gather_units
 from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
+from .padding import pad, unpad
 from .ticket_distance import ticket_distance
 from .ticket_masks import ticket_masks
 
@@ -22,6 +23,8 @@ __all__ = [
     "gather_units",
     "lamb_step",
     "masked_lm_loss",
+    "pad",
     "ticket_distance",
     "ticket_masks",
+    "unpad",
 ]

@@ -22,9 +22,11 @@ def inputs(tokens, size, dtype=torch.float32):
     return ids, [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
-def compiled(ids, tensors, dropout_p, padding_id=-1):
-    seed = torch.tensor(SEED) if dropout_p else None
-    return torch.ops.earlybert.embedding_layer_norm.cpu(*ids, *tensors, seed, padding_id, dropout_p, 1e-12)[0]
+def compiled(target, ids, tensors, dropout_p, padding_id=-1):
+    seed = torch.tensor(SEED, device=target.device) if dropout_p else None
+    ids = [t.to(target.device) for t in ids]
+    run = getattr(torch.ops.earlybert.embedding_layer_norm, target.backend)
+    return run(*ids, *tensors, seed, padding_id, dropout_p, 1e-12)[0]
 
 
 def test_definition_is_what_transformers_computes():
@@ -44,25 +46,24 @@ def test_definition_is_what_transformers_computes():
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@needs_cpu
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("shape", [(1, 5), (3, 4), (37, 13), (300, 384), (64, 1023)], ids=str)
-def test_output_and_gradients(isa, shape, dropout_p):
+def test_output_and_gradients(target, shape, dropout_p):
     ids, tensors = inputs(*shape)
     keep = keep_mask(SEED, shape, dropout_p) if dropout_p else None
 
     def defined(*t):
         return reference.embedding_layer_norm(*ids, *t, padding_id=0, dropout_p=dropout_p, keep=keep)
 
-    assert_defined_by(lambda *t: compiled(ids, t, dropout_p, padding_id=0), defined, tensors)
+    assert_defined_by(lambda *t: compiled(target, ids, t, dropout_p, padding_id=0), defined, tensors, target.device)
 
 
-@needs_cpu
-def test_rows_that_do_not_occur_and_padding_have_no_gradient():
+def test_rows_that_do_not_occur_and_padding_have_no_gradient(target):
     ids, tensors = inputs(20, 16)
+    tensors = [t.detach().to(target.device).requires_grad_() for t in tensors]
     ids[0][:5] = 7
-    grads = torch.autograd.grad(compiled(ids, tensors, 0.1, padding_id=7).sum(), tensors)
-    occurs = torch.zeros(97, dtype=torch.bool).index_fill(0, ids[0], True)
+    grads = torch.autograd.grad(compiled(target, ids, tensors, 0.1, padding_id=7).sum(), tensors)
+    occurs = torch.zeros(97, dtype=torch.bool).index_fill(0, ids[0], True).to(target.device)
     assert not grads[0][~occurs].any()
     assert not grads[0][7].any()
     # What the tables' gradients are made of is ordinary memory that an optimizer may write to.
@@ -79,13 +80,14 @@ def test_ids_outside_their_table_are_refused(backend, which, id_):
         ek.ops.embedding_layer_norm(*ids, *tensors, backend=backend)
 
 
-@needs_cpu
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
-def test_opcheck(dropout_p):
+def test_opcheck(target, dropout_p):
     ids, tensors = inputs(9, 12)
-    seed = torch.tensor(SEED) if dropout_p else None
+    ids = [t.to(target.device) for t in ids]
+    tensors = [t.detach().to(target.device).requires_grad_() for t in tensors]
+    seed = torch.tensor(SEED, device=target.device) if dropout_p else None
     arguments = (*ids, *tensors, seed, 0, dropout_p, 1e-12)
-    torch.library.opcheck(torch.ops.earlybert.embedding_layer_norm.cpu, arguments)
+    torch.library.opcheck(getattr(torch.ops.earlybert.embedding_layer_norm, target.backend), arguments)
 
 
 @pytest.mark.parametrize(

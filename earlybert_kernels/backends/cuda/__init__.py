@@ -30,16 +30,20 @@ def unavailable() -> str | None:
     return None if EMULATED or torch.cuda.is_available() else "torch sees no CUDA GPU"
 
 
+def refuses_device(*tensors: Tensor | None) -> str | None:
+    """Why these tensors cannot be taken where they are, or None."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != ("cpu" if EMULATED else "cuda"):
+            return f"it takes CUDA tensors, got one on {tensor.device}"
+    return None
+
+
 def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype), or None."""
     for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type != ("cpu" if EMULATED else "cuda"):
-            return f"it takes CUDA tensors, got one on {tensor.device}"
-        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"it takes float32, float16 and bfloat16 tensors, got {tensor.dtype}"
-    return None
+    return refuses_device(*tensors)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -71,10 +75,12 @@ from . import activation as activation  # noqa: E402
 from . import attention as attention  # noqa: E402
 from . import attention_sublayer as attention_sublayer  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
+from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
 from . import feed_forward as feed_forward  # noqa: E402
 from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402
 from . import lamb_step as lamb_step  # noqa: E402
+from . import padding as padding  # noqa: E402
 from . import ticket_distance as ticket_distance  # noqa: E402
 from . import ticket_masks as ticket_masks  # noqa: E402
 from . import units as units  # noqa: E402

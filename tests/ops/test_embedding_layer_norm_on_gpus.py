@@ -1,21 +1,37 @@
+"""The kernels of the embeddings that run on GPUs, Triton's and CUDA's: there if there is one, else on the CPU."""
+
 import pytest
 import torch
 from accuracy import assert_as_exact_as_pytorch
 from guarded import Guarded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from earlybert_kernels import reference
-from earlybert_kernels.backends import triton
+from earlybert_kernels.backends import cuda, triton
+from earlybert_kernels.backends.triton import embedding_layer_norm as triton_op
 from earlybert_kernels.reference.counter_rng import keep_mask
-
-if triton.unavailable() is not None:
-    pytest.skip(f"triton: {triton.unavailable()}", allow_module_level=True)
-
-from earlybert_kernels.backends.triton import embedding_layer_norm as op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 0x123456789ABCDEF
 ROWS = (37, 11, 2)
 EPS = 1e-5
+
+
+def _missing(backend):
+    reason = backend.unavailable()
+    return pytest.mark.skipif(reason is not None, reason=f"{backend.__name__}: {reason}")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(triton_op, id="triton", marks=_missing(triton)),
+        pytest.param(cuda.embedding_layer_norm, id="cuda", marks=_missing(cuda)),
+    ]
+)
+def op(request):
+    """The backends' modules, in turn."""
+    return request.param
 
 
 def inputs(tokens, size, dtype=torch.float32, param_dtype=None):
@@ -26,7 +42,7 @@ def inputs(tokens, size, dtype=torch.float32, param_dtype=None):
     return ids, [torch.randn(s).to(DEVICE, d) for s, d in zip(shapes, dtypes, strict=True)]
 
 
-def computed(ids, tensors, p=None, padding_id=-1):
+def computed(op, ids, tensors, p=None, padding_id=-1):
     """Output and gradients by the kernels."""
     *parameters, grad_out = tensors
     seed = None if p is None else torch.tensor(SEED, device=DEVICE)
@@ -49,8 +65,8 @@ def defined(ids, tensors, p, padding_id, double):
     return out, *torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
 
 
-def check(ids, tensors, p=None, padding_id=-1):
-    ours = computed(ids, tensors, p, padding_id)
+def check(op, ids, tensors, p=None, padding_id=-1):
+    ours = computed(op, ids, tensors, p, padding_id)
     assert [t.dtype for t in ours] == [tensors[0].dtype, *(t.dtype for t in tensors[:5])]
     plain, truth = (defined(ids, tensors, p, padding_id, double) for double in (False, True))
     for a, b, exact in zip(ours, plain, truth, strict=True):
@@ -59,37 +75,37 @@ def check(ids, tensors, p=None, padding_id=-1):
 
 
 @pytest.mark.parametrize("p", [None, 0.3])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (37, 43), (21, 384), (9, 768), (5, 1000)], ids=str)
-def test_output_and_gradients(shape, p):
-    check(*inputs(*shape), p, padding_id=0)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (37, 43), (21, 384), (9, 768), (5, 1000), (3, 4100)], ids=str)
+def test_output_and_gradients(op, shape, p):
+    check(op, *inputs(*shape), p, padding_id=0)
 
 
 @pytest.mark.parametrize("param_dtype", [None, torch.float32], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype, param_dtype):
-    check(*inputs(19, 43, dtype, param_dtype), 0.1)
-    check(*inputs(21, 384, dtype, param_dtype))
+def test_half_precision(op, dtype, param_dtype):
+    check(op, *inputs(19, 43, dtype, param_dtype), 0.1)
+    check(op, *inputs(21, 384, dtype, param_dtype))
 
 
 @pytest.mark.parametrize("size", [3, 64, 384])
-def test_drops_what_the_shared_rule_drops_forward_and_backward(size):
+def test_drops_what_the_shared_rule_drops_forward_and_backward(op, size):
     ids, tensors = inputs(3, size)
     keep = keep_mask(SEED, (3, size), 0.4, DEVICE)
     tensors[4] = torch.full_like(tensors[4], 100.0)  # the bias: no value that is kept comes near 0
-    out = computed(ids, tensors, 0.4)[0]
+    out = computed(op, ids, tensors, 0.4)[0]
     assert torch.equal(out != 0, keep)
     # The bias's gradient adds up what passes; a token at a time it is one row of the mask.
     for token in range(3):
         tensors[5] = torch.zeros_like(tensors[5])
         tensors[5][token] = 1
-        assert torch.equal(computed(ids, tensors, 0.4)[5] != 0, keep[token])
+        assert torch.equal(computed(op, ids, tensors, 0.4)[5] != 0, keep[token])
 
 
-def test_rows_that_do_not_occur_and_padding_have_no_gradient():
+def test_rows_that_do_not_occur_and_padding_have_no_gradient(op):
     ids, tensors = inputs(20, 16)
     ids[0][:5] = 7
     ids[2].fill_(1)
-    _, word, position, token_type, *_ = computed(ids, tensors, 0.1, padding_id=7)
+    _, word, position, token_type, *_ = computed(op, ids, tensors, 0.1, padding_id=7)
     for grad, own in ((word, ids[0]), (position, ids[1]), (token_type, ids[2])):
         occurs = torch.zeros(len(grad), dtype=torch.bool, device=DEVICE).index_fill(0, own, True)
         if grad is word:
@@ -98,18 +114,19 @@ def test_rows_that_do_not_occur_and_padding_have_no_gradient():
         assert grad.is_contiguous()
 
 
-def test_many_tokens_of_one_id():
+def test_many_tokens_of_one_id(op):
     ids, tensors = inputs(300, 12)
     ids[0][::2] = 4
-    check(ids, tensors, 0.1)
+    ids[0][1::4] = 5
+    check(op, ids, tensors, 0.1)
 
 
 @pytest.mark.parametrize(("which", "id_"), [(0, 37), (0, -1), (0, 1 << 40), (1, 11), (2, 2), (2, -7)])
-def test_an_id_outside_its_table_makes_its_token_nan_and_reads_nothing(which, id_):
+def test_an_id_outside_its_table_makes_its_token_nan_and_reads_nothing(op, which, id_):
     ids, tensors = inputs(6, 20)
-    good = computed(ids, tensors, 0.2)
+    good = computed(op, ids, tensors, 0.2)
     ids[which][2] = id_
-    out, *grads = computed(ids, tensors, 0.2)
+    out, *grads = computed(op, ids, tensors, 0.2)
     others = torch.arange(6, device=DEVICE) != 2
     assert out[2].isnan().all()
     assert torch.equal(out[others], good[0][others])
@@ -118,29 +135,60 @@ def test_an_id_outside_its_table_makes_its_token_nan_and_reads_nothing(which, id
     assert grads[3].isnan().all()
 
 
-def test_strided_ids_tables_and_gradients():
+def test_strided_ids_tables_and_gradients(op):
     ids, tensors = inputs(9, 24)
-    truth = computed(ids, tensors, 0.1)
+    truth = computed(op, ids, tensors, 0.1)
     ids = [t.repeat_interleave(2)[::2] for t in ids]
     tensors = [t.repeat_interleave(3, -1)[..., ::3] for t in tensors]
-    for a, b in zip(computed(ids, tensors, 0.1), truth, strict=True):
+    for a, b in zip(computed(op, ids, tensors, 0.1), truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_no_tokens():
-    out, *grads = computed(*inputs(0, 8), 0.1)
+def test_no_tokens(op):
+    out, *grads = computed(op, *inputs(0, 8), 0.1)
     assert out.shape == (0, 8)
     assert not any(grad.any() for grad in grads)
 
 
-def test_writes_every_value_and_none_beside_them(monkeypatch):
+def test_writes_every_value_and_none_beside_them(op, monkeypatch):
     ids, tensors = inputs(11, 43)
     guarded = Guarded(monkeypatch)
-    computed(ids, tensors, 0.1)
-    guarded.check(7)  # three results of forward; the sum's, weight's and bias's gradients, and the partial sums
+    computed(op, ids, tensors, 0.1)
+    # Three results of forward; gradients of sum, weight and bias, the partial sums, and of CUDA two sums by key.
+    guarded.check(9 if op is cuda.embedding_layer_norm else 7)
 
 
-def test_results_are_bitwise_equal_in_every_run():
+def test_results_are_bitwise_equal_in_every_run(op):
     ids, tensors = inputs(300, 7)
-    for a, b in zip(computed(ids, tensors, 0.1), computed(ids, tensors, 0.1), strict=True):
+    for a, b in zip(computed(op, ids, tensors, 0.1), computed(op, ids, tensors, 0.1), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(1, 90),
+    size=st.sampled_from([1, 4, 7, 128, 132, 520]),
+    rows=st.tuples(st.sampled_from([1, 31, 32, 33, 70]), st.integers(1, 9), st.integers(1, 4)),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    common=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_tables_and_tokens_at_random(tokens, size, rows, dtype, common, seed):
+    torch.manual_seed(seed)
+    ids = [torch.randint(0, own, (tokens,), device=DEVICE) for own in rows]
+    if common:
+        ids[0][tokens // 4 :] = rows[0] - 1
+    shapes = [*((own, size) for own in rows), (size,), (size,), (tokens, size)]
+    check(cuda.embedding_layer_norm, ids, [torch.randn(s).to(DEVICE, dtype) for s in shapes], 0.2, padding_id=0)
+
+
+@pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
+def test_what_cuda_cannot_take_is_said():
+    ids, (*tensors, _) = inputs(3, 8)
+    refuses = cuda.embedding_layer_norm.refuses
+    assert refuses(*ids, *tensors) is None
+    assert "tables of one dtype, got torch.float16, torch.float32" in refuses(*ids, tensors[0].half(), *tensors[1:])
+    assert "takes weight and bias of that or of float32" in refuses(*ids, *tensors[:4], tensors[4].half())
+    wide = [t.new_empty(*t.shape[:-1], 8196) for t in tensors]
+    assert "rows of up to 8192 values, got 8196" in refuses(*ids, *wide)

@@ -1,0 +1,105 @@
+"""The kernels of this backend alone: half precision, CUDA graphs, memory around results, and column sums."""
+
+import pytest
+import torch
+from add_norm_case import SHAPES, assert_as_exact_as_pytorch, defined, inputs, run, seed_for, seeded
+from guarded import Guarded
+from targets import device_of
+
+import earlybert_kernels as ek
+from earlybert_kernels.backends import cuda
+from earlybert_kernels.reference.counter_rng import keep_mask
+
+if cuda.unavailable() is not None:
+    pytest.skip(f"cuda: {cuda.unavailable()}", allow_module_level=True)
+
+DEVICE = device_of("cuda")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch sees no CUDA GPU, which alone captures graphs"
+)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("param_dtype", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_half_precision(shape, dtype, param_dtype, p):
+    *tensors, grad_out = inputs(shape, device=DEVICE, dtype=dtype, param_dtype=param_dtype)
+    results = run(lambda *t: seeded("cuda", *t, seed_for(p, DEVICE), p, 1e-5), tensors, grad_out)
+    assert [r.dtype for r in results] == [dtype, *(t.dtype for t in tensors)]
+    assert_as_exact_as_pytorch(results, tensors, grad_out, p, eps=1e-5)
+
+
+def test_half_precision_x_and_float32_residual():
+    x, residual, weight, bias, grad_out = inputs((64, 768), device=DEVICE)
+    x = x.detach().bfloat16().requires_grad_()
+    tensors = (x, residual, weight, bias)
+    for p in (0.0, 0.1):
+        results = run(lambda *t, p=p: seeded("cuda", *t, seed_for(p, DEVICE), p, 1e-12), tensors, grad_out)
+        keep = keep_mask(seed_for(p) or 0, x.shape, p).to(x.device)
+        truth = defined(tensors, grad_out, p, keep, torch.float64)
+        assert [r.dtype for r in results] == [torch.float32, torch.bfloat16, *[torch.float32] * 3]
+        torch.testing.assert_close(results[0].double(), truth[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(results[1].double(), truth[1], rtol=1e-2, atol=1e-2)
+
+
+@needs_gpu
+def test_replays_in_a_cuda_graph():
+    *tensors, grad_out = inputs((64, 384), device=DEVICE)
+    seed = seed_for(0.5, DEVICE)
+
+    def call():
+        return run(lambda *t: seeded("cuda", *t, seed, 0.5, 1e-12), tensors, grad_out)
+
+    call()  # a warm-up, as every capture needs
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    for value in (3, 1 << 40):
+        seed.fill_(value)
+        graph.replay()
+        keep = keep_mask(value, (64, 384), 0.5).to(DEVICE)
+        truth = defined(tensors, grad_out, 0.5, keep, torch.float64)
+        for ours, exact in zip(results, truth, strict=True):
+            torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@needs_gpu
+def test_every_replay_of_a_cuda_graph_draws_its_own_seed():
+    *tensors, _ = inputs((64, 384), device=DEVICE, grad=False)
+    ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.5, backend="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ek.ops.dropout_add_layer_norm(*tensors, dropout_p=0.5, backend="cuda")
+    graph.replay()
+    first = out.clone()
+    graph.replay()
+    assert not torch.equal(first, out)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (7, 13), (33, 384), (2, 1843)])
+def test_writes_every_value_and_none_beside_them(monkeypatch, shape, p):
+    x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
+    seed = seed_for(p, DEVICE)
+    guarded = Guarded(monkeypatch)
+    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-12)
+    cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
+    guarded.check(9 if p else 8)  # three of forward; grad_x where it has its own, four gradients, and partial sums
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 13), (700, 64), (7, 600), (5, 900), (3, 4099)], ids=str)
+def test_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
+    x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
+    x, seed = x.to(dtype), seed_for(p, DEVICE)
+    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-5)
+    *_, columns = cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
+    keep = keep_mask(seed_for(p) or 0, shape, p).to(DEVICE)
+    tensors = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
+    grad_x = defined(tensors, grad_out, p, keep, torch.float64, 1e-5)[1]
+    assert columns.dtype == dtype
+    floor = 16 * torch.finfo(torch.float32).eps * grad_x.abs().sum(0) + 1e-5
+    error = (columns - grad_x.sum(0)).abs()
+    assert (error <= torch.finfo(dtype).eps * grad_x.sum(0).abs() + floor).all()

@@ -11,8 +11,8 @@ from bench.optimizers import parameter_shapes
 from bench.provider import Provider
 
 CPU = torch.device("cpu")
-# An optimizer has rows of its own, gathering none, as a sublayer's contain it, and no step looks at tickets.
-WITHOUT = ("lamb_step", "gather_units", "ticket_distance", "ticket_masks")
+# An optimizer has rows of its own, steps contain gathering and dropping padding, and none looks at tickets.
+WITHOUT = ("lamb_step", "gather_units", "pad", "ticket_distance", "ticket_masks", "unpad")
 OPS = [op for op in ek.ops.dispatch.op_names() if op not in WITHOUT]
 
 

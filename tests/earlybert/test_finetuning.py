@@ -170,6 +170,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(
             **changes,
         )
 
+    handler = signal.getsignal(signal.SIGINT)
     whole = make("whole")
     finetune(whole)
     with monkeypatch.context() as patch:
@@ -183,7 +184,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(
     finetune(resumed)
     assert outcome(resumed) == outcome(whole)
     assert not (tmp_path / "parts" / "checkpoint.pt").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_resumes_from_a_periodic_checkpoint_after_a_crash(

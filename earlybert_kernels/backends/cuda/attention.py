@@ -65,8 +65,8 @@ def forward(
     """
     inputs = (q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, head_gates, seed)
     problem, _kept = _problem(*inputs, dropout_p, scale, zero_pruned)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    logsumexp = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
+    out = _contiguous_like(q)
+    logsumexp = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     cuda.extension.attention_forward(*cuda.launch(q), problem, out.data_ptr(), logsumexp.data_ptr())
     return out, logsumexp
 
@@ -104,40 +104,33 @@ def backward(
     """
     inputs = (q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, head_gates, seed)
     problem, _kept = _problem(*inputs, dropout_p, scale, zero_pruned)
-    heads, sequences = q.shape[1], cu_seqlens.shape[0] - 1
-    tiles = cuda.extension.attention_tiles(*_longest(q, k, max_seqlen, max_seqlen_q))
-    rows = 0 if head_gates is None else sequences * tiles
-    grad_gates = torch.empty((rows, heads), dtype=torch.float32, device=q.device)
+    grad_gates, parts = q.new_empty(0, dtype=torch.float32), None
+    if head_gates is not None:
+        tiles = cuda.extension.attention_tiles(*_longest(q, k, max_seqlen, max_seqlen_q))
+        parts = q.new_empty(((cu_seqlens.shape[0] - 1) * tiles, q.shape[1]), dtype=torch.float32)
     if grads is None:
-        grads = tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-    # Where a gradient is to stand so that 16 bytes of it cannot be written at once, it is copied there.
-    written = [t if _is_aligned(t) else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in grads]
-    grad_out = _aligned(grad_out)
+        grads = (_contiguous_like(q), _contiguous_like(k), _contiguous_like(v))
+    written, places = zip(*map(_aligned, grads), strict=True)
+    _kept_grad, grad_place = _aligned(grad_out)
     cuda.extension.attention_backward(
-        *cuda.launch(q),
-        problem,
-        _heads(grad_out),
-        out.data_ptr(),
-        logsumexp.data_ptr(),
-        *map(_heads, written),
-        address(None if head_gates is None else grad_gates),
+        *cuda.launch(q), problem, grad_place, out.data_ptr(), logsumexp.data_ptr(), *places, address(parts)
     )
     for grad, source in zip(grads, written, strict=True):
         if grad is not source:
             grad.copy_(source)
-    return *grads, grad_gates[:0].view(-1)[:0] if head_gates is None else grad_gates.sum(0)
+    return *grads, grad_gates if parts is None else parts.sum(0)
 
 
 def _problem(
     q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, head_gates, seed, dropout_p, scale,
     zero_pruned,
 ):  # fmt: skip
-    """The extension's description of a call, and the tensors that it points to."""
-    q, k, v = _aligned(q), _aligned(k), _aligned(v)
+    """The extension's description of a call, and tensors to be kept until it is launched."""
+    (q, q_place), (k, k_place), (v, v_place) = _aligned(q), _aligned(k), _aligned(v)
     problem = cuda.extension.AttentionProblem(
-        cuda.code(q), _heads(q), _heads(k), _heads(v), cu_seqlens.data_ptr(), cu_seqlens_q.data_ptr(),
-        address(head_mask), address(head_gates), address(seed), cu_seqlens.shape[0] - 1, q.shape[1], q.shape[2],
-        q.shape[0], *_longest(q, k, max_seqlen, max_seqlen_q), (max_seqlen + 3) // 4 * 4, dropout_p, scale, zero_pruned,
+        cuda.code(q), q_place, k_place, v_place, cu_seqlens.data_ptr(), cu_seqlens_q.data_ptr(), address(head_mask),
+        address(head_gates), address(seed), cu_seqlens.shape[0] - 1, q.shape[1], q.shape[2], q.shape[0],
+        *_longest(q, k, max_seqlen, max_seqlen_q), (max_seqlen + 3) // 4 * 4, dropout_p, scale, zero_pruned,
     )  # fmt: skip
     return problem, (q, k, v)
 
@@ -147,15 +140,15 @@ def _longest(q: Tensor, k: Tensor, max_seqlen: int, max_seqlen_q: int) -> tuple[
     return min(max_seqlen, k.shape[0]), min(max_seqlen_q, q.shape[0])
 
 
-def _is_aligned(heads: Tensor) -> bool:
-    """Whether every 16 bytes of a head can be moved at once."""
+def _contiguous_like(heads: Tensor) -> Tensor:
+    return torch.empty_like(heads, memory_format=torch.contiguous_format)
+
+
+def _aligned(heads: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """Heads of which every 16 bytes can be moved at once, a copy where they were not, and where they are."""
     token, head, value = heads.stride()
-    return value == 1 and token % 8 == 0 and head % 8 == 0 and heads.data_ptr() % 16 == 0
-
-
-def _aligned(heads: Tensor) -> Tensor:
-    return heads if _is_aligned(heads) else heads.clone(memory_format=torch.contiguous_format)
-
-
-def _heads(heads: Tensor) -> tuple[int, int, int]:
-    return heads.data_ptr(), heads.stride(0), heads.stride(1)
+    place = heads.data_ptr(), token, head
+    if value == 1 and token % 8 == 0 and head % 8 == 0 and place[0] % 16 == 0:
+        return heads, place
+    heads = heads.clone(memory_format=torch.contiguous_format)
+    return heads, (heads.data_ptr(), *heads.stride()[:2])

@@ -4,7 +4,7 @@
 
 Takes what `pytest bench/ --benchmark-json=FILE` writes on a GPU. Writes `earlybert_kernels/ops/choices.json` anew, with
 this GPU's architecture measured; look at it, and copy it over that one. What counts are forward and backward with all
-units, in half precision, and an optimizer's step: for each op and size the backends in the order of their times.
+units, in half precision, and what is called once a step: for each op and size the backends in the order of their times.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from earlybert_kernels.ops import choices, dispatch
 from . import shipped, tables
 from .cases import BASELINE
 
-#: Rows that run plain PyTorch on what our op is given; an optimizer's baseline does.
-_LIBRARY = {"lamb_step": BASELINE}
+#: Rows that run plain PyTorch on what our op is given; the baseline of what is called once a step does.
+_LIBRARY = dict.fromkeys(("lamb_step", "gather_units", "pad", "ticket_distance", "ticket_masks", "unpad"), BASELINE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,7 +120,7 @@ def _architecture(row: tables.Result) -> str:
 
 
 def _size(row: tables.Result) -> int:
-    """What the op tells the dispatcher: attention its longest sequence, an optimizer nothing, the others their rows."""
+    """What the op tells the dispatcher: attention its longest sequence, nothing once a step, else rows."""
     if row["mode"] == "step":
         return 0
     return max(row["sequence_lengths"]) if row["op"] == "attention" else row["tokens"]

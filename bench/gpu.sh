@@ -79,7 +79,7 @@ attention=(bench/bench_attention.py --lengths 128 512 --units dense masked)
 packed=(bench/bench_attention.py --lengths sst2 --units dense --dropout 0)
 blocks=(bench/bench_feed_forward.py bench/bench_dropout_add_layer_norm.py --lengths 128 --modes forward full)
 others=(bench/bench_attention_sublayer.py bench/bench_feed_forward_sublayer.py bench/bench_lamb.py bench/bench_adamw.py)
-others+=(bench/bench_embedding_layer_norm.py bench/bench_masked_lm_loss.py --lengths 128)
+others+=(bench/bench_embedding_layer_norm.py bench/bench_masked_lm_loss.py bench/bench_whole_model.py --lengths 128)
 
 if [ "$rehearse" = 1 ]; then
   problems=(--sizes tiny --dtype float32 --tokens 64)

@@ -1,14 +1,12 @@
 """The rows as pytest-benchmark writes them, from a run of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from own_pytest import run_pytest
 
 from bench import report, row
 from bench.cases import Case, Problem
@@ -17,13 +15,6 @@ from bench.paired import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")
 ROOT = Path(__file__).parents[2]
-
-
-def run_pytest(*arguments):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
-    # In what a worker of pytest-xdist starts pytest-benchmark would take itself to be in one, and refuse to measure.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

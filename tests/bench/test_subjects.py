@@ -11,7 +11,7 @@ from bench.optimizers import parameter_shapes
 from bench.provider import Provider
 
 CPU = torch.device("cpu")
-# An optimizer has rows of its own, steps contain gathering and dropping padding, and none looks at tickets.
+# These have rows of their own: bench_lamb's and bench_whole_model's.
 WITHOUT = ("lamb_step", "gather_units", "pad", "ticket_distance", "ticket_masks", "unpad")
 OPS = [op for op in ek.ops.dispatch.op_names() if op not in WITHOUT]
 

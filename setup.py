@@ -1,4 +1,4 @@
-"""Builds the two extension modules of earlybert_kernels with ninja: `_cpu` (C++) and `_cuda` (nvcc).
+"""Builds the extension modules of earlybert_kernels with ninja: `_cpu` (C++) and `_cuda` (nvcc).
 
 Neither links torch, so nothing here imports it, and one build serves every torch version. An extension
 that cannot be built is left out with one line saying why, and the library runs its ops in plain PyTorch
@@ -14,8 +14,8 @@ Environment variables:
     EARLYBERT_CUDA_ARCHS   GPU architectures, such as "80;90a". "100+PTX" adds portable code for newer GPUs;
                            the lowest plain architecture always gets it. Default: those of the GPUs that
                            nvidia-smi lists; without one, "80;86;89;90a;100" as far as nvcc knows them
-    EARLYBERT_SANITIZE     1: the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer, which a
-                           process has to preload; see tests/sanitize.py
+    EARLYBERT_SANITIZE     1: what runs on the processor with AddressSanitizer and UndefinedBehaviorSanitizer, which
+                           a process has to preload; see tests/sanitize.py
     CXX                    the C++ compiler, default g++, else c++
     MAX_JOBS               most compilers at a time, default by cores and free memory
 """

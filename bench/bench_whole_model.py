@@ -112,7 +112,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for provider in providers(op, pick_device())
         if provider != "reference"  # which eager is
     ]
-    metafunc.parametrize(("shape", "op", "provider"), rows, ids=["-".join(row) for row in rows])
+    ids = [f"{shape}-dense-{op}-{provider}" for shape, op, provider in rows]
+    metafunc.parametrize(("shape", "op", "provider"), rows, ids=ids)
 
 
 def test_whole_model(

@@ -88,12 +88,13 @@ def unavailable(name: str) -> dict[str, str]:
 def use_backend(backend: str) -> Iterator[None]:
     """Within the context every op of the process runs on `backend`, or raises if it cannot.
 
-    Except `gather_units`, which does no more than move data and is left to plain PyTorch where `backend` cannot run it.
+    Except ops that move data or look at tickets: for `gather_units`, `pad`, `unpad`, `ticket_masks` and
+    `ticket_distance` plain PyTorch stands in where `backend` cannot run them.
     `EARLYBERT_BACKEND` in the environment does the same for a whole run.
 
     Raises:
         ValueError: there is no backend of that name.
-        RuntimeError: raised by an op inside the context that `backend` cannot run; nothing falls back.
+        RuntimeError: raised by an op inside the context that `backend` cannot run; nothing else falls back.
     """
     global _forced
     before, _forced = _forced, _known(backend)

@@ -72,9 +72,11 @@ class PackedCollator:
             `max_length_k`, ints.
 
         Raises:
-            ValueError: an example is empty or longer than `max_length`, there are more than `batch_size`, labels do
-                not fit their tokens, or labels are not integers and the batch has to be filled.
+            ValueError: the examples do not all have the same of these, one is empty or longer than `max_length`, there
+                are more than `batch_size`, labels do not fit their tokens, or labels are not integers and the batch
+                has to be filled.
         """
+        _check_keys(examples)
         lengths = [len(example["input_ids"]) for example in examples]
         fillers = [] if self.fill_to is None else self._fillers(lengths)
         if min(lengths) == 0:
@@ -123,6 +125,19 @@ class PackedCollator:
         filling = -(-(tokens + count) // self.fill_to) * self.fill_to - tokens
         # As equal as can be: attention's cost goes with the square of a length.
         return [filling // count + (i < filling % count) for i in range(count)]
+
+
+def _check_keys(examples: Sequence[Mapping[str, Any]]) -> None:
+    read = {*_OF_TOKENS, *_OF_SEQUENCES, "labels", "label"}
+    first = read.intersection(examples[0])
+    for number, example in enumerate(examples):
+        if "input_ids" not in example:
+            raise ValueError(f"example {number} of the batch has no input_ids, only {', '.join(map(str, example))}")
+        if (other := read.intersection(example)) != first:
+            raise ValueError(
+                f"example {number} of the batch has {', '.join(sorted(other))} and example 0 "
+                f"{', '.join(sorted(first))}: a batch is made of examples that have the same"
+            )
 
 
 def _joined(examples: Sequence[Mapping[str, Any]], name: str, lengths: list[int], filling: int, fill: int) -> Tensor:

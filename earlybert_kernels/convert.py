@@ -10,7 +10,8 @@ from torch import nn
 
 from . import gates
 from .models import find_base, layer_parts
-from .nn import EncoderLayer, LayerParts, PaddingFreeEncoder
+from .models.checkpointed_layer import CheckpointedEncoderLayer
+from .nn import LayerParts, PaddingFreeEncoder
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,7 +49,7 @@ def convert(model: Model) -> Model:
     family.check_config(base.config)
     family.check_base(base)
     stock = base.encoder
-    fused = [(layer, EncoderLayer(layer, parts)) for layer, parts in layer_parts(model)]
+    fused = [(layer, CheckpointedEncoderLayer(layer, parts)) for layer, parts in layer_parts(model)]
     for stock_layer, layer in fused:
         _hand_over(stock_layer, layer, layer.parts)
     base.encoder = PaddingFreeEncoder(nn.ModuleList(layer for _, layer in fused))

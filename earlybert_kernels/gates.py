@@ -22,6 +22,9 @@ def enable_gates(model: Model) -> Model:
     model they are folded into the weight behind them and cost next to nothing; on a stock one they multiply
     the activations, which is the definition. Gates that are there already keep their values.
 
+    `from_pretrained` would leave the gates out without a word, and so `save_pretrained` raises while there are any:
+    save the `state_dict`, which has them, or call `remove_gates` first.
+
     Raises:
         TypeError: the model's family has no adapter.
     """
@@ -34,6 +37,8 @@ def enable_gates(model: Model) -> Model:
                 for units in (parts.num_heads, parts.num_neurons)
             )
             attach(layer, parts, heads, neurons)
+    for module in _savable(model):
+        module.save_pretrained = _refuse_to_save
     return model
 
 
@@ -67,7 +72,20 @@ def remove_gates(model: Model) -> Model:
         if heads is not None:
             parts.attention_output.weight.copy_(fold_gates(parts.attention_output.weight, heads, parts.head_size))
             parts.output.weight.copy_(fold_gates(parts.output.weight, neurons))
+    for module in _savable(model):
+        module.__dict__.pop("save_pretrained", None)
     return model
+
+
+def _savable(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "save_pretrained")]
+
+
+def _refuse_to_save(*args, **kwargs) -> None:
+    raise ValueError(
+        "the model has gates, which from_pretrained would leave out without a word: fold them into the weights with "
+        "earlybert_kernels.remove_gates(model), or save model.state_dict() and load it after enable_gates"
+    )
 
 
 def attach(layer: nn.Module, parts: LayerParts, heads: nn.Parameter | None, neurons: nn.Parameter | None) -> None:

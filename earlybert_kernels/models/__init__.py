@@ -36,8 +36,10 @@ def find_base(model: nn.Module) -> tuple[ModuleType, nn.Module]:
     """The family of `model` and its one base model (`BertModel`, say), which may be `model` itself.
 
     Raises:
-        TypeError: there is no base model of a known family in it, or more than one.
+        TypeError: `model` is no module, or there is no base model of a known family in it, or more than one.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, a torch.nn.Module, and got {model!r}")
     found = [(f, m) for f in FAMILIES for m in model.modules() if isinstance(m, f.BASE)]
     if not found:
         raise TypeError(_no_adapter(type(model).__name__))

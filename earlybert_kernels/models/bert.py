@@ -31,6 +31,17 @@ def check_config(config) -> None:
             "a BERT decoder (config.is_decoder or config.add_cross_attention) cannot be converted: the fused "
             "attention is bidirectional self-attention"
         )
+    position_embedding = getattr(config, "position_embedding_type", None) or "absolute"
+    if position_embedding != "absolute":
+        raise ValueError(
+            f"position_embedding_type={position_embedding!r} is not what transformers 5 builds: it leaves the relative "
+            "positions of a checkpoint out without a word. Use transformers 4, or a checkpoint with absolute positions"
+        )
+    if getattr(config, "pruned_heads", None):
+        raise ValueError(
+            "the config states pruned_heads, which transformers 5 ignores: the model it builds has all heads and does "
+            "not fit the checkpoint's weights"
+        )
     if config.hidden_act not in _ACTIVATIONS:
         raise ValueError(
             f"hidden_act={config.hidden_act!r} cannot be converted; the fused feed-forward computes "
@@ -41,7 +52,7 @@ def check_config(config) -> None:
 def check_base(base: hf.BertModel) -> None:
     """Raises TypeError if a base model does more than `BertModel`, which its fused forward would leave out."""
     if type(base).forward is not hf.BertModel.forward:
-        raise TypeError(f"{type(base).__name__} has a forward of its own, which a converted model would not run")
+        raise TypeError(f"{class_name(base)} has a forward of its own, which a converted model would not run")
     _check_plain("encoder", base.encoder, hf.BertEncoder)
 
 
@@ -143,13 +154,16 @@ def connect(base: hf.BertModel, model: nn.Module) -> Callable[[], None]:
     Returns:
         A function that undoes it.
     """
-    base.forward = functools.partial(packed_forward, base)
+    pooled_is_read = any(COMPACT_CLASSES.stock(type(head)) in bert_heads.READS_POOLED_TOKEN for head in model.modules())
+    base.forward = functools.partial(packed_forward, base, pooled_is_read=pooled_is_read)
     handles, rerouted = [], [base]
     for head in model.modules():
         stock_class = COMPACT_CLASSES.stock(type(head))
         if stock_class in bert_heads.READS_FIRST_TOKEN:
             handles.append(head.register_forward_pre_hook(_first_token_only, with_kwargs=True))
-        elif stock_class in bert_heads.FORWARDS:
+        elif isinstance(head, hf.BertPreTrainedModel) and head is not base:
+            handles.append(head.register_forward_pre_hook(bert_heads.forget_labels_on_padding, with_kwargs=True))
+        if stock_class in bert_heads.FORWARDS:
             head.forward = functools.partial(bert_heads.FORWARDS[stock_class], head)
             rerouted.append(head)
     return functools.partial(_disconnect, handles, rerouted)
@@ -168,9 +182,17 @@ def _disconnect(handles: list, rerouted: list[nn.Module]) -> None:
         del module.forward
 
 
+def class_name(module: object) -> str:
+    """The whole name of an object's class: many libraries call theirs `Linear`."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def _check_plain(name: str, module: nn.Module, cls: type) -> None:
     if type(module) is not cls:
-        raise TypeError(f"{name} is a {type(module).__name__}, expected a plain {cls.__name__}")
+        advice = ""
+        if type(module).__module__.startswith("peft."):
+            advice = "; merge the adapter first (model = model.merge_and_unload())"
+        raise TypeError(f"{name} is a {class_name(module)}, expected a plain {cls.__module__}.{cls.__name__}{advice}")
     if any(map(_is_foreign, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()])):
         raise TypeError(f"{name} carries forward hooks, which a converted model would not run; remove them")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -10,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .. import ops
 from ..nn import Packing
+from .attention_weights import attention_weights
 from .doors import find_packing
 
 
@@ -26,6 +30,7 @@ def packed_forward(
     past_key_values=None,
     use_cache: bool | None = None,
     first_token_only: bool = False,
+    pooled_is_read: bool = False,
     **kwargs,
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
@@ -37,30 +42,49 @@ def packed_forward(
     Args:
         first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
             alone and `last_hidden_state` is `(sequences, 1, E)`. Ignored when hidden states are asked for.
+        pooled_is_read: whether a head needs the pooled token. Where none does and a row begins with padding,
+            `pooler_output` is None.
 
     Raises:
-        ValueError: attention weights, cross-attention or a cache are asked for, a row has padding where the pooled
-            token belongs, or the arguments do not fit together.
+        ValueError: cross-attention or a cache are asked for, a row has padding where the pooled token belongs that a
+            head needs, or the arguments do not fit together.
         TypeError: offsets are not int32.
     """
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-    packing, x, hidden_states = encode(base, *inputs, first_token_only=first_token_only, **kwargs)
-    if base.pooler is not None and packing.starts_with_padding:
-        raise ValueError(
-            "BERT pools the first token of a row, and in this batch a row begins with padding: "
-            "pad on the right (tokenizer.padding_side = 'right')"
-        )
+    needs_first_token = first_token_only or pooled_is_read
+    options = {"first_token_only": first_token_only, "needs_first_token": needs_first_token, **kwargs}
+    packing, x, hidden_states, attentions = encode(base, *inputs, **options)
+    pooler = None if packing.starts_with_padding else base.pooler
     if first_token_only and hidden_states is None:
-        sequence_output = first = x.unsqueeze(1)
+        sequence_output = x.unsqueeze(1)
     else:
-        (sequence_output,), first = packing.pad(x), packing.first_tokens(x).unsqueeze(1)
+        (sequence_output,) = packing.pad(x)
+        x = x if pooler is None else packing.first_tokens(x)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
-        pooler_output=None if base.pooler is None else base.pooler(first),
+        pooler_output=None if pooler is None else pooler(x.unsqueeze(1)),
         hidden_states=hidden_states,
+        attentions=attentions,
     )
+
+
+class Encoded(NamedTuple):
+    """What `encode` returns.
+
+    Attributes:
+        packing: where the real tokens were.
+        x: the last layer's output, `(T, E)` or, with `first_token_only` and no hidden states asked for,
+            `(sequences, E)`.
+        hidden_states: `(B, S, E)` or `(1, T, E)` each, None where a layer's were not asked for; None if none were.
+        attentions: what `attention_weights` computes of every layer, if asked for.
+    """
+
+    packing: Packing
+    x: Tensor
+    hidden_states: tuple[Tensor | None, ...] | None
+    attentions: tuple[Tensor, ...] | None
 
 
 def encode(
@@ -72,37 +96,46 @@ def encode(
     inputs_embeds: Tensor | None,
     *,
     first_token_only: bool = False,
+    needs_first_token: bool = False,
     output_attentions: bool | None = None,
-    output_hidden_states: bool | None = None,
+    output_hidden_states: bool | Iterable[int] | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_k: int | None = None,
     **kwargs,
-) -> tuple[Packing, Tensor, tuple[Tensor, ...] | None]:
+) -> Encoded:
     """Embeds and encodes the real tokens of a padded `(B, S)` batch, or of a packed `(1, T)` one.
 
     Padding goes before the embeddings; a token keeps the position that it has in its padded row. In a packed batch
-    without `position_ids` each sequence counts from 0.
+    without `position_ids` each sequence counts from 0. What stands on padding (ids, token types, positions) is never
+    read. A batch in which nothing is real is encoded as nothing.
 
-    Returns:
-        Where the real tokens were; the last layer's output, `(T, E)` or, with `first_token_only` and no hidden
-        states asked for, `(sequences, E)`; and the hidden states `(B, S, E)` or `(1, T, E)`, if they were asked for.
+    Args:
+        first_token_only: see `packed_forward`.
+        needs_first_token: refuse rows that begin with padding.
+        output_attentions: compute attention weights as well, from their definition and slowly; default the config's.
+        output_hidden_states: those of all layers, or of some, 0 being the embeddings; default the config's.
 
     Raises:
-        ValueError: attention weights or a selection of hidden states are asked for, not exactly one of the inputs
-            was given, mask or offsets do not fit the batch, or the batch is on another device than the model.
+        ValueError: not exactly one of the inputs was given, mask or offsets do not fit the batch, a row begins with
+            padding (or is nothing else) where its first token is needed, there is no such hidden state, or the batch
+            is on another device than the model.
         TypeError: offsets are not int32.
+        RuntimeError: the model is being traced, or a padded batch exported: both would take where this batch's
+            padding is for a fact of every batch.
     """
-    if output_attentions if output_attentions is not None else base.config.output_attentions:
-        raise ValueError(
-            "a converted model has no attention weights to return (output_attentions=True): they are never "
-            "written to memory. Call earlybert_kernels.restore(model) first."
+    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and cu_seq_lens_q is None):
+        raise RuntimeError(
+            "a converted model drops the padding of a batch, which a traced or exported graph would take for that of "
+            "every batch: call earlybert_kernels.restore(model), or earlybert_kernels.to_stock(model), and trace or "
+            "export that"
         )
+    if output_attentions is None:
+        output_attentions = base.config.output_attentions
     if output_hidden_states is None:
         output_hidden_states = base.config.output_hidden_states
-    if not isinstance(output_hidden_states, bool):
-        raise ValueError("a converted model takes output_hidden_states=True or False, not a selection of layers")
+    selection = _selected(output_hidden_states, len(base.encoder.layer) + 1)
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
     tokens = input_ids if input_ids is not None else inputs_embeds
@@ -117,11 +150,21 @@ def encode(
         shape,
         device,
         attention_mask,
+        position_ids,
         cu_seq_lens_q=cu_seq_lens_q,
         max_length_q=max_length_q,
         cu_seq_lens_k=cu_seq_lens_k,
         max_length_k=max_length_k,
     )
+    if needs_first_token and packing.starts_with_padding:
+        raise ValueError(
+            "BERT pools the first token of a row, and in this batch a row begins with padding, or is nothing else: "
+            "pad on the right (tokenizer.padding_side = 'right') and leave rows without tokens out"
+        )
+    if packing.index is not None and packing.index.shape[0] == 0:
+        x = base.embeddings.LayerNorm.weight.new_zeros(0, base.config.hidden_size)
+        states: list[Tensor] = [x] * (len(base.encoder.layer) + 1)
+        return _encoded(base, packing, x, states, selection, output_attentions)
     if position_ids is None:
         is_packed = cu_seq_lens_q is not None
         position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
@@ -134,11 +177,37 @@ def encode(
     given = {name: value.expand(*shape, *value.shape[2:]) for name, value in named.items() if value is not None}
     packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
     x = _embed(base.embeddings, **dict.fromkeys(named) | dict(zip(given, packed, strict=True)))
-    hidden_states: list[Tensor] | None = [] if output_hidden_states else None
-    x = base.encoder(
-        x, packing, first_token_only=first_token_only and not output_hidden_states, hidden_states=hidden_states
-    )
-    return packing, x, None if hidden_states is None else packing.pad(*hidden_states)
+    states = [] if selection or output_attentions else None
+    x = base.encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
+    return _encoded(base, packing, x, states, selection, output_attentions)
+
+
+def _selected(output_hidden_states: bool | Iterable[int], count: int) -> set[int]:
+    """The numbers of the hidden states that were asked for, of `count`."""
+    if isinstance(output_hidden_states, bool):
+        return set(range(count)) if output_hidden_states else set()
+    numbers = list(output_hidden_states)
+    if wrong := [number for number in numbers if not -count <= number < count]:
+        raise ValueError(f"output_hidden_states names {wrong[0]}; the model has hidden states 0 to {count - 1}")
+    return {number % count for number in numbers}
+
+
+def _encoded(
+    base: hf.BertModel, packing: Packing, x: Tensor, states: list | None, selection: set[int], output_attentions: bool
+) -> Encoded:
+    """Puts padding back into what was asked for.
+
+    Args:
+        x: the last layer's output.
+        states: the embeddings and every layer's output, packed; None if nothing is made of them.
+    """
+    hidden_states = attentions = None
+    if selection:
+        padded = iter(packing.pad(*(state for number, state in enumerate(states) if number in selection)))
+        hidden_states = tuple(next(padded) if number in selection else None for number in range(len(states)))
+    if output_attentions:
+        attentions = attention_weights(base.encoder.layer, states, packing)
+    return Encoded(packing, x, hidden_states, attentions)
 
 
 def _embed(

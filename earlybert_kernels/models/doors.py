@@ -12,6 +12,7 @@ def find_packing(
     shape: tuple[int, int],
     device: torch.device,
     attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
     *,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
@@ -25,13 +26,15 @@ def find_packing(
         device: the batch's.
         attention_mask: `(B, S)`, non-zero at real tokens; None when all are, or the batch is packed. One that has
             stayed on the CPU, beside a batch on a GPU, spares the host a wait.
+        position_ids: as they were given, or None. In a row without mask and offsets they may not fall back to 0: that
+            is how `DataCollatorWithFlattening` puts several sequences into one row unless it is asked for offsets.
         cu_seq_lens_q: int32 `(sequences + 1,)`, which make a batch a packed one: the first token of each sequence,
             and T. These names are those of transformers' `DataCollatorWithFlattening`.
         max_length_q: no sequence is longer; a number on the host.
         cu_seq_lens_k, max_length_k: the same again, as transformers' collators give them; they need not be given.
 
     Raises:
-        ValueError: the arguments do not fit the batch or each other.
+        ValueError: the arguments do not fit the batch or each other, or the batch is flattened without offsets.
         TypeError: `cu_seq_lens_q` is not int32, or `max_length_q` not an int.
     """
     if cu_seq_lens_q is None:
@@ -42,6 +45,8 @@ def find_packing(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; a converted model takes the padding mask "
                 f"of the batch, {shape}, and no other"
             )
+        if attention_mask is None and position_ids is not None and shape[0] == 1:
+            _check_one_sequence(position_ids)
         return Packing.from_mask(attention_mask, *shape, device)
     if attention_mask is not None:
         raise ValueError(
@@ -61,6 +66,16 @@ def find_packing(
     if cu_seq_lens_k is not None and not _equal(cu_seq_lens_k, cu_seq_lens_q):
         raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q: in an encoder a token attends to its own sequence")
     return Packing.from_offsets(cu_seq_lens_q, max_length_q, shape[1])
+
+
+def _check_one_sequence(position_ids: Tensor) -> None:
+    """Raises ValueError if the positions of a row begin anew within it. A GPU is waited for: no such row is packed."""
+    if not torch.compiler.is_compiling() and bool((position_ids.reshape(-1)[1:] == 0).any()):
+        raise ValueError(
+            "position_ids begin anew within the row, so that it holds several sequences, and there is no cu_seq_lens_q "
+            "to tell them apart: make the collator DataCollatorWithFlattening(return_flash_attn_kwargs=True), or "
+            "earlybert_kernels.PackedCollator()"
+        )
 
 
 def _check_offsets(offsets: Tensor, tokens: int, device: torch.device) -> None:

@@ -34,14 +34,13 @@ class PaddingFreeEncoder(nn.Module):
         """
         if hidden_states is not None:
             hidden_states.append(x)
+        if not self.layer:
+            return x.index_select(0, packing.cu_seqlens[:-1]) if first_token_only else x
         last = len(self.layer) - 1
         weights = gather_weights(self.layer) if gathers(self.layer, x) else [None] * len(self.layer)
         for number, layer in enumerate(self.layer):
-            arguments = (x, packing.cu_seqlens, packing.max_seqlen, first_token_only and number == last)
-            if layer.gradient_checkpointing and self.training:
-                x = layer._gradient_checkpointing_func(layer.__call__, *arguments)
-            else:
-                x = layer(*arguments, weights[number])
+            first_only = first_token_only and number == last
+            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, weights[number])
             if hidden_states is not None:
                 hidden_states.append(x)
         return x

@@ -22,7 +22,7 @@ class EncoderLayer(nn.Module):
         head_gates, neuron_gates: float32 Parameters `(heads,)` and `(neurons,)` while gates are enabled, else None.
         active_heads, active_neurons: int64 indices of the kept units while a ticket is applied, else None; or, where
             `reserve_masks` was called, bool `(heads,)` and `(neurons,)`, True for the kept ones.
-        gradient_checkpointing: recompute the layer in the backward pass; transformers' switch sets it for all layers.
+        gradient_checkpointing: whether a subclass recomputes the layer in the backward pass.
     """
 
     def __init__(self, stock: nn.Module, parts: LayerParts) -> None:

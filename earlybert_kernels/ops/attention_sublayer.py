@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import cpu, cuda, triton
 from ..units import indices
+from . import flops
 from .autocast import autocast
 from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
@@ -190,6 +192,26 @@ _OPTIONS = (
 )
 #: q, k and v as the backend keeps them, and the attention's result.
 _RESULTS = "Tensor q, Tensor k, Tensor v, Tensor context, Tensor logsumexp, Tensor h, Tensor mean, Tensor rstd"
+def _flops(call: dict[str, Any]) -> int:
+    linears, pairs, width = _work(call)
+    return linears + flops.attention_products(pairs, width, 2)
+
+
+def _backward_flops(call: dict[str, Any]) -> int:
+    linears, pairs, width = _work(call)
+    return 2 * linears + flops.attention_products(pairs, width, 5)
+
+
+def _work(call: dict[str, Any]) -> tuple[int, int, int]:
+    """Operations of the four linear layers, pairs of query and key, values of all computed heads."""
+    tokens, hidden = call["x"].shape
+    heads = flops.units(call["active_heads"], call["w_q"].shape[0] // call["head_size"])
+    width, cu_seqlens = heads * call["head_size"], call["cu_seqlens"]
+    queries = cu_seqlens.shape[0] - 1 if call["first_token_only"] else tokens
+    pairs = flops.pairs(cu_seqlens, call["max_seqlen"], 1 if call["first_token_only"] else None)
+    return flops.linear(2 * queries + 2 * tokens, hidden, width), pairs, width
+
+
 _compiled = define(
     _OP,
     (
@@ -216,6 +238,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
+    flops=Halves(_flops, _backward_flops),
 )
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import flops as flop_counts
+
 #: The device types a backend has kernels for; Triton's run on the CPU under its interpreter, CUDA's by the emulator.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu")}
 
@@ -31,7 +33,13 @@ class Backend(NamedTuple):
 
 
 def define(
-    name: str, schemas: tuple[str, str], *, backends: dict[str, Backend], save: Callable, gradients: Callable
+    name: str,
+    schemas: tuple[str, str],
+    *,
+    backends: dict[str, Backend],
+    save: Callable,
+    gradients: Callable,
+    flops: Halves | None = None,
 ) -> dict[str, Callable]:
     """Defines `torch.ops.earlybert.<name>.<backend>` and `torch.ops.earlybert.<name>_backward.<backend>`.
 
@@ -42,6 +50,8 @@ def define(
         save: `(ctx, inputs, output)`, keeps what backward needs.
         gradients: `(ctx, backward, *grads)` -> a gradient or None for each input of forward; `backward` is the
             backend's op of that name.
+        flops: how many floating-point operations a call takes, of its arguments by name; see `flops`. None for an op
+            without matrix products.
 
     Returns:
         The forward ops by backend.
@@ -70,6 +80,9 @@ def define(
 
         torch.library.register_autograd(f"earlybert::{names[0]}", defined_gradients, setup_context=setup_context)
         torch.library.register_autograd(f"earlybert::{names[1]}", refuse)
+    if flops is not None:
+        for packet, formula in zip((name, f"{name}_backward"), flops, strict=True):
+            flop_counts.register(getattr(torch.ops.earlybert, packet), formula)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in backends}
 
 

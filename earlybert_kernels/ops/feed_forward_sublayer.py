@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .. import reference
 from ..backends import cpu, cuda, triton
 from ..reference.feed_forward import ACTIVATIONS
 from ..units import indices
+from . import flops
 from .autocast import autocast
 from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
@@ -142,6 +144,15 @@ def _gradients(ctx, backward, grad_out, *others):
 
 _UNITS = "Tensor? active_neurons, Tensor? neuron_gates, Tensor? seed, str activation, float dropout_p"
 _shapes = Halves(_forward_shapes, _backward_shapes)
+def _flops(call: dict[str, Any]) -> int:
+    neurons, hidden = call["w_in"].shape
+    return 2 * flops.linear(call["x"].shape[0], hidden, flops.units(call["active_neurons"], neurons))
+
+
+def _backward_flops(call: dict[str, Any]) -> int:
+    return 2 * _flops(call)
+
+
 _compiled = define(
     _OP,
     (
@@ -158,6 +169,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
+    flops=Halves(_flops, _backward_flops),
 )
 
 

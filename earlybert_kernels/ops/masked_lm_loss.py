@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import cpu, triton
+from . import flops
 from .autocast import autocast
 from .checks import check_same_device, check_shape
 from .custom import Backend, Halves, define
@@ -115,6 +117,15 @@ def _shapes(pitch: int) -> Halves:
     return Halves(partial(_forward_shapes, pitch), _backward_shapes)
 
 
+def _flops(call: dict[str, Any]) -> int:
+    vocabulary, hidden = call["weight"].shape
+    return flops.linear(call["rows"].shape[0], hidden, vocabulary)
+
+
+def _backward_flops(call: dict[str, Any]) -> int:
+    return 2 * _flops(call)
+
+
 _compiled = define(
     _OP,
     (
@@ -128,6 +139,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
+    flops=Halves(_flops, _backward_flops),
 )
 
 

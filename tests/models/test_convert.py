@@ -8,6 +8,7 @@ from tiny_bert import batch, tiny_config, tiny_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 import earlybert_kernels as ek
+from earlybert_kernels.nn import encoder_layer
 
 SENTENCES = [
     "a gripping , well - acted film",
@@ -171,7 +172,7 @@ def test_other_inputs(extra):
     torch.testing.assert_close(ek.convert(model)(**inputs).logits, stock, rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients_with_dropout():
+def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(monkeypatch):
     model = ek.convert(tiny_model(dropout=0.2).train())
     inputs = {**batch(), "labels": torch.tensor([0, 2, 1, 1])}
     # This also hooks the word embeddings, which are then no longer fused and draw their dropout in another way.
@@ -183,7 +184,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout():
     calls = []
     for layer in model.bert.encoder.layer:
         layer.gradient_checkpointing = True
-        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    own_weights = encoder_layer.own_weights
+    monkeypatch.setattr(encoder_layer, "own_weights", lambda layer: calls.append(1) or own_weights(layer))
     torch.manual_seed(4)
     checkpointed = gradients(model, inputs)
     assert len(calls) == 6  # three layers, each run again in the backward pass
@@ -238,8 +240,6 @@ def test_trainer_still_finds_the_labels():
 
 def test_refused_requests_say_what_to_do():
     model = ek.convert(tiny_model(cls=BertModel))
-    with pytest.raises(ValueError, match="output_attentions=True.*restore"):
-        model(**batch(), output_attentions=True)
     with pytest.raises(ValueError, match="no encoder_hidden_states"):
         model(**batch(), encoder_hidden_states=torch.zeros(4, 9, 24))
     with pytest.raises(ValueError, match="no past_key_values"):
@@ -247,7 +247,7 @@ def test_refused_requests_say_what_to_do():
     with pytest.raises(ValueError, match=r"takes the padding mask of the batch, \(4, 9\)"):
         model(**{**batch(), "attention_mask": torch.ones(4, 1, 9, 9)})
     with pytest.raises(ValueError, match="pad on the right"):
-        model(input_ids=torch.ones(1, 3, dtype=torch.long), attention_mask=torch.tensor([[0, 1, 1]]))
+        ek.convert(tiny_model())(input_ids=torch.ones(1, 3).long(), attention_mask=torch.tensor([[0, 1, 1]]))
     with pytest.raises(ValueError, match="exactly one of"):
         model(attention_mask=torch.ones(1, 3))
 
@@ -268,16 +268,16 @@ def test_refused_models_are_named_and_left_alone():
     model = tiny_model()
     dense = model.bert.encoder.layer[1].output.dense
     model.bert.encoder.layer[1].output.dense = torch.nn.Sequential(dense)
-    with pytest.raises(TypeError, match=r"encoder.layer.1.output.dense is a Sequential, expected a plain Linear"):
+    with pytest.raises(TypeError, match=r"layer\.1\.output\.dense is a torch\..*\.Sequential, expected a plain torch"):
         ek.convert(model)
     assert not ek.is_converted(model)
     model = tiny_model()
     model.bert.encoder.layer[0].output.dropout = torch.nn.Identity()
-    with pytest.raises(TypeError, match=r"encoder.layer.0.output.dropout is a Identity, expected a plain Dropout"):
+    with pytest.raises(TypeError, match=r"layer\.0\.output\.dropout is a torch\..*\.Identity, expected a plain torch"):
         ek.convert(model)
     model = tiny_model()
     model.bert.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.SiLU()
-    with pytest.raises(TypeError, match="intermediate_act_fn is a SiLU"):
+    with pytest.raises(TypeError, match=r"intermediate_act_fn is a torch\..*\.SiLU"):
         ek.convert(model)
 
     class OwnForward(BertModel):

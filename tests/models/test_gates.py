@@ -125,3 +125,18 @@ def test_a_step_of_the_papers_size_moves_a_gate_under_autocast():
     optimizer.step()
     moved = torch.cat([(g.detach() - 1).abs() for g in gates])
     assert moved.median() > 1e-5
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_gated_model_is_not_saved_without_its_gates(converted: bool, tmp_path) -> None:
+    model = tiny_model()
+    model = ek.enable_gates(ek.convert(model) if converted else model)
+    set_gates(model)
+    for saved in (model, model.bert, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match="remove_gates"):
+            saved.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    expected = model(**batch()).logits
+    ek.remove_gates(model).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**batch()).logits, expected)

@@ -1,0 +1,156 @@
+"""What a converted model refuses, because it would be wrong without a word, and what it says then."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from tiny_bert import batch, packed, tiny_config, tiny_model
+from transformers import (
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertModel,
+    DataCollatorWithFlattening,
+)
+
+import earlybert_kernels as ek
+
+FLATTENED = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}, {"input_ids": [3]}]
+
+
+def flattened(**options) -> dict:
+    collated = DataCollatorWithFlattening(**options)(FLATTENED)
+    collated.pop("labels")
+    return collated
+
+
+@pytest.mark.parametrize("cls", [BertModel, BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM])
+def test_a_flattened_batch_without_offsets_is_refused(cls) -> None:
+    model = ek.convert(tiny_model(cls=cls))
+    with pytest.raises(ValueError, match="return_flash_attn_kwargs=True"):
+        model(**flattened())
+
+
+def test_a_flattened_batch_with_offsets_keeps_its_sequences_apart() -> None:
+    model = ek.convert(tiny_model(cls=BertForTokenClassification))
+    together = model(**flattened(return_flash_attn_kwargs=True)).logits[0]
+    alone = [model(input_ids=torch.tensor([example["input_ids"]])).logits[0] for example in FLATTENED]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_one_row_with_positions_of_its_own_is_no_flattened_batch() -> None:
+    stock = tiny_model(cls=BertForTokenClassification)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "position_ids": torch.tensor([[4, 2, 9]])}
+    expected = stock(**inputs).logits
+    torch.testing.assert_close(ek.convert(stock)(**inputs).logits, expected)
+
+
+def test_tracing_is_refused() -> None:
+    model = ek.convert(tiny_model())
+    with pytest.raises(RuntimeError, match="restore"):
+        torch.jit.trace(model, (torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5)), strict=False)
+
+
+def test_export_of_a_padded_batch_is_refused() -> None:
+    model = ek.convert(tiny_model())
+    with pytest.raises(Exception, match="restore"):
+        torch.export.export(model, (), batch())
+
+
+def test_a_restored_model_is_exported() -> None:
+    model = ek.restore(ek.convert(tiny_model()))
+    exported = torch.export.export(model, (), batch()).module()
+    torch.testing.assert_close(exported(**batch()).logits, model(**batch()).logits)
+
+
+def test_a_row_that_is_all_padding_has_nothing_to_pool() -> None:
+    model = ek.convert(tiny_model(cls=BertForPreTraining))
+    with pytest.raises(ValueError, match="rows without tokens"):
+        model(**batch((4, 0, 2)))
+
+
+def test_a_row_that_is_all_padding_has_no_logits_to_classify() -> None:
+    model = ek.convert(tiny_model())
+    with pytest.raises(ValueError, match="rows without tokens"):
+        model(**batch((4, 0, 2)))
+
+
+def test_a_batch_of_padding_alone_is_zeros() -> None:
+    model = ek.convert(tiny_model(cls=BertForTokenClassification))
+    nothing = {name: torch.zeros(2, 3, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    outputs = model.bert(**nothing, output_hidden_states=True)
+    assert outputs.last_hidden_state.shape == (2, 3, model.config.hidden_size)
+    assert outputs.last_hidden_state.count_nonzero() == 0
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+    assert model(**nothing).logits.shape == (2, 3, 3)
+    masked = ek.convert(tiny_model(cls=BertForMaskedLM))
+    assert masked(**nothing).logits.shape == (2, 3, 50)
+
+
+def test_without_layers_the_embeddings_are_pooled() -> None:
+    stock = tiny_model(num_hidden_layers=0)
+    expected = stock(**batch()).logits
+    torch.testing.assert_close(ek.convert(stock)(**batch()).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"position_embedding_type": "relative_key_query"}, "position_embedding_type='relative_key_query'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    ],
+)
+def test_config_fields_that_transformers_ignores_are_refused(fields: dict, message: str) -> None:
+    config = tiny_config()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        ek.check_convertible(config)
+    model = tiny_model()
+    for name, value in fields.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=message):
+        ek.convert(model)
+
+
+def test_absolute_positions_said_outright_are_fine() -> None:
+    config = tiny_config()
+    config.position_embedding_type, config.pruned_heads = "absolute", {}
+    ek.check_convertible(config)
+
+
+@pytest.mark.parametrize("model", [None, "bert-base-uncased", io.BytesIO()])
+def test_something_that_is_no_model_is_refused(model) -> None:
+    with pytest.raises(TypeError, match="expected a model"):
+        ek.convert(model)
+
+
+def test_a_foreign_module_is_named_whole() -> None:
+    class Linear(torch.nn.Linear):
+        pass
+
+    model = tiny_model()
+    model.bert.encoder.layer[1].output.dense = Linear(40, 24)
+    with pytest.raises(TypeError, match=r"encoder\.layer\.1\.output\.dense is a .*test_refusals.*Linear, expected"):
+        ek.convert(model)
+    Linear.__module__ = "peft.tuners.lora.layer"
+    with pytest.raises(TypeError, match=r"a peft\.tuners\.lora\.layer\..*merge_and_unload"):
+        ek.convert(model)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_examples_with_other_keys_are_refused_in_any_order(order: tuple[int, int]) -> None:
+    examples = [{"input_ids": [1, 2], "token_type_ids": [0, 1]}, {"input_ids": [3]}]
+    with pytest.raises(ValueError, match="example 1 of the batch has"):
+        ek.PackedCollator()([examples[i] for i in order])
+    with pytest.raises(ValueError, match="example 1 of the batch has no input_ids"):
+        ek.PackedCollator()([examples[0], {"token_type_ids": [1]}])
+
+
+def test_offsets_still_pack() -> None:
+    model = ek.convert(tiny_model())
+    assert model(**packed((3, 2))).logits.shape == (2, 3)

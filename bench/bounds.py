@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earlybert.rundir import read_json
+from earlybert.files import read_json
 
 from .cases import TORCH_PROVIDERS
 from .summary import paired_ratio

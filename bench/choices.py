@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import earlybert_kernels as ek
-from earlybert.rundir import read_json
+from earlybert.files import read_json
 from earlybert_kernels.backends import nearest
 from earlybert_kernels.ops import choices, dispatch
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from earlybert import cli
 from earlybert.compare import COMPARED_METHODS
-from earlybert.rundir import read_json, write_json
+from earlybert.files import read_json, write_json
 
 from . import record, tables
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from earlybert.rundir import read_json
+from earlybert.files import read_json
 
 from . import tables
 
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw PNG files into this folder")
     args = parser.parse_args(argv)
     for path in args.results:
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
         for name, markdown, draw in sections(read_json(path)):
             print(markdown)
             if args.plots is not None:

@@ -29,7 +29,7 @@ from torch import nn
 from transformers import BertConfig
 
 from earlybert.data import Batch
-from earlybert.rundir import write_json
+from earlybert.files import write_json
 
 from . import floors, record, tables
 from .memory import measure_apart

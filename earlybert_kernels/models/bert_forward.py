@@ -146,6 +146,8 @@ def encode(
             "it cannot copy a converted model; use DistributedDataParallel (torchrun) instead"
         )
     shape = tuple(tokens.shape[:2])
+    if shape[1] == 0:
+        raise ValueError(f"the batch has no tokens: its shape is {shape}")
     packing = find_packing(
         shape,
         device,

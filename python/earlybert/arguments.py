@@ -67,7 +67,10 @@ class FinetuneArguments:
     gate_l1: float = _help("Weight of the L1 penalty on the gates.", 1e-4)
     head_ratio: float = _help("Share of the heads of each layer that are dropped.", 1 / 3)
     neuron_ratio: float = _help("Share of all feed-forward neurons that are dropped.", 0.4)
-    early_bird_interval: int = _help("Optimizer steps between two looks at the ticket while searching.", 10)
+    early_bird_interval: int | None = _help(
+        "Optimizer steps between two looks at the ticket while searching. Default: a twelfth of the longest search, "
+        "at most 10."
+    )
     early_bird_threshold: float = _help("Distance, as a share of chance level, below which a ticket is at rest.", 0.1)
     early_bird_patience: int = _help("Looks in a row at which the ticket has to be at rest to be drawn early.", 3)
     min_search_share: float = _help("Share of the longest search before which no ticket is drawn.", 0.25)

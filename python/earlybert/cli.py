@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import Interrupted, UsageError
+from .errors import Interrupted, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
     from .arguments import FinetuneArguments
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default those of the process.
 
     Returns:
-        0 on success, 1 where `verify` finds something wrong or training diverges, 2 where the user asked for
-        something that cannot be done, 130 where the user interrupted.
+        0 on success, 1 where `verify` finds something wrong, training diverges or a file cannot be written, 2 where
+        the user asked for something that cannot be done, 130 where the user interrupted.
     """
     commands = ", ".join(_COMMANDS)
     parser = argparse.ArgumentParser(
@@ -54,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"earlybert: error: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILURE
     except FloatingPointError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_FAILURE
@@ -147,10 +151,15 @@ def _draw(argv: list[str]) -> int:
     parser.add_argument("--head-scope", choices=("layer", "global"), default="layer", help=shown)
     parser.add_argument("--neuron-scope", choices=("layer", "global"), default="global", help=shown)
     parser.add_argument("--multiple-of", type=int, default=1, help="keep a multiple of so many neurons in a layer")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     args = vars(parser.parse_args(argv))
     from .drawing import draw, read_gates
+    from .files import check_replaceable
 
-    output = args.pop("output")
+    output = check_replaceable(Path(args.pop("output")))
+    if output.exists() and not args.pop("overwrite"):
+        raise OutputExistsError(f"{output}: there is such a file; give another path, or --overwrite to replace it")
+    args.pop("overwrite", None)
     ticket = draw(*read_gates(Path(args.pop("gates"))), **args)
     try:
         ticket.save(output)

@@ -11,12 +11,15 @@ from typing import Any
 
 from .arguments import KERNELS, METHODS, FinetuneArguments
 from .errors import UsageError
-from .rundir import RunDirectory, write_json
+from .files import write_bytes, write_json
+from .rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 #: The methods of `finetune`, and dense training for as many epochs as a ticket is trained.
 COMPARED_METHODS = ("dense", "dense-short", *(method for method in METHODS if method != "dense"))
+
+_OF_STOCK = " The last column is total seconds over those of dense training with kernels off."
 
 #: A row of the table: method and kernels.
 Variant = tuple[str, str]
@@ -63,7 +66,7 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
     comparison = summarize(results)
     root = Path(template.output_dir)
     write_json(root / "comparison.json", comparison)
-    (root / "comparison.md").write_text(comparison["markdown"], encoding="utf-8")
+    write_bytes(root / "comparison.md", comparison["markdown"].encode())
     return comparison
 
 
@@ -244,18 +247,26 @@ def _noise(rows: list[dict[str, Any]], metric: str, examples: int) -> str | None
     )
 
 
+def _sentence(speedup: dict[str, Any]) -> str:
+    times, what = speedup["times"], "fast"
+    if times < 1:
+        times, what = 1 / times, "slow"
+    return f"{speedup['of']} is {times:.2f} times as {what} as {speedup['over']}"
+
+
 def _markdown(comparison: dict[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in comparison["machine"].items())
     versions = ", ".join(f"{name} {value}" for name, value in comparison["versions"].items())
+    has_stock = all(row["seconds_over_stock_dense"] is not None for row in comparison["rows"])
     lines = [
         f"Task {comparison['task']}, model {comparison['model']}.",
         f"Machine: {machine}. Versions: {versions}.",
         f"Seeds: {', '.join(map(str, comparison['rows'][0]['seeds']))}. Quality is mean ± standard deviation "
-        "over the seeds, seconds are medians; the last column is total seconds over those of dense training with "
-        "kernels off.",
+        "over the seeds, seconds are medians." + (_OF_STOCK if has_stock else ""),
         "",
-        f"| method | kernels | {comparison['metric']} | search s | train s | total s | parameters | of stock dense |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | kernels | {comparison['metric']} | search s | train s | total s | parameters |"
+        + (" of stock dense |" if has_stock else ""),
+        "|---|---|---|---|---|---|---|" + ("---|" if has_stock else ""),
     ]
     for row in comparison["rows"]:
         spread = "" if row["quality_std"] is None else f" ± {row['quality_std']:.4f}"
@@ -263,12 +274,12 @@ def _markdown(comparison: dict[str, Any]) -> str:
         seconds = row["seconds"]
         lines.append(
             f"| {row['method']} | {row['kernels']} | {row['quality']:.4f}{spread} | {seconds['search']:.1f} "
-            f"| {seconds['train']:.1f} | {seconds['total']:.1f} | {row['parameters']:,} "
-            f"| {'' if ratio is None else format(ratio, '.2f')} |"
+            f"| {seconds['train']:.1f} | {seconds['total']:.1f} | {row['parameters']:,} |"
+            + (f" {ratio:.2f} |" if has_stock else "")
         )
     for title, name in (("Kernels", "kernel_speedup"), ("Pruning", "pruning_speedup")):
         if comparison[name]:
-            speedups = (f"{s['of']} is {s['times']:.2f} times as fast as {s['over']}" for s in comparison[name])
+            speedups = map(_sentence, comparison[name])
             lines += ["", f"{title}: {'; '.join(speedups)}."]
     for sentence in (*comparison["verdicts"], comparison["noise"]):
         if sentence is not None:

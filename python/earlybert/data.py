@@ -44,7 +44,7 @@ def encode(tokenizer: Any, examples: Examples, *, max_length: int, is_regression
     return EncodedExamples(
         features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
         pad_values={
-            "input_ids": tokenizer.pad_token_id,
+            "input_ids": tokenizer.pad_token_id or 0,  # which the mask hides, where there is no such token
             "token_type_ids": tokenizer.pad_token_type_id,
             "attention_mask": 0,
         },

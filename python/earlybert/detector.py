@@ -15,6 +15,11 @@ from .drawing import Masks, to_masks, to_ticket
 from .errors import UsageError
 
 
+def default_interval(max_steps: int) -> int:
+    """Optimizer steps from one check to the next in a search of so many: 10, or less, so that there are a dozen."""
+    return min(10, max(1, max_steps // 12))
+
+
 @dataclass(frozen=True)
 class Check:
     """One comparison of a ticket with the one before it.

@@ -9,24 +9,25 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
 
 from .arguments import FinetuneArguments
 from .clock import Stopwatch
 from .data import EncodedExamples, TrainingOrder, encode
-from .detector import EarlyBirdDetector
+from .detector import EarlyBirdDetector, default_interval
 from .drawing import draw, draw_masks, inverted_ticket, random_ticket
-from .errors import Interrupted, UsageError
+from .errors import Interrupted
 from .evaluation import evaluate
+from .files import apply_umask, write_bytes
 from .interrupt import InterruptRequest
+from .loading import first_line, load_model
 from .loop import StageSettings, TrainingLoop
 from .machine import describe_machine, versions
-from .preparation import Prepared, first_line, prepare, unit_counts
-from .rundir import write_json
+from .preparation import Prepared, prepare, unit_counts
 from .verify import model_size
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         - `steps`: optimizer steps of `search` and `train`.
         - `parameters`: of the model as it was (`dense`) and as it was trained (`trained`).
         - `ticket`: kept heads and neurons per layer, None for a dense run.
+        - `warnings`: sentences on what makes the results doubtful.
         - `search`: whether the early bird was seen or the limit reached, at which step, and every comparison.
 
     Raises:
@@ -60,8 +62,10 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     directory = prepared.directory
     if prepared.args.resume and directory.is_finished:
         logger.info("%s holds this run, finished", directory.path)
+        directory.check_sums()
         return directory.read_metrics()
-    return _Run(prepared).execute()
+    with directory.released():
+        return _Run(prepared).execute()
 
 
 class _Run:
@@ -77,6 +81,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
+        self.warnings: list[str] = []
         self.ticket = prepared.ticket
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
@@ -95,7 +100,9 @@ class _Run:
         dense_parameters = model_size(model)
 
         # Not before all is there that the run needs: this removes an earlier run.
-        self.directory.start(asdict(self.args), resume=self.args.resume)
+        self.directory.start(
+            asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir
+        )
         checkpoint = self.directory.load_checkpoint()
         with self.interrupt.listening():
             self._obtain_ticket(model, train, checkpoint)
@@ -123,21 +130,8 @@ class _Run:
         )
 
     def _load_model(self) -> nn.Module:
-        # The classifier is new: its weights come from the seed, and so are the same for every method.
-        torch.manual_seed(self.args.seed)
-        name = self.args.model
-        try:
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=self.prepared.config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # of a classifier for another number of labels
-                output_loading_info=True,
-            )
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--model {name}: no weights could be read there: {first_line(error)}") from None
-        _check_loaded(name, model, found)
-        model.to(self.device)
+        args, prepared = self.args, self.prepared
+        model = load_model(args.model, prepared.config, prepared.labels, seed=args.seed).to(self.device)
         return ek.convert(model) if self.args.kernels == "auto" else model
 
     def _obtain_ticket(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> None:
@@ -148,6 +142,7 @@ class _Run:
         if checkpoint is not None and checkpoint["stage"] == "train":
             self.search = checkpoint["search"]
             self.ticket = ek.Ticket(*checkpoint["ticket"])
+            self.warnings = list(checkpoint["warnings"])
             self.seconds["search"] = checkpoint["search_seconds"]
             ek.compact(model, self.ticket)
             return
@@ -186,7 +181,7 @@ class _Run:
         detector = EarlyBirdDetector(
             self.head_counts,
             self.neuron_counts,
-            interval=args.early_bird_interval,
+            interval=args.early_bird_interval or default_interval(max_steps),
             threshold=args.early_bird_threshold,
             patience=args.early_bird_patience,
             min_steps=round(args.min_search_share * max_steps),
@@ -218,13 +213,15 @@ class _Run:
             "step": loop.step,
             "max_steps": max_steps,
             "threshold": args.early_bird_threshold,
+            "interval": detector.interval,
             "checks": detector.state_dict()["history"],
             "log": loop.history,
         }
         logger.info("ticket drawn by %s after %d of %d steps", self.search["drawn_by"], loop.step, max_steps)
+        self._warn_of_divergence(loop)
         names = (("head_gates", heads), ("neuron_gates", neurons))
         gates = {f"{name}.{i}": gate.detach().cpu() for name, layers in names for i, gate in enumerate(layers)}
-        save_file(gates, self.directory.gates)
+        write_bytes(self.directory.gates, save(gates))
         return loop.watch.seconds
 
     def _random(self, ticket: ek.Ticket) -> ek.Ticket:
@@ -250,6 +247,7 @@ class _Run:
             "search": self.search,
             "search_seconds": self.seconds["search"],
             "ticket": None if self.ticket is None else [self.ticket.heads, self.ticket.neurons],
+            "warnings": list(self.warnings),
         }
         if checkpoint is not None and checkpoint["stage"] == "train":
             loop.load_state_dict(checkpoint["loop"])
@@ -265,7 +263,13 @@ class _Run:
         loop.run(after_step)
         self._save_checkpoint(loop, extra)
         self.seconds["train"] = loop.watch.seconds
+        self._warn_of_divergence(loop)
         return loop
+
+    def _warn_of_divergence(self, loop: TrainingLoop) -> None:
+        if (warning := loop.divergence()) is not None:
+            logger.warning(warning)
+            self.warnings.append(warning)
 
     def _checkpoint_if_due(self, loop: TrainingLoop, extra: Callable[[], dict[str, Any]]) -> None:
         every = self.args.checkpoint_steps
@@ -307,6 +311,7 @@ class _Run:
             },
             "search": self.search,
             "train_log": loop.history,
+            "warnings": self.warnings,
             "examples": {
                 "train": len(self.prepared.data.train),
                 "eval": {name or "dev": len(examples) for name, examples in self.prepared.data.evals.items()},
@@ -319,13 +324,17 @@ class _Run:
     def _write(self, model: nn.Module, metrics: dict[str, Any]) -> None:
         from .plots import plot_run  # matplotlib takes a second
 
-        model.save_pretrained(self.directory.model)
+        try:
+            model.save_pretrained(self.directory.model)
+        except SafetensorError as error:
+            raise OSError(f"{self.directory.model}: the model cannot be written there: {first_line(error)}") from None
         self.prepared.tokenizer.save_pretrained(self.directory.model)
+        for path in self.directory.model.iterdir():
+            apply_umask(path)  # safetensors makes its files readable for their owner alone
         if self.ticket is not None:
             self.ticket.save(self.directory.ticket)
         plot_run(self.directory, metrics, self.ticket)
-        write_json(self.directory.metrics, metrics)
-        self.directory.checkpoint.unlink(missing_ok=True)
+        self.directory.finish(metrics)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -333,20 +342,3 @@ class _Run:
         with watch.running():
             yield
         self.seconds[name] = watch.seconds
-
-
-def _check_loaded(name: str, model: nn.Module, found: dict[str, Any]) -> None:
-    """Raises UsageError if the encoder would be trained from random weights.
-
-    transformers fills in whatever a checkpoint lacks. The classifier is the task's, and a model that was
-    pre-trained on masked words alone has no pooler; all else must be there.
-    """
-    base = model.base_model_prefix
-    absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    absent = sorted(key for key in absent if key.startswith(f"{base}.") and not key.startswith(f"{base}.pooler."))
-    if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise UsageError(
-            f"--model {name}: expected the weights of a whole encoder, found none, or none of the config's shape, "
-            f"for {', '.join(absent[:3])}{more}"
-        )

@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment when nothing is half done."""
+"""Ctrl-C, or being told to end, at a moment when nothing is half done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from types import FrameType
 
 
 class InterruptRequest:
-    """Turns the first SIGINT into a request that the training loop reads between two steps.
+    """Turns the first SIGINT or SIGTERM into a request that the training loop reads between two steps.
+
+    SIGTERM is what batch systems send to a job whose time is up.
 
     Attributes:
         made: whether the user has asked to stop.
@@ -21,15 +23,16 @@ class InterruptRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listens while within, in the main thread; a second SIGINT is a KeyboardInterrupt as ever."""
+        """Listens while within, in the main thread; a second signal is a KeyboardInterrupt."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._handle)
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.made:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,10 @@ import earlybert_kernels as ek
 from .clock import Stopwatch
 from .data import EncodedExamples, TrainingOrder, collate
 
+logger = logging.getLogger(__name__)
+
+#: Seconds between two lines of the log, where there is no terminal for a progress bar.
+LINE_INTERVAL = 10.0
 #: Optimizer steps between two looks at the loss, each of which waits for the device.
 LOG_INTERVAL = 25
 MAX_GRAD_NORM = 1.0
@@ -60,6 +66,7 @@ class TrainingLoop:
         history: one record `{"step", "loss", "gate_l1"}` per `LOG_INTERVAL` steps and for the last: the mean
             task loss since the record before, and the penalty on the gates, which is not in the loss, where
             there are any.
+        first_loss: the task loss of the first step, before any update.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class TrainingLoop:
         self.step = 0
         self.watch = Stopwatch(device)
         self.history: list[dict[str, float]] = []
+        self.first_loss: float | None = None
 
         own = {id(gate) for gate in self.gates}
         self._weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
@@ -120,6 +128,7 @@ class TrainingLoop:
             FloatingPointError: the loss is not finite.
         """
         self.model.train()
+        begun, last_line = (time.monotonic(), self.step), time.monotonic()
         with (
             tqdm(
                 total=self.settings.max_steps,
@@ -138,6 +147,9 @@ class TrainingLoop:
                 bar.update()
                 if self.step % LOG_INTERVAL == 0 or self.step == self.settings.max_steps:
                     bar.set_postfix(self._log())
+                if bar.disable and time.monotonic() - last_line >= LINE_INTERVAL:
+                    last_line = time.monotonic()
+                    logger.info(self._line((self.step - begun[1]) / (last_line - begun[0])))
                 if after_step(self.step):
                     break
 
@@ -156,6 +168,8 @@ class TrainingLoop:
             loss = loss * (len(indices) / count)
             self.scaler.scale(loss).backward()
             self._loss += loss.detach()
+        if self.step == 0:
+            self.first_loss = self._loss.item()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self._weights, MAX_GRAD_NORM)
         self._add_gate_penalty()
@@ -163,6 +177,32 @@ class TrainingLoop:
         self.scaler.update()
         self.scheduler.step()
         self.optimizer.zero_grad()
+
+    def _line(self, rate: float) -> str:
+        """How far training is, in a line of a log.
+
+        Args:
+            rate: steps a second.
+        """
+        left = (self.settings.max_steps - self.step) / rate
+        loss = f", loss {self.history[-1]['loss']:.4f}" if self.history else ""
+        return (
+            f"{self.settings.name}: step {self.step} of {self.settings.max_steps}{loss}, {rate:.2f} steps a second, "
+            f"{left:.0f} s left"
+        )
+
+    def divergence(self) -> str | None:
+        """A sentence if the loss has ended far above its start: training has lost what the model knew."""
+        if self.first_loss is None or not self.history:
+            return None
+        last = self.history[-1]["loss"]
+        if last <= 3 * self.first_loss or last <= self.first_loss + 1:
+            return None
+        what = "; the ticket was drawn from a search that diverged" if self.gates else ""
+        return (
+            f"{self.settings.name}: the loss ended at {last:.4g} and had begun at {self.first_loss:.4g}{what}; try a "
+            "lower learning rate"
+        )
 
     @torch.no_grad()
     def _add_gate_penalty(self) -> None:
@@ -199,6 +239,7 @@ class TrainingLoop:
             "step": self.step,
             "seconds": self.watch.seconds,
             "history": self.history,
+            "first_loss": self.first_loss,
             "loss": self._loss.item(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -213,6 +254,7 @@ class TrainingLoop:
         self.step = state["step"]
         self.watch = Stopwatch(self.device, state["seconds"])
         self.history = state["history"]
+        self.first_loss = state["first_loss"]
         self._loss.fill_(state["loss"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

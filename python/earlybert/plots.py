@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import earlybert_kernels as ek
 
+from .files import replacing
 from .rundir import RunDirectory
 
 
@@ -56,6 +57,11 @@ def search_figure(search: dict[str, Any]) -> Figure:
         ylim=(0, None),
         title="How far the ticket moved from check to check",
     )
+    if not search["checks"]:
+        axes.text(
+            0.5, 0.5, f"no two tickets were compared in {search['step']} steps,\nat {search['interval']} a check",
+            transform=axes.transAxes, ha="center", va="center",
+        )  # fmt: skip
     axes.legend()
     return figure
 
@@ -89,7 +95,7 @@ def ticket_figure(ticket: ek.Ticket, num_heads: list[int], num_neurons: list[int
 
     right.barh(range(layers), num_neurons, color="whitesmoke", edgecolor="lightgrey")
     bars = right.barh(range(layers), [len(kept) for kept in ticket.neurons], color="steelblue")
-    right.bar_label(bars, label_type="center", color="white")
+    right.bar_label(bars, padding=3)
     right.set(
         xlabel="neurons",
         yticks=range(layers),
@@ -102,4 +108,5 @@ def ticket_figure(ticket: ek.Ticket, num_heads: list[int], num_neurons: list[int
 
 def _save(figure: Figure, path: Path) -> None:
     # A canvas of its own, and not pyplot, which would choose a window system for the whole process.
-    FigureCanvasAgg(figure).print_png(path)
+    with replacing(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)

@@ -15,6 +15,7 @@ import earlybert_kernels as ek
 
 from .arguments import FinetuneArguments
 from .errors import MissingFileError, UsageError
+from .loading import first_line
 from .machine import describe_machine, versions
 from .rundir import RunDirectory
 from .tasks import Task, TaskData, get_task
@@ -33,6 +34,7 @@ class Prepared:
         directory: where the run writes.
         task, data: the task and all of its examples.
         config: the model's, with the task's labels.
+        labels: the names that the model's own config gives its classes, by index.
         tokenizer: the model's.
         device: where the run computes.
         ticket: the ticket that was given, if one was.
@@ -44,6 +46,7 @@ class Prepared:
     task: Task
     data: TaskData
     config: Any
+    labels: dict[int, str]
     tokenizer: Any
     device: torch.device
     ticket: ek.Ticket | None
@@ -67,16 +70,19 @@ def prepare(args: FinetuneArguments) -> Prepared:
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
     task = get_task(args.task)
     device = _device(args)
-    config = _config(args, task)
+    config, labels = _config(args, task)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
     backends = backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
-    tokenizer = _tokenizer(args)
+    tokenizer = _tokenizer(args, config)
     data = task.load(None if args.data_dir is None else Path(args.data_dir))
     data = TaskData(
         data.train.first(args.max_train_examples),
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
     )
-    return Prepared(args, directory, task, data, config, tokenizer, device, ticket, backends)
+    for split, examples in (("train", data.train), *data.evals.items()):
+        if not len(examples):
+            raise UsageError(f"task {args.task}: expected examples in split {split or 'dev'}, found none")
+    return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
 
 
 def environment(args: FinetuneArguments) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def environment(args: FinetuneArguments) -> dict[str, Any]:
     """
     args = args.resolved()
     device = _device(args)
-    config = _config(args, get_task(args.task))
+    config, _ = _config(args, get_task(args.task))
     return {
         "versions": versions(),
         "machine": describe_machine(device),
@@ -178,11 +184,19 @@ def _device(args: FinetuneArguments) -> torch.device:
     return device
 
 
-def _config(args: FinetuneArguments, task: Task) -> Any:
+def _config(args: FinetuneArguments, task: Task) -> tuple[Any, dict[int, str]]:
+    """The model's config with the task's labels, and the labels that it came with."""
     try:
         config = AutoConfig.from_pretrained(args.model)
     except (OSError, ValueError) as error:
         raise UsageError(f"--model {args.model}: no model could be read there: {first_line(error)}") from None
+    if config.hidden_size % config.num_attention_heads:
+        raise UsageError(
+            f"--model {args.model}: its config.json says hidden_size {config.hidden_size}, which its "
+            f"{config.num_attention_heads} heads do not divide"
+        )
+    config.output_attentions = False  # which nothing here reads
+    labels = dict(config.id2label)
     # After reading, and all of it: the model may come from a task of another kind, whose loss would stay.
     names = task.labels or ("LABEL_0",)
     config.id2label = dict(enumerate(names))
@@ -198,16 +212,21 @@ def _config(args: FinetuneArguments, task: Task) -> Any:
         raise UsageError(
             f"--max-length: expected at most {positions}, the model's longest input, found {args.max_length}"
         )
-    return config
+    return config, labels
 
 
-def _tokenizer(args: FinetuneArguments) -> Any:
+def _tokenizer(args: FinetuneArguments, config: Any) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(args.model)
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
     except (OSError, ValueError) as error:
         raise UsageError(f"--model {args.model}: no tokenizer could be read there: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return str(error).strip().split("\n")[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    # Where a folder has no vocabulary transformers makes one of its special tokens.
+    if not config.vocab_size / 2 <= largest + 1 <= config.vocab_size:
+        raise UsageError(
+            f"--model {args.model}: its tokenizer has token ids up to {largest} and its embeddings are "
+            f"{config.vocab_size}: the tokenizer's files are not there, or not this model's"
+        )
+    if getattr(config, "type_vocab_size", 2) < 2:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    return tokenizer

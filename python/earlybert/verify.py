@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 import earlybert_kernels as ek
 
 from .errors import MissingFileError, UsageError
-from .preparation import first_line
+from .loading import first_line
 from .rundir import RunDirectory
 
 #: Largest difference of logits that float32 arithmetic in another order explains.
@@ -51,11 +51,21 @@ def verify(path: str) -> list[Finding]:
     layers = config.num_hidden_layers
     from_dense = sizes == ([config.num_attention_heads] * layers, [config.intermediate_size] * layers)
     return [
+        _files_agree(directory),
         *([_ticket_cut(model, ticket)] if from_dense else []),
         _parameters_gone(model, stock, ticket),
         _file_agrees(directory, model),
         _logits_agree(model, stock),
     ]
+
+
+def _files_agree(directory: RunDirectory) -> Finding:
+    """Every file of the run is as the run wrote it, and so of one run."""
+    try:
+        directory.check_sums()
+    except UsageError as error:
+        return Finding(False, str(error))
+    return Finding(True, f"every file is as the run wrote it, by {directory.sums.name}")
 
 
 def _ticket_cut(model: torch.nn.Module, ticket: ek.Ticket) -> Finding:

@@ -193,7 +193,7 @@ def test_verify_proves_that_parameters_are_gone(run: Path, capsys: pytest.Captur
     gone = 3 * PER_HEAD + 58 * PER_NEURON
     assert f"3 heads and 58 neurons dropped are {gone:,} parameters" in out
     assert "ok     the model has 9 heads and 86 neurons, exactly those of ticket.json" in out
-    assert out.count("ok ") == 4
+    assert out.count("ok ") == 5
     assert "FAILED" not in out
 
 
@@ -222,7 +222,7 @@ def test_verify_of_a_run_that_began_with_a_compact_model(
     assert main(argv) == 0
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.count("ok ") == 3
+    assert capsys.readouterr().out.count("ok ") == 4
 
 
 def test_verify_needs_the_model(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +290,12 @@ def test_draw_makes_tickets_of_other_sizes(own_run: Path, capsys: pytest.Capture
     assert main(argv) == 0
     assert sum(map(len, Ticket.load(smaller).neurons)) == 72
     assert f"written to {smaller}" in capsys.readouterr().out
+    assert main(["draw", str(own_run), str(smaller)]) == 2
+    assert "smaller.json: there is such a file; give another path, or --overwrite" in capsys.readouterr().err
+    assert sum(map(len, Ticket.load(smaller).neurons)) == 72
+    assert main(["draw", str(own_run), str(smaller), "--overwrite"]) == 0
+    assert sum(map(len, Ticket.load(smaller).neurons)) == 86
+    smaller.unlink()
     assert main(["draw", str(own_run), str(smaller), "--neuron-ratio", "1.5"]) == 2
     assert "neuron_ratio: expected a share" in capsys.readouterr().err
     assert main(["draw", str(own_run / "model"), str(smaller)]) == 2

@@ -10,6 +10,7 @@ import pytest
 from earlybert import FinetuneArguments, finetuning
 from earlybert.compare import compare, summarize
 from earlybert.errors import UsageError
+from earlybert.rundir import RunDirectory
 
 Make = Callable[..., FinetuneArguments]
 
@@ -97,7 +98,7 @@ def test_finished_runs_of_another_kind_are_not_compared(
     path = tmp_path / "dense-auto-seed1" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics[what][key] = other
-    path.write_text(json.dumps(metrics))
+    RunDirectory(path.parent).finish(metrics)
     monkeypatch.setattr(finetuning._Run, "execute", lambda run: pytest.fail("a run began"))
     with pytest.raises(UsageError, match=rf"run dense-auto-seed1 cannot be compared: the {what} .* {key} {other};"):
         compare(template, [("dense", "auto"), ("random", "auto")], [1])

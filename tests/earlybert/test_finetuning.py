@@ -19,8 +19,8 @@ from earlybert.finetuning import _Run
 from earlybert.loop import TrainingLoop
 
 Make = Callable[..., FinetuneArguments]
-FILES = {"arguments.json", "gates.safetensors", "metrics.json", "model", "search.png", "ticket.json", "ticket.png"}
-DENSE_FILES = {"arguments.json", "metrics.json", "model"}
+DENSE_FILES = {".lock", "SHA256SUMS", "arguments.json", "metrics.json", "model"}
+FILES = {*DENSE_FILES, "gates.safetensors", "search.png", "ticket.json", "ticket.png"}
 
 
 @pytest.mark.parametrize("kernels", ["auto", "off"])

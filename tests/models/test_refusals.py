@@ -154,3 +154,8 @@ def test_examples_with_other_keys_are_refused_in_any_order(order: tuple[int, int
 def test_offsets_still_pack() -> None:
     model = ek.convert(tiny_model())
     assert model(**packed((3, 2))).logits.shape == (2, 3)
+
+
+def test_a_batch_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the batch has no tokens: its shape is \(2, 0\)"):
+        ek.convert(tiny_model())(input_ids=torch.zeros(2, 0, dtype=torch.int64))

@@ -50,8 +50,9 @@ class GlueTask(Task):
             return self._load_from_hub()
         for file in self.files:
             if not (data_dir / file).is_file():
+                what = "a folder, expected a file" if (data_dir / file).is_dir() else "no such file"
                 raise MissingFileError(
-                    f"{data_dir / file}: no such file; task {self.name} needs {', '.join(self.files)} "
+                    f"{data_dir / file}: {what}; task {self.name} needs {', '.join(self.files)} "
                     "of the GLUE distribution in its data directory"
                 )
         return TaskData(

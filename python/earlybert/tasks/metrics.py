@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def compute_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict
         FloatingPointError: an output is not finite.
     """
     from sklearn import metrics
+    from sklearn.exceptions import UndefinedMetricWarning
 
     if not np.isfinite(outputs).all():
         raise FloatingPointError(f"task {task.name}: the model's outputs are not finite")
@@ -41,6 +43,9 @@ def compute_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict
         "pearson": lambda target, prediction: _correlation("pearsonr", prediction, target),
         "spearman": lambda target, prediction: _correlation("spearmanr", prediction, target),
     }
-    values = {name: float(functions[name](labels, predictions)) for name in task.metrics}
+    with warnings.catch_warnings():
+        # Of a class that nothing was said to be, where the metric is 0 by definition.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        values = {name: float(functions[name](labels, predictions)) for name in task.metrics}
     assert all(math.isfinite(value) for value in values.values())
     return values

@@ -47,7 +47,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     lines = content.split(b"\n")
-    if not lines[-1]:  # the last line's own line feed; not every file has one
+    while lines and not lines[-1].strip():  # the last line's own line feed, and blank lines behind it
         lines.pop()
     for number, line in enumerate(lines, start=1):
         try:

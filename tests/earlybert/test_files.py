@@ -1,0 +1,277 @@
+"""The files of a run: whose they are, whether they are whole, and what is said when they cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import report
+from earlybert import FinetuneArguments, finetune
+from earlybert import loop as loop_module
+from earlybert.cli import main
+from earlybert.compare import summarize
+from earlybert.detector import default_interval
+from earlybert.errors import Interrupted, OutputExistsError, UsageError
+from earlybert.files import replacing, write_bytes
+from earlybert.loop import TrainingLoop
+from earlybert.plots import search_figure
+from earlybert.rundir import RunDirectory
+
+Make = Callable[..., FinetuneArguments]
+ARGUMENTS = {"model": "m", "task": "sst2", "method": "dense"}
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    first, second = (RunDirectory(tmp_path / "run") for _ in range(2))
+    with first.released():
+        first.start(ARGUMENTS, resume=False)
+        for options in ({"resume": False, "overwrite": True}, {"resume": True}):
+            with pytest.raises(OutputExistsError, match="another process is writing here"):
+                second.start(ARGUMENTS, **options)
+        assert json.loads(first.arguments.read_text()) == ARGUMENTS
+    with second.released():
+        second.start(ARGUMENTS, resume=True)
+
+
+def test_a_run_that_has_been_written_since_the_check_is_not_replaced(tmp_path: Path) -> None:
+    first, second = (RunDirectory(tmp_path / "run") for _ in range(2))
+    second.check(ARGUMENTS, resume=False, overwrite=False)
+    with first.released():
+        first.start(ARGUMENTS, resume=False)
+        first.finish({"method": "dense"})
+    with second.released(), pytest.raises(OutputExistsError, match="holds a finished run"):
+        second.start(ARGUMENTS, resume=False)
+
+
+@pytest.mark.parametrize("process", ["finetune", "another"])
+def test_two_runs_at_once(arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str) -> None:
+    other = RunDirectory(tmp_path / "run")
+    if process == "another":
+        other.start(ARGUMENTS, resume=False)
+        with other.released(), pytest.raises(OutputExistsError):
+            finetune(arguments(overwrite_output_dir=True))
+        return
+    train_step = TrainingLoop._train_step
+
+    def second_start(loop: TrainingLoop, batches: list[list[int]]) -> None:
+        if loop.step == 1:
+            with pytest.raises(OutputExistsError, match="another process is writing here"):
+                other.start(ARGUMENTS, resume=False, overwrite=True)
+        train_step(loop, batches)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", second_start)
+    finetune(arguments())
+    RunDirectory(tmp_path / "run").check_sums()
+
+
+@pytest.mark.parametrize("name", ["arguments.json", "ticket.json", "gates.safetensors", "metrics.json", "model"])
+def test_a_finished_run_whose_files_changed_is_not_echoed(
+    arguments: Make, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(arguments())
+    assert finetune(arguments(resume=True))["method"] == "earlybert"
+    path = tmp_path / "run" / name
+    if name == "model":
+        path = path / "model.safetensors"
+    content = path.read_bytes()
+    at = content.rindex(b"0" if path.suffix == ".json" else content[-1:])
+    path.write_bytes(content[:at] + (b"1" if path.suffix == ".json" else bytes([content[at] ^ 1])) + content[at + 1 :])
+    if name != "arguments.json":  # which is compared with the arguments first
+        with pytest.raises(UsageError, match=f"{path.name} is not as the run wrote it"):
+            finetune(arguments(resume=True))
+    assert main(["verify", str(tmp_path / "run")]) in (1, 2)
+    said = capsys.readouterr()
+    assert f"{path.name} is not as the run wrote it" in said.out or path.name in said.err
+    path.unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        RunDirectory(tmp_path / "run").check_sums()
+
+
+def test_the_checksums_are_those_of_sha256sum(arguments: Make, tmp_path: Path) -> None:
+    finetune(arguments())
+    lines = (tmp_path / "run" / "SHA256SUMS").read_text().splitlines()
+    sums = dict(reversed(line.split("  ")) for line in lines)
+    assert {"arguments.json", "metrics.json", "ticket.json", "gates.safetensors", "model/model.safetensors"} <= {*sums}
+    for name, digest in sums.items():
+        assert hashlib.sha256((tmp_path / "run" / name).read_bytes()).hexdigest() == digest
+
+
+def test_all_files_have_the_permissions_of_the_umask(arguments: Make, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        finetune(arguments(max_steps=1))
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len(files) > 7
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+
+
+def test_writing_follows_links_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    with pytest.raises(IsADirectoryError), replacing(target) as partial:
+        (partial.write_text("half"), tmp_path.write_text(""))
+    assert target.read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "link"}
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OutputExistsError, match="no file is written over"):
+            write_bytes(path, b"")
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_draw_writes_over_files_alone(
+    arguments: Make, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(arguments(max_steps=1))
+    target = tmp_path / what
+    if what == "folder":
+        target.mkdir()
+    else:
+        os.mkfifo(target)
+    assert main(["draw", str(tmp_path / "run"), str(target), "--overwrite"]) == 2
+    assert "no file is written over" in capsys.readouterr().err
+    assert not target.is_file()
+
+
+def test_a_full_disk_is_named(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(state: object, file: object) -> None:
+        file.write(b"some")
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            raise RuntimeError("unexpected pos")  # as torch does while it closes the file
+
+    args = arguments(method="dense")
+    flags = ["--model", args.model, "--task", "sst2", "--data-dir", args.data_dir, "--method", "dense"]
+    flags += ["--output-dir", args.output_dir, "--max-length", "16", "--max-steps", "2", "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        assert main(["finetune", *flags]) == 1
+    assert "checkpoint.pt: No space left on device" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "arguments.json"}
+    assert main(["finetune", *flags, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("left", ["arguments.json.partial", "checkpoint.pt.partial", "metrics.json.partial"])
+def test_what_an_interrupted_write_has_left_blocks_no_folder(arguments: Make, tmp_path: Path, left: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / left).touch()
+    finetune(arguments(method="dense", max_steps=1))
+
+
+def test_torn_arguments_can_be_overwritten_where_all_else_is_a_runs(arguments: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "arguments.json").touch()
+    with pytest.raises(UsageError, match="arguments.json: expected JSON"):
+        finetune(arguments(resume=True))
+    finetune(arguments(method="dense", max_steps=1, overwrite_output_dir=True))
+    (run / "arguments.json").write_text("")
+    (run / "thesis.tex").touch()
+    with pytest.raises(OutputExistsError, match="which are no run's"):
+        finetune(arguments(overwrite_output_dir=True))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+def test_metrics_that_are_none(arguments: Make, tmp_path: Path, content: str, capsys: pytest.CaptureFixture) -> None:
+    finetune(arguments(method="dense", max_steps=1))
+    (tmp_path / "run" / "metrics.json").write_text(content)
+    for command in ("plot", "verify"):
+        assert main([command, str(tmp_path / "run")]) == 2
+        assert "expected the metrics of a run" in capsys.readouterr().err
+
+
+def test_a_report_of_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        report.main(["/nowhere.json"])
+    assert exit.value.code == 2
+    assert "/nowhere.json: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_told_to_end_leaves_a_checkpoint(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    handler = signal.getsignal(number)
+    step = TrainingLoop._train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_train_step", lambda *a: step(*a) or signal.raise_signal(number))
+        with pytest.raises(Interrupted, match="after 1 of 12 steps, with a checkpoint"):
+            finetune(arguments(method="dense"))
+    assert signal.getsignal(number) is handler
+    assert finetune(arguments(method="dense", resume=True))["steps"]["train"] == 12
+
+
+def test_without_a_terminal_the_log_says_how_far_it_is(
+    arguments: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_module, "LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 5)
+    caplog.set_level(logging.INFO, "earlybert")
+    finetune(arguments(method="dense"))
+    lines = [message for message in caplog.messages if message.startswith("train: step")]
+    assert len(lines) == 12
+    assert "loss" not in lines[3]
+    assert "train: step 6 of 12, loss 0." in lines[5]
+    assert "steps a second" in lines[5]
+    assert lines[-1].endswith(" 0 s left")
+
+
+def test_divergence_that_stays_finite_is_said(arguments: Make, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = finetune(arguments(search_learning_rate=10.0, search_steps=6))
+    (warning,) = metrics["warnings"]
+    assert warning in caplog.messages
+    assert warning.startswith("search: the loss ended at ")
+    assert "the ticket was drawn from a search that diverged" in warning
+    metrics = finetune(arguments(method="dense", learning_rate=10.0, overwrite_output_dir=True))
+    assert metrics["warnings"][0].startswith("train: the loss ended at ")
+    assert finetune(arguments(overwrite_output_dir=True))["warnings"] == []
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (6, 1), (24, 2), (31, 2), (120, 10), (6000, 10)])
+def test_a_short_search_is_looked_at_more_often(steps: int, interval: int) -> None:
+    assert default_interval(steps) == interval
+
+
+def test_a_short_search_makes_checks_by_default(arguments: Make) -> None:
+    search = finetune(arguments(early_bird_interval=None, search_steps=6))["search"]
+    assert [check["step"] for check in search["checks"]] == [2, 3, 4, 5, 6]
+
+
+def test_a_plot_without_checks_says_so() -> None:
+    search = {"checks": [], "threshold": 0.1, "step": 3, "interval": 10, "drawn_by": "limit", "max_steps": 3}
+    (axes,) = search_figure(search).axes
+    assert [text.get_text() for text in axes.texts] == ["no two tickets were compared in 3 steps,\nat 10 a check"]
+
+
+def test_a_comparison_without_stock_has_no_empty_column_and_calls_slow_slow() -> None:
+    def result(total: float) -> dict:
+        return {
+            "eval": {"accuracy": 0.8}, "main_metric": "accuracy", "parameters": {"dense": 9, "trained": 9},
+            "seconds": {"search": 0.0, "train": total, "total": total}, "task": "sst2", "model": "m", "machine": {},
+            "versions": {}, "backend": {}, "examples": {"train": 9, "eval": {"dev": 4}},
+        }  # fmt: skip
+
+    table = summarize({("dense", "auto"): {1: result(10)}, ("earlybert", "auto"): {1: result(20)}})["markdown"]
+    assert "of stock dense" not in table
+    assert "the last column" not in table.lower()
+    assert "| 9 |\n" in table
+    assert "earlybert-auto is 2.00 times as slow as dense-auto" in table

@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .. import ops
 from ..nn import Packing
-from .doors import find_packing
+from .doors import OFFSETS, find_packing, read_offsets
 
 
 @can_return_tuple
@@ -32,7 +32,7 @@ def packed_forward(
 
     A batch that is packed already, `(1, T)`, comes with the offsets of its sequences, as `find_packing` describes
     them. Then `last_hidden_state` and hidden states are `(1, T, E)`, `pooler_output` is `(sequences, E)`, and nothing
-    in the forward depends on the batch's values.
+    in the forward depends on the batch's values. One without offsets is told by its positions (see `read_offsets`).
 
     Args:
         first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
@@ -78,12 +78,13 @@ def encode(
     max_length_q: int | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_k: int | None = None,
+    seq_idx: Tensor | None = None,
     **kwargs,
 ) -> tuple[Packing, Tensor, tuple[Tensor, ...] | None]:
     """Embeds and encodes the real tokens of a padded `(B, S)` batch, or of a packed `(1, T)` one.
 
-    Padding goes before the embeddings; a token keeps the position that it has in its padded row. In a packed batch
-    without `position_ids` each sequence counts from 0.
+    Padding goes before the embeddings, so that nothing that stands on it is read; a token keeps the position that it
+    has in its padded row. In a packed batch without `position_ids` each sequence counts from 0.
 
     Returns:
         Where the real tokens were; the last layer's output, `(T, E)` or, with `first_token_only` and no hidden
@@ -113,17 +114,11 @@ def encode(
             "it cannot copy a converted model; use DistributedDataParallel (torchrun) instead"
         )
     shape = tuple(tokens.shape[:2])
-    packing = find_packing(
-        shape,
-        device,
-        attention_mask,
-        cu_seq_lens_q=cu_seq_lens_q,
-        max_length_q=max_length_q,
-        cu_seq_lens_k=cu_seq_lens_k,
-        max_length_k=max_length_k,
-    )
+    offsets = dict(zip(OFFSETS, (cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k), strict=True))
+    offsets |= read_offsets(shape, position_ids, attention_mask, seq_idx=seq_idx, **offsets)
+    packing = find_packing(shape, device, attention_mask, **offsets)
     if position_ids is None:
-        is_packed = cu_seq_lens_q is not None
+        is_packed = offsets["cu_seq_lens_q"] is not None
         position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
     named = {
         "input_ids": input_ids,

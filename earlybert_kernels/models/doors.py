@@ -7,6 +7,66 @@ from torch import Tensor
 
 from ..nn import Packing
 
+_GIVE_OFFSETS = (
+    "a packed batch has to bring the offsets of its sequences, cu_seq_lens_q and max_length_q "
+    "(DataCollatorWithFlattening(return_flash_attn_kwargs=True), or PackedCollator); one sequence, an attention_mask "
+    "of ones"
+)
+#: Arguments of a forward that bring a packed batch's offsets.
+OFFSETS = ("cu_seq_lens_q", "max_length_q", "cu_seq_lens_k", "max_length_k")
+
+
+def read_offsets(
+    shape: tuple[int, int],
+    position_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    *,
+    seq_idx: Tensor | None = None,
+    **offsets: Tensor | int | None,
+) -> dict[str, Tensor | int]:
+    """The offsets of a flattened batch that came without them, as transformers' `DataCollatorWithFlattening` makes it.
+
+    Such a batch is one row without mask whose positions begin again with every sequence. Reading them makes the host
+    wait once for the device that they are on; a batch with offsets is not looked at, nor are positions that rise.
+
+    Args:
+        shape: `(B, S)` of the batch.
+        position_ids: int `(T,)` or `(1, T)`, or None.
+        attention_mask: one of ones says that the row is one sequence, whatever its positions.
+        seq_idx: which sequence a token is of, as the collator can give it; positions or offsets have to say the same.
+        offsets: what the batch has of `cu_seq_lens_q` and the like.
+
+    Returns:
+        `cu_seq_lens_q`, int32 `(sequences + 1,)` on the device of the positions, and `max_length_q`, an int; nothing
+        when the batch has offsets already, or is a padded one.
+
+    Raises:
+        ValueError: the sequences cannot be told from the positions, or these cannot be read (while a model is
+            exported or captured in a CUDA graph, and on the meta device).
+    """
+    if attention_mask is not None or shape[0] != 1 or any(given is not None for given in offsets.values()):
+        return {}
+    if position_ids is None:
+        if seq_idx is not None:
+            raise ValueError(f"the batch has seq_idx and no position_ids: {_GIVE_OFFSETS}")
+        return {}
+    if shape[1] < 2 or position_ids.numel() != shape[1]:
+        return {}
+    capturing = position_ids.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if capturing or position_ids.is_meta or torch.compiler.is_exporting():
+        raise ValueError(f"position_ids of one row cannot be read here, to see where sequences begin: {_GIVE_OFFSETS}")
+    positions = position_ids.detach().reshape(-1).cpu()
+    starts = (positions[1:] <= positions[:-1]).nonzero().squeeze(1) + 1
+    if not starts.numel():
+        return {}
+    if (positions[starts] != positions[0]).any():
+        raise ValueError(
+            "position_ids of the row neither rise throughout nor begin again where they began, so that they do not "
+            f"say where its sequences are: {_GIVE_OFFSETS}"
+        )
+    ends = torch.cat([starts.new_zeros(1), starts, starts.new_tensor([shape[1]])]).int()
+    return {"cu_seq_lens_q": ends.to(position_ids.device, non_blocking=True), "max_length_q": int(ends.diff().max())}
+
 
 def find_packing(
     shape: tuple[int, int],

@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .. import ops
 from ..nn import Packing
-from .doors import OFFSETS, find_packing, read_offsets
+from .doors import OFFSETS, find_packing, read_offsets, refuse_tracing
 
 
 @can_return_tuple
@@ -40,8 +40,9 @@ def packed_forward(
 
     Raises:
         ValueError: attention weights, cross-attention or a cache are asked for, a row has padding where the pooled
-            token belongs, or the arguments do not fit together.
+            token belongs or no token at all, or the arguments do not fit together.
         TypeError: offsets are not int32.
+        RuntimeError: the model is traced, or exported with a mask (see `refuse_tracing`).
     """
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
@@ -55,7 +56,8 @@ def packed_forward(
     if first_token_only and hidden_states is None:
         sequence_output = first = x.unsqueeze(1)
     else:
-        (sequence_output,), first = packing.pad(x), packing.first_tokens(x).unsqueeze(1)
+        (sequence_output,) = packing.pad(x)
+        first = None if base.pooler is None else packing.first_tokens(x).unsqueeze(1)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
         pooler_output=None if base.pooler is None else base.pooler(first),
@@ -92,9 +94,12 @@ def encode(
 
     Raises:
         ValueError: attention weights or a selection of hidden states are asked for, not exactly one of the inputs
-            was given, mask or offsets do not fit the batch, or the batch is on another device than the model.
+            was given, mask or offsets do not fit the batch, a sequence is empty and the model pools, or the batch is
+            on another device than the model.
         TypeError: offsets are not int32.
+        RuntimeError: the model is traced, or exported with a mask.
     """
+    refuse_tracing(attention_mask)
     if output_attentions if output_attentions is not None else base.config.output_attentions:
         raise ValueError(
             "a converted model has no attention weights to return (output_attentions=True): they are never "
@@ -117,6 +122,10 @@ def encode(
     offsets = dict(zip(OFFSETS, (cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k), strict=True))
     offsets |= read_offsets(shape, position_ids, attention_mask, seq_idx=seq_idx, **offsets)
     packing = find_packing(shape, device, attention_mask, **offsets)
+    if base.pooler is not None and packing.has_empty:
+        raise ValueError(
+            "a row or packed sequence of the batch holds no token, not even the first, which BERT pools: leave it out"
+        )
     if position_ids is None:
         is_packed = offsets["cu_seq_lens_q"] is not None
         position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from .. import ops
 from ..nn import Packing
 from .bert_forward import encode
-from .doors import OFFSETS, read_offsets
+from .doors import OFFSETS, read_offsets, refuse_tracing
 
 _NO_LABEL = -100
 
@@ -53,7 +53,9 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
     Raises:
         ValueError: `BertForMultipleChoice` is given a packed batch, or `read_offsets` refuses the batch.
         TypeError: there are more positional arguments than names.
+        RuntimeError: the model is traced, or exported with a mask.
     """
+    refuse_tracing(kwargs.get("attention_mask"))
     if len(args) > len(names):
         raise TypeError(f"{type(head).__name__} takes {len(names)} positional arguments, got {len(args)}")
     kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -219,7 +221,7 @@ def _labelled(labels: Tensor, max_labelled: int | None) -> tuple[Tensor, Tensor]
     With `max_labelled`, as many rows as that: those without a label at the end are row 0 again, labelled -100.
     """
     mask = labels != _NO_LABEL
-    if max_labelled is None:
+    if max_labelled is None or not labels.shape[0]:  # no row 0 in a batch that is all padding
         rows = mask.nonzero().squeeze(1)
         return rows, labels.index_select(0, rows)
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (count := int(mask.sum())) > max_labelled:

@@ -16,6 +16,24 @@ _GIVE_OFFSETS = (
 OFFSETS = ("cu_seq_lens_q", "max_length_q", "cu_seq_lens_k", "max_length_k")
 
 
+def refuse_tracing(attention_mask: Tensor | None) -> None:
+    """Raises RuntimeError while a graph is recorded that would hold for this batch's padding alone.
+
+    torch.export takes a packed batch, and one without a mask; traces and ONNX graphs take no converted model.
+    """
+    exporting = torch.compiler.is_exporting()
+    if torch.jit.is_tracing() or (exporting and torch.onnx.is_in_onnx_export()):
+        raise RuntimeError(
+            "a converted model cannot be traced or exported to ONNX: a trace would keep what is padding in its "
+            "example, and ONNX lacks the ops. Call earlybert_kernels.restore(model) first"
+        )
+    if exporting and attention_mask is not None:
+        raise RuntimeError(
+            "torch.export of a converted model takes no attention_mask: shapes in the graph would depend on its "
+            "values. Call earlybert_kernels.restore(model) first, or export it with a packed batch (cu_seq_lens_q)"
+        )
+
+
 def read_offsets(
     shape: tuple[int, int],
     position_ids: Tensor | None,
@@ -120,7 +138,8 @@ def find_packing(
         raise ValueError(f"max_length_k is {max_length_k}, expected max_length_q, {max_length_q}, or nothing")
     if cu_seq_lens_k is not None and not _equal(cu_seq_lens_k, cu_seq_lens_q):
         raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q: in an encoder a token attends to its own sequence")
-    return Packing.from_offsets(cu_seq_lens_q, max_length_q, shape[1])
+    packing = Packing.from_offsets(cu_seq_lens_q, max_length_q, shape[1])
+    return packing._replace(has_empty=bool((cu_seq_lens_q.diff() == 0).any())) if _can_read(cu_seq_lens_q) else packing
 
 
 def _check_offsets(offsets: Tensor, tokens: int, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from .autocast import autocast
 from .checks import check_gates, check_mask, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
 from .dispatch import choose, register
+from .flops import active_units, attention_flops
 from .seeds import draw_seed
 
 _OP = "attention"
@@ -159,6 +160,19 @@ def _gradients(ctx, backward, grad_out, grad_logsumexp):
     return *grads, None, None, None, None, None, None if head_gates is None else grad_gates, None, None, None
 
 
+def _forward_flops(q, k, v, *inputs, out_val=None):
+    return _flops(2, q, *inputs)
+
+
+def _backward_flops(grad_out, out, logsumexp, q, k, v, *inputs, out_val=None):
+    return _flops(5, q, *inputs)
+
+
+def _flops(products, q, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, *inputs):
+    size = active_units(head_mask, q.shape[1]) * q.shape[2]
+    return attention_flops(cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, size, products)
+
+
 _shapes = Halves(_forward_shapes, _backward_shapes)
 _compiled = define(
     _OP,
@@ -174,6 +188,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 _run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 #: The device types a backend has kernels for; Triton's run on the CPU under its interpreter, CUDA's by the emulator.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu")}
@@ -31,7 +32,13 @@ class Backend(NamedTuple):
 
 
 def define(
-    name: str, schemas: tuple[str, str], *, backends: dict[str, Backend], save: Callable, gradients: Callable
+    name: str,
+    schemas: tuple[str, str],
+    *,
+    backends: dict[str, Backend],
+    save: Callable,
+    gradients: Callable,
+    flops: Halves | None = None,
 ) -> dict[str, Callable]:
     """Defines `torch.ops.earlybert.<name>.<backend>` and `torch.ops.earlybert.<name>_backward.<backend>`.
 
@@ -42,6 +49,8 @@ def define(
         save: `(ctx, inputs, output)`, keeps what backward needs.
         gradients: `(ctx, backward, *grads)` -> a gradient or None for each input of forward; `backward` is the
             backend's op of that name.
+        flops: what `torch.utils.flop_counter` counts of either half, as functions of its arguments and of `out_val`,
+            its results; None for an op without matrix products, of which it counts nothing.
 
     Returns:
         The forward ops by backend.
@@ -70,6 +79,9 @@ def define(
 
         torch.library.register_autograd(f"earlybert::{names[0]}", defined_gradients, setup_context=setup_context)
         torch.library.register_autograd(f"earlybert::{names[1]}", refuse)
+    if flops is not None:
+        for op, formula in zip((name, f"{name}_backward"), flops, strict=True):
+            register_flop_formula(getattr(torch.ops.earlybert, op), get_raw=True)(formula)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in backends}
 
 

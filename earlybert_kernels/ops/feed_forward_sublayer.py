@@ -16,6 +16,7 @@ from .autocast import autocast
 from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
 from .dispatch import choose, register
+from .flops import active_units
 from .seeds import draw_seed
 
 _OP = "feed_forward_sublayer"
@@ -126,6 +127,14 @@ def _backward_shapes(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, nor
     return x.new_empty(x.shape), *products, *norm, grad_gates
 
 
+def _forward_flops(x, w_in, b_in, w_out, b_out, norm_weight, norm_bias, active, *inputs, out_val=None):
+    return 4 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
+
+
+def _backward_flops(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, norm_weight, active, *inputs, out_val=None):
+    return 8 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
+
+
 def _save(ctx, inputs, output):
     x, w_in, _, w_out, _, norm_weight, _, active, gates, seed, ctx.activation, ctx.dropout_p, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
@@ -158,6 +167,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 

@@ -98,6 +98,14 @@ def _backward_shapes(grad_loss, grad_logits, hidden, rows, weight):
     return tuple(hidden.new_empty(size) for size in (hidden.shape, weight.shape, (weight.shape[0],)))
 
 
+def _forward_flops(hidden, labels, rows, weight, bias, out_val=None):
+    return 2 * rows.shape[0] * weight.numel()
+
+
+def _backward_flops(grad_loss, grad_logits, hidden, rows, weight, out_val=None):
+    return 4 * rows.shape[0] * weight.numel()
+
+
 def _save(ctx, inputs, output):
     hidden, _, rows, weight, bias = inputs
     ctx.has_bias = bias is not None
@@ -128,6 +136,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 #: What belongs to a token, and what to a sequence. `labels` belong to what their shape says.
 _OF_TOKENS = ("input_ids", "token_type_ids")
 _OF_SEQUENCES = ("next_sentence_label", "start_positions", "end_positions")
+_OF_EITHER = ("labels", "label")
 _NO_LABEL = -100
 
 
@@ -64,7 +65,8 @@ class PackedCollator:
 
         Args:
             examples: `input_ids`, `token_type_ids`; `labels` or `label`, one of the example or one a token;
-                `next_sentence_label`, `start_positions`, `end_positions`.
+                `next_sentence_label`, `start_positions`, `end_positions`. Of an `attention_mask` only that it is all
+                ones: examples come without padding.
 
         Returns:
             `input_ids`, `position_ids`, `token_type_ids` and labels of tokens, int64 `(1, T)`; labels of sequences
@@ -72,11 +74,11 @@ class PackedCollator:
             `max_length_k`, ints.
 
         Raises:
-            ValueError: the examples do not all have the same of these, one is empty or longer than `max_length`, there
-                are more than `batch_size`, labels do not fit their tokens, or labels are not integers and the batch
-                has to be filled.
+            ValueError: there are no examples, they have different keys, one is padded, empty or longer than
+                `max_length`, there are more than `batch_size`, labels do not fit their tokens or are not there for
+                `skip_logits`, or labels are not integers and the batch has to be filled.
         """
-        _check_keys(examples)
+        self._check_keys(examples)
         lengths = [len(example["input_ids"]) for example in examples]
         fillers = [] if self.fill_to is None else self._fillers(lengths)
         if min(lengths) == 0:
@@ -93,7 +95,7 @@ class PackedCollator:
             if name in examples[0]:
                 outside = _NO_LABEL if name == "next_sentence_label" else longest
                 batch[name] = _stacked(examples, name, len(fillers), outside)
-        for name in ("labels", "label"):
+        for name in _OF_EITHER:
             if name in examples[0]:
                 if torch.as_tensor(examples[0][name]).dim() == 0:
                     batch["labels"] = _stacked(examples, name, len(fillers), _NO_LABEL)
@@ -112,6 +114,27 @@ class PackedCollator:
             batch |= {"skip_logits": True, "max_labelled": -(-labelled // step) * step}
         return batch
 
+    def _check_keys(self, examples: Sequence[Mapping[str, Any]]) -> None:
+        if not examples:
+            raise ValueError("there are no examples to pack")
+        known = (*_OF_TOKENS, *_OF_SEQUENCES, *_OF_EITHER)
+        expected = [name for name in known if name in examples[0]]
+        for number, example in enumerate(examples):
+            keys = [name for name in known if name in example]
+            if "input_ids" not in keys:
+                raise ValueError(f"example {number} has no input_ids, only {', '.join(map(str, example)) or 'nothing'}")
+            if keys != expected:
+                raise ValueError(
+                    f"example {number} has {', '.join(keys)}, and example 0 {', '.join(expected)}; expected the same "
+                    "of every example of a batch"
+                )
+            if "attention_mask" in example and not (torch.as_tensor(example["attention_mask"]) != 0).all():
+                raise ValueError(
+                    f"example {number} is padded: its attention_mask has zeros; tokenize with padding=False"
+                )
+        if self.skip_logits and "labels" not in expected:
+            raise ValueError("skip_logits=True needs labels, and the examples have none")
+
     def _fillers(self, lengths: list[int]) -> list[int]:
         """The lengths of the sequences that fill the batch up: always so many that sequences are always as many."""
         if len(lengths) > self.batch_size or max(lengths) > self.max_length:
@@ -125,19 +148,6 @@ class PackedCollator:
         filling = -(-(tokens + count) // self.fill_to) * self.fill_to - tokens
         # As equal as can be: attention's cost goes with the square of a length.
         return [filling // count + (i < filling % count) for i in range(count)]
-
-
-def _check_keys(examples: Sequence[Mapping[str, Any]]) -> None:
-    read = {*_OF_TOKENS, *_OF_SEQUENCES, "labels", "label"}
-    first = read.intersection(examples[0])
-    for number, example in enumerate(examples):
-        if "input_ids" not in example:
-            raise ValueError(f"example {number} of the batch has no input_ids, only {', '.join(map(str, example))}")
-        if (other := read.intersection(example)) != first:
-            raise ValueError(
-                f"example {number} of the batch has {', '.join(sorted(other))} and example 0 "
-                f"{', '.join(sorted(first))}: a batch is made of examples that have the same"
-            )
 
 
 def _joined(examples: Sequence[Mapping[str, Any]], name: str, lengths: list[int], filling: int, fill: int) -> Tensor:

@@ -30,6 +30,11 @@ def convert(model: Model) -> Model:
     The model keeps its class, its Parameters, its `state_dict` keys and its outputs at every real token; padding
     positions of token-wise outputs become 0. Converting a converted model changes nothing.
 
+    What stands on padding counts nowhere: ids, types and positions there are not read, labels are as if they were
+    -100, answers to questions as if they lay outside. A row without mask whose `position_ids` begin again is a
+    packed batch, as transformers' `DataCollatorWithFlattening` makes it. Restore the model before `torch.jit.trace` or
+    `torch.onnx.export`, which are refused.
+
     A fused layer reads the weights of the modules inside it and does not call them: forward hooks that are put on
     those modules later do not run, and replacing one of them (by an adapter or a quantised layer) makes the next
     forward raise; restore the model first. Across GPUs use DistributedDataParallel: `torch.nn.DataParallel`

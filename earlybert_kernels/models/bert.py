@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -154,25 +155,19 @@ def connect(base: hf.BertModel, model: nn.Module) -> Callable[[], None]:
     Returns:
         A function that undoes it.
     """
-    pooled_is_read = any(COMPACT_CLASSES.stock(type(head)) in bert_heads.READS_POOLED_TOKEN for head in model.modules())
+    pooled_is_read = any(bert_heads.stock_class(head) in bert_heads.READS_POOLED_TOKEN for head in model.modules())
     base.forward = functools.partial(packed_forward, base, pooled_is_read=pooled_is_read)
     handles, rerouted = [], [base]
     for head in model.modules():
-        stock_class = COMPACT_CLASSES.stock(type(head))
-        if stock_class in bert_heads.READS_FIRST_TOKEN:
-            handles.append(head.register_forward_pre_hook(_first_token_only, with_kwargs=True))
-        elif isinstance(head, hf.BertPreTrainedModel) and head is not base:
-            handles.append(head.register_forward_pre_hook(bert_heads.forget_labels_on_padding, with_kwargs=True))
+        if (stock_class := bert_heads.stock_class(head)) is None:
+            continue
+        names = tuple(inspect.signature(stock_class.forward).parameters)[1:-1]  # neither self nor **kwargs
+        prepare = functools.partial(bert_heads.prepare, names)
+        handles.append(head.register_forward_pre_hook(prepare, with_kwargs=True))
         if stock_class in bert_heads.FORWARDS:
             head.forward = functools.partial(bert_heads.FORWARDS[stock_class], head)
             rerouted.append(head)
     return functools.partial(_disconnect, handles, rerouted)
-
-
-def _first_token_only(head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    if isinstance(head, hf.BertForMultipleChoice) and kwargs.get("cu_seq_lens_q") is not None:
-        raise ValueError("BertForMultipleChoice takes no packed batch, in which its choices could not be told apart")
-    return args, {**kwargs, "first_token_only": True}
 
 
 def _disconnect(handles: list, rerouted: list[nn.Module]) -> None:

@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .. import ops
 from ..nn import Packing
 from .attention_weights import attention_weights
-from .doors import find_packing
+from .doors import OFFSETS, find_packing, read_offsets, refuse_tracing
 
 
 @can_return_tuple
@@ -37,34 +37,34 @@ def packed_forward(
 
     A batch that is packed already, `(1, T)`, comes with the offsets of its sequences, as `find_packing` describes
     them. Then `last_hidden_state` and hidden states are `(1, T, E)`, `pooler_output` is `(sequences, E)`, and nothing
-    in the forward depends on the batch's values.
+    in the forward depends on the batch's values. One without offsets is told by its positions (see `read_offsets`).
 
     Args:
         first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
             alone and `last_hidden_state` is `(sequences, 1, E)`. Ignored when hidden states are asked for.
-        pooled_is_read: whether a head needs the pooled token. Where none does and a row begins with padding,
-            `pooler_output` is None.
+        pooled_is_read: whether a head needs the pooled token. Where none does and a row begins with padding, or is
+            nothing else, `pooler_output` is None.
 
     Raises:
         ValueError: cross-attention or a cache are asked for, a row has padding where the pooled token belongs that a
-            head needs, or the arguments do not fit together.
+            head needs or no token at all, or the arguments do not fit together.
         TypeError: offsets are not int32.
+        RuntimeError: the model is traced, or exported with a mask (see `refuse_tracing`).
     """
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-    needs_first_token = first_token_only or pooled_is_read
-    options = {"first_token_only": first_token_only, "needs_first_token": needs_first_token, **kwargs}
+    options = {"first_token_only": first_token_only, "needs_first_token": first_token_only or pooled_is_read, **kwargs}
     packing, x, hidden_states, attentions = encode(base, *inputs, **options)
-    pooler = None if packing.starts_with_padding else base.pooler
+    pooler = None if packing.starts_with_padding or packing.has_empty else base.pooler
     if first_token_only and hidden_states is None:
-        sequence_output = x.unsqueeze(1)
+        sequence_output = first = x.unsqueeze(1)
     else:
         (sequence_output,) = packing.pad(x)
-        x = x if pooler is None else packing.first_tokens(x)
+        first = None if pooler is None else packing.first_tokens(x).unsqueeze(1)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
-        pooler_output=None if pooler is None else pooler(x.unsqueeze(1)),
+        pooler_output=None if pooler is None else pooler(first),
         hidden_states=hidden_states,
         attentions=attentions,
     )
@@ -103,34 +103,28 @@ def encode(
     max_length_q: int | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_k: int | None = None,
+    seq_idx: Tensor | None = None,
     **kwargs,
 ) -> Encoded:
     """Embeds and encodes the real tokens of a padded `(B, S)` batch, or of a packed `(1, T)` one.
 
-    Padding goes before the embeddings; a token keeps the position that it has in its padded row. In a packed batch
-    without `position_ids` each sequence counts from 0. What stands on padding (ids, token types, positions) is never
-    read. A batch in which nothing is real is encoded as nothing.
+    Padding goes before the embeddings, so that nothing that stands on it is read; a token keeps the position that it
+    has in its padded row. In a packed batch without `position_ids` each sequence counts from 0.
 
     Args:
         first_token_only: see `packed_forward`.
-        needs_first_token: refuse rows that begin with padding.
+        needs_first_token: refuse rows that begin with padding, and sequences without tokens.
         output_attentions: compute attention weights as well, from their definition and slowly; default the config's.
         output_hidden_states: those of all layers, or of some, 0 being the embeddings; default the config's.
 
     Raises:
         ValueError: not exactly one of the inputs was given, mask or offsets do not fit the batch, a row begins with
-            padding (or is nothing else) where its first token is needed, there is no such hidden state, or the batch
-            is on another device than the model.
+            padding or is nothing else where its first token is needed, there is no such hidden state, or the batch
+            has no columns or is on another device than the model.
         TypeError: offsets are not int32.
-        RuntimeError: the model is being traced, or a padded batch exported: both would take where this batch's
-            padding is for a fact of every batch.
+        RuntimeError: the model is traced, or exported with a mask.
     """
-    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and cu_seq_lens_q is None):
-        raise RuntimeError(
-            "a converted model drops the padding of a batch, which a traced or exported graph would take for that of "
-            "every batch: call earlybert_kernels.restore(model), or earlybert_kernels.to_stock(model), and trace or "
-            "export that"
-        )
+    refuse_tracing(attention_mask)
     if output_attentions is None:
         output_attentions = base.config.output_attentions
     if output_hidden_states is None:
@@ -148,27 +142,20 @@ def encode(
     shape = tuple(tokens.shape[:2])
     if shape[1] == 0:
         raise ValueError(f"the batch has no tokens: its shape is {shape}")
-    packing = find_packing(
-        shape,
-        device,
-        attention_mask,
-        position_ids,
-        cu_seq_lens_q=cu_seq_lens_q,
-        max_length_q=max_length_q,
-        cu_seq_lens_k=cu_seq_lens_k,
-        max_length_k=max_length_k,
-    )
+    offsets = dict(zip(OFFSETS, (cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k), strict=True))
+    offsets |= read_offsets(shape, position_ids, attention_mask, seq_idx=seq_idx, **offsets)
+    packing = find_packing(shape, device, attention_mask, **offsets)
+    if needs_first_token and packing.has_empty:
+        raise ValueError(
+            "a row or packed sequence of the batch holds no token, not even the first, which BERT pools: leave it out"
+        )
     if needs_first_token and packing.starts_with_padding:
         raise ValueError(
-            "BERT pools the first token of a row, and in this batch a row begins with padding, or is nothing else: "
-            "pad on the right (tokenizer.padding_side = 'right') and leave rows without tokens out"
+            "BERT pools the first token of a row, and in this batch a row begins with padding: "
+            "pad on the right (tokenizer.padding_side = 'right')"
         )
-    if packing.index is not None and packing.index.shape[0] == 0:
-        x = base.embeddings.LayerNorm.weight.new_zeros(0, base.config.hidden_size)
-        states: list[Tensor] = [x] * (len(base.encoder.layer) + 1)
-        return _encoded(base, packing, x, states, selection, output_attentions)
     if position_ids is None:
-        is_packed = cu_seq_lens_q is not None
+        is_packed = offsets["cu_seq_lens_q"] is not None
         position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
     named = {
         "input_ids": input_ids,

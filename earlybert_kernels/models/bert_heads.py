@@ -1,13 +1,10 @@
-"""The BERT heads that gain by knowing which tokens are real, and which of them their loss reads."""
+"""The BERT heads: what stands on padding counts in none of them, and some gain by knowing which tokens are real."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn import functional
 from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModelOutput
 from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import can_return_tuple
@@ -15,6 +12,9 @@ from transformers.utils.generic import can_return_tuple
 from .. import ops
 from ..nn import Packing
 from .bert_forward import encode
+from .doors import OFFSETS, read_offsets, refuse_tracing
+
+_NO_LABEL = -100
 
 #: Heads that read the pooled token alone: the last layer need compute no other.
 READS_FIRST_TOKEN = (
@@ -25,22 +25,82 @@ READS_FIRST_TOKEN = (
 #: Heads that cannot do without the pooled token, which a row that begins with padding does not have.
 READS_POOLED_TOKEN = (*READS_FIRST_TOKEN, hf.BertForPreTraining)
 
+#: Heads whose `labels` belong to tokens.
+LABELS_TOKENS = (hf.BertForPreTraining, hf.BertLMHeadModel, hf.BertForMaskedLM, hf.BertForTokenClassification)
 
-def forget_labels_on_padding(
-    head: nn.Module, args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]] | None:
-    """A forward pre-hook of heads whose labels belong to tokens: what stands on padding is no label.
 
-    The stock losses read every label that is not -100, on padding as well, where a converted model has no logits.
+def stock_class(head: nn.Module) -> type | None:
+    """The head class of transformers whose forward `head` has, or None."""
+    for cls in (*READS_FIRST_TOKEN, *LABELS_TOKENS, hf.BertForQuestionAnswering):
+        if isinstance(head, cls) and type(head).forward is cls.forward:
+            return cls
+    return None
+
+
+def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """What a converted head's forward is called with in the place of its arguments.
+
+    What stands on padding never counts: a label there is as if it were -100. Of a packed batch the offsets are read
+    where it comes without them (see `read_offsets`). For `BertLMHeadModel`, a label counts only if the token before
+    it, from which it is predicted, is a real one of the same sequence.
+
+    Args:
+        names: of the arguments that the forward takes by position.
+        head: the module that is called.
+        args, kwargs: what it is called with.
+
+    Returns:
+        No positional arguments, and keyword arguments.
+
+    Raises:
+        ValueError: `BertForMultipleChoice` is given a packed batch, or `read_offsets` refuses the batch.
+        TypeError: there are more positional arguments than names.
+        RuntimeError: the model is traced, or exported with a mask.
     """
-    given = inspect.signature(type(head).forward).bind_partial(head, *args, **kwargs).arguments
-    given = {**given, **given.get("kwargs", {})}
-    labels, mask = given.get("labels"), given.get("attention_mask")
-    if labels is None or mask is None or labels.shape != mask.shape:
-        return None
-    arguments = {name: value for name, value in given.items() if name not in ("self", "kwargs")}
-    is_padding = (mask == 0).to(labels.device, non_blocking=True)
-    return (), {**arguments, "labels": labels.masked_fill(is_padding, -100)}
+    refuse_tracing(kwargs.get("attention_mask"))
+    if len(args) > len(names):
+        raise TypeError(f"{type(head).__name__} takes {len(names)} positional arguments, got {len(args)}")
+    kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+    cls, mask = stock_class(head), kwargs.get("attention_mask")
+    tokens = kwargs.get("input_ids")
+    shape = tokens.shape if tokens is not None else getattr(kwargs.get("inputs_embeds"), "shape", ())[:-1]
+    given = {name: kwargs.get(name) for name in ("seq_idx", *OFFSETS)}
+    if len(shape) > 1:
+        rows = (shape[:-1].numel(), shape[-1])
+        kwargs.update(read_offsets(rows, kwargs.get("position_ids"), mask, **given))
+    offsets = kwargs.get("cu_seq_lens_q")
+    if cls is hf.BertForMultipleChoice and offsets is not None:
+        raise ValueError("BertForMultipleChoice takes no packed batch, in which its choices could not be told apart")
+    if cls in READS_FIRST_TOKEN:
+        kwargs["first_token_only"] = True
+    if cls in LABELS_TOKENS:
+        for name in ("labels", "shift_labels"):
+            if kwargs.get(name) is not None:
+                predicted = cls is hf.BertLMHeadModel and name == "labels"
+                kwargs[name] = _counting(kwargs[name], mask, offsets, predicted)
+    return (), kwargs
+
+
+def _counting(labels: Tensor, mask: Tensor | None, offsets: Tensor | None, predicted: bool) -> Tensor:
+    """Labels of tokens, with -100 where none counts.
+
+    Args:
+        labels: `(B, S)`, or as many numbers in another shape.
+        mask: `(B, S)`, non-zero at real tokens, or None.
+        offsets: int32 `(sequences + 1,)` of a packed batch, or None.
+        predicted: whether a label is predicted from the token before.
+    """
+    if mask is not None and mask.numel() == labels.numel():
+        real = (mask != 0).to(labels.device, non_blocking=True)
+        if predicted:
+            real = functional.pad(real[:, :-1], (1, 0)) & real
+        labels = labels.reshape(real.shape).masked_fill(~real, _NO_LABEL)
+    if offsets is not None and predicted:
+        first = labels.new_zeros(labels.numel() + 1, dtype=torch.bool)
+        # Empty sequences at the end begin behind the last token.
+        first.index_fill_(0, offsets[:-1].long().clamp(0, labels.numel()), True)
+        labels = labels.masked_fill(first[:-1].view_as(labels), _NO_LABEL)
+    return labels
 
 
 @can_return_tuple
@@ -60,11 +120,11 @@ def question_answering_forward(
     """`BertForQuestionAnswering.forward` in which padding is no candidate for a start or an end.
 
     The stock head lets padding take part in the softmax over positions, so that its loss depends on how far a
-    batch was padded. Here those logits are the dtype's lowest value: each row has the loss it has alone. A position
-    `(B,)` on padding does not count, like one outside the row.
+    batch was padded. Here those logits are the dtype's lowest value: each row has the loss it has alone, and a
+    position that stands on padding does not count, as one outside the row.
 
-    Of a packed batch the logits are `(1, T)`. The positions `(sequences,)` are counted within each sequence; one
-    behind its end does not count.
+    Of a packed batch the logits are `(1, T)`. The positions `(sequences,)` are counted within each sequence; one at
+    its length or beyond does not count.
     """
     outputs = model.bert(
         input_ids,
@@ -78,24 +138,25 @@ def question_answering_forward(
     )
     logits = model.qa_outputs(outputs.last_hidden_state)
     lowest = torch.finfo(logits.dtype).min
+    padding = None
     if attention_mask is not None:
         padding = (attention_mask == 0).unsqueeze(-1).to(logits.device, non_blocking=True)
         logits = logits.masked_fill(padding, lowest)
     start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
     loss = None
     if start_positions is not None and end_positions is not None:
-        rows, outside = logits, None
+        rows, real = logits, None
         if cu_seq_lens_q is not None:
             packing = Packing.from_offsets(cu_seq_lens_q, max_length_q, logits.shape[1])
             rows = packing.rows(logits.squeeze(0), fill=lowest)
-            outside = torch.arange(rows.shape[1], device=rows.device) >= cu_seq_lens_q.diff().unsqueeze(1)
-        elif attention_mask is not None:
-            outside = padding.squeeze(-1)
-        losses = (
-            _position_loss(scores, positions.view(-1), outside)
+            real = torch.arange(rows.shape[1], device=rows.device) < cu_seq_lens_q.diff().unsqueeze(1)
+        elif padding is not None:
+            real = ~padding.squeeze(-1)
+        loss = sum(
+            _answer_loss(scores, positions, real)
             for scores, positions in zip(rows.unbind(-1), (start_positions, end_positions), strict=True)
         )
-        loss = sum(losses) / 2
+        loss = loss / 2
     return QuestionAnsweringModelOutput(
         loss=loss,
         start_logits=start_logits,
@@ -105,18 +166,14 @@ def question_answering_forward(
     )
 
 
-def _position_loss(scores: Tensor, positions: Tensor, outside: Tensor | None) -> Tensor:
-    """Mean cross-entropy of the positions `(rows,)` that are real ones, given scores `(rows, length)`.
-
-    Args:
-        outside: bool `(rows, length)`, True where a row has no token.
-    """
+def _answer_loss(scores: Tensor, positions: Tensor, real: Tensor | None) -> Tensor:
+    """Cross-entropy of scores `(rows, length)` at `positions`, those outside or where `real` is False left out."""
     length = scores.shape[1]
-    positions = positions.clamp(0, length)
-    if outside is not None:
-        inside = positions.clamp(max=length - 1).unsqueeze(1)
-        positions = positions.masked_fill(outside.gather(1, inside).squeeze(1), length)
-    return cross_entropy(scores, positions, ignore_index=length)
+    positions = positions.view(-1).clamp(0, length)
+    if real is not None:
+        counts = real.gather(1, positions.clamp(max=length - 1).unsqueeze(1)).squeeze(1)
+        positions = positions.masked_fill(~counts, length)
+    return functional.cross_entropy(scores, positions, ignore_index=length)
 
 
 def masked_lm_forward(
@@ -134,7 +191,7 @@ def masked_lm_forward(
     """`BertForMaskedLM.forward`, with the head and the decoder on the labelled rows alone when `skip_logits`.
 
     Args:
-        labels: `(B, S)`, or `(1, T)` of a packed batch; -100 where there is no label. Those on padding do not count.
+        labels: `(B, S)`, or `(1, T)` of a packed batch; -100 where there is no label. On padding they do not count.
         skip_logits: return the loss without logits, which are then never computed for unlabelled tokens.
         max_labelled: with `skip_logits`, at least the number of labels, where the caller knows one: the host then
             need not ask the device how many there are, and head and decoder run on that many rows. Labels beyond it
@@ -169,15 +226,15 @@ def _labelled(labels: Tensor, max_labelled: int | None) -> tuple[Tensor, Tensor]
 
     With `max_labelled`, as many rows as that: those without a label at the end are row 0 again, labelled -100.
     """
-    mask = labels != -100
-    if max_labelled is None:
+    mask = labels != _NO_LABEL
+    if max_labelled is None or not labels.shape[0]:  # no row 0 in a batch that is all padding
         rows = mask.nonzero().squeeze(1)
         return rows, labels.index_select(0, rows)
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (count := int(mask.sum())) > max_labelled:
         raise ValueError(f"{count} tokens are labelled, more than max_labelled ({max_labelled})")
     rows = torch.nonzero_static(mask, size=max_labelled, fill_value=-1).squeeze(1)
     absent, rows = rows < 0, rows.clamp(min=0)
-    return rows, labels.index_select(0, rows).masked_fill(absent, -100)
+    return rows, labels.index_select(0, rows).masked_fill(absent, _NO_LABEL)
 
 
 #: Forwards that take the place of the stock ones on a converted head.

@@ -7,12 +7,89 @@ from torch import Tensor
 
 from ..nn import Packing
 
+_GIVE_OFFSETS = (
+    "a packed batch has to bring the offsets of its sequences, cu_seq_lens_q and max_length_q "
+    "(DataCollatorWithFlattening(return_flash_attn_kwargs=True), or PackedCollator); one sequence, an attention_mask "
+    "of ones"
+)
+#: Arguments of a forward that bring a packed batch's offsets.
+OFFSETS = ("cu_seq_lens_q", "max_length_q", "cu_seq_lens_k", "max_length_k")
+
+
+def refuse_tracing(attention_mask: Tensor | None) -> None:
+    """Raises RuntimeError while a graph is recorded that would hold for this batch's padding alone.
+
+    torch.export takes a packed batch, and one without a mask; traces and ONNX graphs take no converted model.
+    """
+    exporting = torch.compiler.is_exporting()
+    if torch.jit.is_tracing() or (exporting and torch.onnx.is_in_onnx_export()):
+        raise RuntimeError(
+            "a converted model cannot be traced or exported to ONNX: a trace would keep what is padding in its "
+            "example, and ONNX lacks the ops. Call earlybert_kernels.restore(model) first"
+        )
+    if exporting and attention_mask is not None:
+        raise RuntimeError(
+            "torch.export of a converted model takes no attention_mask: shapes in the graph would depend on its "
+            "values. Call earlybert_kernels.restore(model) first, or export it with a packed batch (cu_seq_lens_q)"
+        )
+
+
+def read_offsets(
+    shape: tuple[int, int],
+    position_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    *,
+    seq_idx: Tensor | None = None,
+    **offsets: Tensor | int | None,
+) -> dict[str, Tensor | int]:
+    """The offsets of a flattened batch that came without them, as transformers' `DataCollatorWithFlattening` makes it.
+
+    Such a batch is one row without mask whose positions begin again with every sequence. Reading them makes the host
+    wait once for the device that they are on; a batch with offsets is not looked at, nor are positions that rise.
+
+    Args:
+        shape: `(B, S)` of the batch.
+        position_ids: int `(T,)` or `(1, T)`, or None.
+        attention_mask: one of ones says that the row is one sequence, whatever its positions.
+        seq_idx: which sequence a token is of, as the collator can give it; positions or offsets have to say the same.
+        offsets: what the batch has of `cu_seq_lens_q` and the like.
+
+    Returns:
+        `cu_seq_lens_q`, int32 `(sequences + 1,)` on the device of the positions, and `max_length_q`, an int; nothing
+        when the batch has offsets already, or is a padded one.
+
+    Raises:
+        ValueError: the sequences cannot be told from the positions, or these cannot be read (while a model is
+            exported or captured in a CUDA graph, and on the meta device).
+    """
+    if attention_mask is not None or shape[0] != 1 or any(given is not None for given in offsets.values()):
+        return {}
+    if position_ids is None:
+        if seq_idx is not None:
+            raise ValueError(f"the batch has seq_idx and no position_ids: {_GIVE_OFFSETS}")
+        return {}
+    if shape[1] < 2 or position_ids.numel() != shape[1]:
+        return {}
+    capturing = position_ids.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if capturing or position_ids.is_meta or torch.compiler.is_exporting():
+        raise ValueError(f"position_ids of one row cannot be read here, to see where sequences begin: {_GIVE_OFFSETS}")
+    positions = position_ids.detach().reshape(-1).cpu()
+    starts = (positions[1:] <= positions[:-1]).nonzero().squeeze(1) + 1
+    if not starts.numel():
+        return {}
+    if (positions[starts] != positions[0]).any():
+        raise ValueError(
+            "position_ids of the row neither rise throughout nor begin again where they began, so that they do not "
+            f"say where its sequences are: {_GIVE_OFFSETS}"
+        )
+    ends = torch.cat([starts.new_zeros(1), starts, starts.new_tensor([shape[1]])]).int()
+    return {"cu_seq_lens_q": ends.to(position_ids.device, non_blocking=True), "max_length_q": int(ends.diff().max())}
+
 
 def find_packing(
     shape: tuple[int, int],
     device: torch.device,
     attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
     *,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
@@ -26,15 +103,13 @@ def find_packing(
         device: the batch's.
         attention_mask: `(B, S)`, non-zero at real tokens; None when all are, or the batch is packed. One that has
             stayed on the CPU, beside a batch on a GPU, spares the host a wait.
-        position_ids: as they were given, or None. In a row without mask and offsets they may not fall back to 0: that
-            is how `DataCollatorWithFlattening` puts several sequences into one row unless it is asked for offsets.
         cu_seq_lens_q: int32 `(sequences + 1,)`, which make a batch a packed one: the first token of each sequence,
             and T. These names are those of transformers' `DataCollatorWithFlattening`.
         max_length_q: no sequence is longer; a number on the host.
         cu_seq_lens_k, max_length_k: the same again, as transformers' collators give them; they need not be given.
 
     Raises:
-        ValueError: the arguments do not fit the batch or each other, or the batch is flattened without offsets.
+        ValueError: the arguments do not fit the batch or each other.
         TypeError: `cu_seq_lens_q` is not int32, or `max_length_q` not an int.
     """
     if cu_seq_lens_q is None:
@@ -45,8 +120,6 @@ def find_packing(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; a converted model takes the padding mask "
                 f"of the batch, {shape}, and no other"
             )
-        if attention_mask is None and position_ids is not None and shape[0] == 1:
-            _check_one_sequence(position_ids)
         return Packing.from_mask(attention_mask, *shape, device)
     if attention_mask is not None:
         raise ValueError(
@@ -65,17 +138,8 @@ def find_packing(
         raise ValueError(f"max_length_k is {max_length_k}, expected max_length_q, {max_length_q}, or nothing")
     if cu_seq_lens_k is not None and not _equal(cu_seq_lens_k, cu_seq_lens_q):
         raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q: in an encoder a token attends to its own sequence")
-    return Packing.from_offsets(cu_seq_lens_q, max_length_q, shape[1])
-
-
-def _check_one_sequence(position_ids: Tensor) -> None:
-    """Raises ValueError if the positions of a row begin anew within it. A GPU is waited for: no such row is packed."""
-    if not torch.compiler.is_compiling() and bool((position_ids.reshape(-1)[1:] == 0).any()):
-        raise ValueError(
-            "position_ids begin anew within the row, so that it holds several sequences, and there is no cu_seq_lens_q "
-            "to tell them apart: make the collator DataCollatorWithFlattening(return_flash_attn_kwargs=True), or "
-            "earlybert_kernels.PackedCollator()"
-        )
+    packing = Packing.from_offsets(cu_seq_lens_q, max_length_q, shape[1])
+    return packing._replace(has_empty=bool((cu_seq_lens_q.diff() == 0).any())) if _can_read(cu_seq_lens_q) else packing
 
 
 def _check_offsets(offsets: Tensor, tokens: int, device: torch.device) -> None:

@@ -26,7 +26,7 @@ class PaddingFreeEncoder(nn.Module):
         Args:
             x: `(T, E)`, the embedded tokens.
             packing: where the sequences are.
-            first_token_only: compute only the first token of each sequence in the last layer.
+            first_token_only: return the first token of each sequence, and compute no other in the last layer.
             hidden_states: a list to which x and the output of every layer are added, `(T, E)` each.
 
         Returns:
@@ -34,9 +34,9 @@ class PaddingFreeEncoder(nn.Module):
         """
         if hidden_states is not None:
             hidden_states.append(x)
-        if not self.layer:
-            return x.index_select(0, packing.cu_seqlens[:-1]) if first_token_only else x
         last = len(self.layer) - 1
+        if first_token_only and last < 0:
+            return packing.first_tokens(x)
         weights = gather_weights(self.layer) if gathers(self.layer, x) else [None] * len(self.layer)
         for number, layer in enumerate(self.layer):
             first_only = first_token_only and number == last

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import cpu, cuda, triton
-from . import flops
 from .autocast import autocast
 from .checks import check_gates, check_mask, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
 from .dispatch import choose, register
+from .flops import active_units, attention_flops
 from .seeds import draw_seed
 
 _OP = "attention"
@@ -161,21 +160,20 @@ def _gradients(ctx, backward, grad_out, grad_logsumexp):
     return *grads, None, None, None, None, None, None if head_gates is None else grad_gates, None, None, None
 
 
+def _forward_flops(q, k, v, *inputs, out_val=None):
+    return _flops(2, q, *inputs)
+
+
+def _backward_flops(grad_out, out, logsumexp, q, k, v, *inputs, out_val=None):
+    return _flops(5, q, *inputs)
+
+
+def _flops(products, q, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, *inputs):
+    size = active_units(head_mask, q.shape[1]) * q.shape[2]
+    return attention_flops(cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, size, products)
+
+
 _shapes = Halves(_forward_shapes, _backward_shapes)
-def _flops(call: dict[str, Any]) -> int:
-    return _products(call, 2)
-
-
-def _backward_flops(call: dict[str, Any]) -> int:
-    return _products(call, 5)
-
-
-def _products(call: dict[str, Any], products: int) -> int:
-    _, heads, head_size = call["q"].shape
-    pairs = flops.pairs(call["cu_seqlens"], call["max_seqlen"], call["cu_seqlens_q"])
-    return flops.attention_products(pairs, flops.units(call["head_mask"], heads) * head_size, products)
-
-
 _compiled = define(
     _OP,
     (
@@ -190,7 +188,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
-    flops=Halves(_flops, _backward_flops),
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 _run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}

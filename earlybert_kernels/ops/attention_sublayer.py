@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch import Tensor
 from .. import reference
 from ..backends import cpu, cuda, triton
 from ..units import indices
-from . import flops
 from .autocast import autocast
 from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
 from .dispatch import choose, register
+from .flops import active_units, attention_flops
 from .seeds import draw_seed
 
 _OP = "attention_sublayer"
@@ -171,6 +170,27 @@ def _backward_shapes(grad_out, *inputs):
     return x.new_empty(x.shape), *products, *norm, grad_gates
 
 
+def _forward_flops(x, cu_seqlens, max_seqlen, w_q, *inputs, out_val=None):
+    active_heads, head_size, first_token_only = inputs[9], inputs[13], inputs[14]
+    return _flops(1, 2, x, cu_seqlens, max_seqlen, w_q, active_heads, head_size, first_token_only)
+
+
+def _backward_flops(grad_out, *inputs, out_val=None):
+    x, cu_seqlens, max_seqlen, w_q = inputs[8:12]
+    active_heads, head_size, first_token_only = inputs[16], inputs[20], inputs[21]
+    return _flops(2, 5, x, cu_seqlens, max_seqlen, w_q, active_heads, head_size, first_token_only)
+
+
+def _flops(linear, products, x, cu_seqlens, max_seqlen, w_q, active_heads, head_size, first_token_only):
+    """Of the projections `linear` times, and of so many of the attention's products."""
+    (size, hidden), sequences = w_q.shape, cu_seqlens.shape[0] - 1
+    size = active_units(active_heads, size // head_size) * head_size
+    queries = sequences if first_token_only else x.shape[0]
+    asking = torch.arange(sequences + 1) if first_token_only else None
+    attention = attention_flops(cu_seqlens, max_seqlen, asking, 1, size, products)
+    return linear * 2 * hidden * size * (2 * x.shape[0] + 2 * queries) + attention
+
+
 def _save(ctx, inputs, output):
     x, cu_seqlens, ctx.max_seqlen, w_q, _, w_k, _, w_v, _, w_out, _, norm_weight, _, *rest = inputs
     *units_and_seeds, head_size, first_token_only, attention_dropout_p, dropout_p, _ = rest
@@ -192,26 +212,6 @@ _OPTIONS = (
 )
 #: q, k and v as the backend keeps them, and the attention's result.
 _RESULTS = "Tensor q, Tensor k, Tensor v, Tensor context, Tensor logsumexp, Tensor h, Tensor mean, Tensor rstd"
-def _flops(call: dict[str, Any]) -> int:
-    linears, pairs, width = _work(call)
-    return linears + flops.attention_products(pairs, width, 2)
-
-
-def _backward_flops(call: dict[str, Any]) -> int:
-    linears, pairs, width = _work(call)
-    return 2 * linears + flops.attention_products(pairs, width, 5)
-
-
-def _work(call: dict[str, Any]) -> tuple[int, int, int]:
-    """Operations of the four linear layers, pairs of query and key, values of all computed heads."""
-    tokens, hidden = call["x"].shape
-    heads = flops.units(call["active_heads"], call["w_q"].shape[0] // call["head_size"])
-    width, cu_seqlens = heads * call["head_size"], call["cu_seqlens"]
-    queries = cu_seqlens.shape[0] - 1 if call["first_token_only"] else tokens
-    pairs = flops.pairs(cu_seqlens, call["max_seqlen"], 1 if call["first_token_only"] else None)
-    return flops.linear(2 * queries + 2 * tokens, hidden, width), pairs, width
-
-
 _compiled = define(
     _OP,
     (
@@ -238,7 +238,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
-    flops=Halves(_flops, _backward_flops),
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 

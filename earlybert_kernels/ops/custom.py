@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-
-from . import flops as flop_counts
+from torch.utils.flop_counter import register_flop_formula
 
 #: The device types a backend has kernels for; Triton's run on the CPU under its interpreter, CUDA's by the emulator.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu")}
@@ -50,8 +49,8 @@ def define(
         save: `(ctx, inputs, output)`, keeps what backward needs.
         gradients: `(ctx, backward, *grads)` -> a gradient or None for each input of forward; `backward` is the
             backend's op of that name.
-        flops: how many floating-point operations a call takes, of its arguments by name; see `flops`. None for an op
-            without matrix products.
+        flops: what `torch.utils.flop_counter` counts of either half, as functions of its arguments and of `out_val`,
+            its results; None for an op without matrix products, of which it counts nothing.
 
     Returns:
         The forward ops by backend.
@@ -81,8 +80,8 @@ def define(
         torch.library.register_autograd(f"earlybert::{names[0]}", defined_gradients, setup_context=setup_context)
         torch.library.register_autograd(f"earlybert::{names[1]}", refuse)
     if flops is not None:
-        for packet, formula in zip((name, f"{name}_backward"), flops, strict=True):
-            flop_counts.register(getattr(torch.ops.earlybert, packet), formula)
+        for op, formula in zip((name, f"{name}_backward"), flops, strict=True):
+            register_flop_formula(getattr(torch.ops.earlybert, op), get_raw=True)(formula)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in backends}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from .. import reference
 from ..backends import cpu, cuda, triton
 from ..reference.feed_forward import ACTIVATIONS
 from ..units import indices
-from . import flops
 from .autocast import autocast
 from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
 from .custom import Backend, Halves, define
 from .dispatch import choose, register
+from .flops import active_units
 from .seeds import draw_seed
 
 _OP = "feed_forward_sublayer"
@@ -128,6 +127,14 @@ def _backward_shapes(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, nor
     return x.new_empty(x.shape), *products, *norm, grad_gates
 
 
+def _forward_flops(x, w_in, b_in, w_out, b_out, norm_weight, norm_bias, active, *inputs, out_val=None):
+    return 4 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
+
+
+def _backward_flops(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, norm_weight, active, *inputs, out_val=None):
+    return 8 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
+
+
 def _save(ctx, inputs, output):
     x, w_in, _, w_out, _, norm_weight, _, active, gates, seed, ctx.activation, ctx.dropout_p, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
@@ -144,15 +151,6 @@ def _gradients(ctx, backward, grad_out, *others):
 
 _UNITS = "Tensor? active_neurons, Tensor? neuron_gates, Tensor? seed, str activation, float dropout_p"
 _shapes = Halves(_forward_shapes, _backward_shapes)
-def _flops(call: dict[str, Any]) -> int:
-    neurons, hidden = call["w_in"].shape
-    return 2 * flops.linear(call["x"].shape[0], hidden, flops.units(call["active_neurons"], neurons))
-
-
-def _backward_flops(call: dict[str, Any]) -> int:
-    return 2 * _flops(call)
-
-
 _compiled = define(
     _OP,
     (
@@ -169,7 +167,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
-    flops=Halves(_flops, _backward_flops),
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import cpu, triton
-from . import flops
 from .autocast import autocast
 from .checks import check_same_device, check_shape
 from .custom import Backend, Halves, define
@@ -100,6 +98,14 @@ def _backward_shapes(grad_loss, grad_logits, hidden, rows, weight):
     return tuple(hidden.new_empty(size) for size in (hidden.shape, weight.shape, (weight.shape[0],)))
 
 
+def _forward_flops(hidden, labels, rows, weight, bias, out_val=None):
+    return 2 * rows.shape[0] * weight.numel()
+
+
+def _backward_flops(grad_loss, grad_logits, hidden, rows, weight, out_val=None):
+    return 4 * rows.shape[0] * weight.numel()
+
+
 def _save(ctx, inputs, output):
     hidden, _, rows, weight, bias = inputs
     ctx.has_bias = bias is not None
@@ -117,15 +123,6 @@ def _shapes(pitch: int) -> Halves:
     return Halves(partial(_forward_shapes, pitch), _backward_shapes)
 
 
-def _flops(call: dict[str, Any]) -> int:
-    vocabulary, hidden = call["weight"].shape
-    return flops.linear(call["rows"].shape[0], hidden, vocabulary)
-
-
-def _backward_flops(call: dict[str, Any]) -> int:
-    return 2 * _flops(call)
-
-
 _compiled = define(
     _OP,
     (
@@ -139,7 +136,7 @@ _compiled = define(
     },
     save=_save,
     gradients=_gradients,
-    flops=Halves(_flops, _backward_flops),
+    flops=Halves(_forward_flops, _backward_flops),
 )
 
 

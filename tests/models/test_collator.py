@@ -125,3 +125,24 @@ def test_wrong_examples_are_refused():
         ek.PackedCollator()([{"input_ids": []}, {"input_ids": [1]}])
     with pytest.raises(ValueError, match="labels of an example of 3 tokens are torch.int64 .2,., expected one integer"):
         ek.PackedCollator()(examples(labels=[[1, 2], [1], [2]]))
+
+
+@pytest.mark.parametrize("key", ["token_type_ids", "labels", "input_ids"])
+@pytest.mark.parametrize("without", [0, 1])
+def test_examples_of_different_keys_are_refused(key, without):
+    rows = examples(labels=[0, 1, 2])
+    del rows[without][key]
+    message = f"example {without} has no input_ids" if key == "input_ids" else "example 1 has .*, and example 0 "
+    with pytest.raises(ValueError, match=message):
+        ek.PackedCollator()(rows)
+
+
+def test_padded_missing_and_unlabelled_examples_are_refused():
+    rows = examples(attention_mask=[[1, 1, 1], [1], [1, 1, 1, 0, 0]])
+    with pytest.raises(ValueError, match="example 2 is padded.*padding=False"):
+        ek.PackedCollator()(rows)
+    assert ek.PackedCollator()(rows[:2]).keys() == ek.PackedCollator()(examples()).keys()
+    with pytest.raises(ValueError, match="no examples to pack"):
+        ek.PackedCollator()([])
+    with pytest.raises(ValueError, match="skip_logits=True needs labels"):
+        ek.PackedCollator(skip_logits=True)(examples())

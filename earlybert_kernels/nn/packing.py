@@ -55,8 +55,8 @@ class Packing(NamedTuple):
                 cu_seqlens = functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
                 index, cu_seqlens = (t.to(device, non_blocking=True) for t in (index, cu_seqlens))
                 return cls(batch, seq, index, cu_seqlens, longest, empty_starts > 0, shortest == 0)
-        cu_seqlens = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=device)
-        return cls(batch, seq, None, cu_seqlens, seq)
+        cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device) * seq
+        return cls(batch, seq, None, cu_seqlens, seq, has_empty=batch > 0 and seq == 0)
 
     @classmethod
     def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> Packing:

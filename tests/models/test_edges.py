@@ -39,6 +39,14 @@ def test_heads_of_tokens_take_rows_without_tokens(name):
     assert not states.last_hidden_state.any()
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 0)])
+def test_rows_of_no_length(mask):
+    ids = torch.ones(2, 0, dtype=torch.long)
+    assert converted("BertForTokenClassification")(ids, attention_mask=mask).logits.shape == (2, 0, 3)
+    with pytest.raises(ValueError, match="holds no token, not even the first"):
+        converted("BertForSequenceClassification")(ids, attention_mask=mask)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_labelled": 3}])
 def test_a_batch_of_padding_alone_has_no_labels(options):
     model = converted("BertForMaskedLM")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -257,6 +258,26 @@ def test_gates_are_read_in_order_of_layers(tmp_path: Path) -> None:
         read = read_gates(source)
         assert [g.tolist() for g in read[0]] == [g.tolist() for g in heads]
         assert [g.tolist() for g in read[1]] == [g.tolist() for g in neurons]
+
+
+def gates_file(path: Path, heads: int, neurons: int) -> Path:
+    gates = {f"head_gates.{i}": torch.ones(heads) for i in range(2)}
+    save_file(gates | {f"neuron_gates.{i}": torch.ones(neurons) for i in range(2)}, path)
+    return path
+
+
+def test_gates_that_are_cut_are_refused(tmp_path: Path) -> None:
+    path = gates_file(tmp_path / "gates.safetensors", 1, 1)
+    with pytest.raises(UsageError, match="expected a gate for every neuron, found one a layer"):
+        read_gates(path)
+    ticket = {"heads_of": [4, 4], "neurons_of": [6, 6]}
+    (tmp_path / "metrics.json").write_text(json.dumps({"method": "earlybert", "ticket": ticket}))
+    read_gates(gates_file(path, 4, 6))
+    for heads, neurons in ((3, 6), (4, 5)):
+        gates_file(path, heads, neurons)
+        for source in (path, tmp_path):
+            with pytest.raises(UsageError, match=r"each of the \[4, 4\] heads and \[6, 6\] neurons of the run's model"):
+                read_gates(source)
 
 
 def test_refuses_files_that_are_not_gates(tmp_path: Path) -> None:

@@ -11,21 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from model_folder import edit_config, edit_weights
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from earlybert import FinetuneArguments, finetune
-from earlybert.cli import main
+from earlybert.data import EncodedExamples, check_fits
 from earlybert.errors import UsageError
 from earlybert.loading import load_model, read_config
 from earlybert.tasks import TASKS
 
 Make = Callable[..., FinetuneArguments]
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def flipped(folder: str | Path, target: Path, names: tuple[str, ...] = ("POSITIVE", "Negative")) -> Path:
@@ -77,6 +78,49 @@ def test_a_classifier_of_other_labels_is_new_and_from_the_seed(
     assert not torch.equal(first, own)
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}, "label2id": None}, {0: "POSITIVE", 1: "NEGATIVE"}),
+        ({"label2id": {"POSITIVE": 0, "NEGATIVE": 1}}, {0: "POSITIVE", 1: "NEGATIVE"}),
+        (
+            {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"NEGATIVE": 1, "POSITIVE": 0}},
+            {0: "POSITIVE", 1: "NEGATIVE"},
+        ),
+        ({"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}, "num_labels": 3}, {0: "POSITIVE", 1: "NEGATIVE"}),
+        # What transformers goes by where both are there: somebody has changed one of them.
+        (
+            {"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}},
+            {0: "POSITIVE", 1: "NEGATIVE"},
+        ),
+        ({"num_labels": 1}, {0: "LABEL_0"}),
+        ({"architectures": None, "id2label": {"0": "a", "1": "b"}}, {0: "a", 1: "b"}),
+        ({"architectures": ["BertForTokenClassification"], "id2label": {"0": "POSITIVE", "1": "NEGATIVE"}}, {}),
+    ],
+)
+def test_the_names_of_a_checkpoints_classes(
+    tiny_bert: str, tmp_path: Path, fields: dict[str, Any], expected: dict[int, str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "named"))
+    edit_config(folder, **{"architectures": ["BertForSequenceClassification"], **fields})
+    assert read_config(str(folder))[1] == expected
+
+
+def test_a_regression_keeps_the_one_output_of_its_own_kind(
+    tiny_bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = AutoConfig.from_pretrained(tiny_bert)
+    config.num_labels, config.problem_type = 1, "regression"
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    own = load_file(tmp_path / "model.safetensors")["classifier.weight"]
+    config, labels = read_config(str(tmp_path))
+    assert torch.equal(load_model(str(tmp_path), config, labels, seed=1).classifier.weight, own)
+    config.num_labels = 2  # a task of two classes, from there
+    caplog.set_level(logging.INFO, "earlybert")
+    load_model(str(tmp_path), config, labels, seed=1)
+    assert caplog.messages == ["classifier: new; the checkpoint has none for as many labels"]
+
+
 def test_mnli_is_put_in_order(tiny_bert: str, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_bert)
     config.id2label = {0: "Contradiction", 1: "ENTAILMENT", 2: "neutral"}
@@ -116,77 +160,39 @@ def test_the_real_model(minilm: str, data_dir: Path, tmp_path: Path, arguments: 
     assert results[0]["accuracy"] != 0.5  # where the other order would give the same
 
 
-def with_fewer_layers(folder: Path) -> None:
-    edit_config(folder, num_hidden_layers=2)
-
-
-def with_relative_positions(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(63, 8)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def without_a_tokenizer(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name not in ("config.json", "model.safetensors"):
-            path.unlink()
-
-
-def with_fewer_embeddings(folder: Path) -> None:
-    config = AutoConfig.from_pretrained(folder)
-    config.vocab_size -= 3
-    BertModel(config).save_pretrained(folder)
-
-
-def torn(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def with_an_odd_hidden_size(folder: Path) -> None:
-    edit_config(folder, hidden_size=30)
-
-
-def with_relative_positions_in_its_config(folder: Path) -> None:
-    edit_config(folder, position_embedding_type="relative_key_query")
-
-
-def with_pruned_heads(folder: Path) -> None:
-    edit_config(folder, pruned_heads={"0": [1]})
-
-
+@pytest.mark.parametrize("kernels", ["auto", "off"])
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "fields",
     [
-        (with_fewer_layers, "the checkpoint holds weights that a model of its config.json does not have: "),
-        (with_relative_positions, ".layer.0.attention.self.distance_embedding.weight"),
-        (with_relative_positions_in_its_config, "position_embedding_type='relative_key_query'"),
-        (with_pruned_heads, "pruned_heads"),
-        (without_a_tokenizer, "the tokenizer's files are not there"),
-        (with_fewer_embeddings, "the tokenizer's files are not there, or not this model's"),
-        (torn, "no weights could be read there"),
-        (with_an_odd_hidden_size, "hidden_size 30, which its 4 heads do not divide"),
+        {"return_dict": False},
+        {"output_hidden_states": True, "output_attentions": True},
+        {"chunk_size_feed_forward": 5},
     ],
 )
-@pytest.mark.parametrize("kernels", ["auto", "off"])
-def test_a_folder_that_is_not_the_model_is_refused_and_nothing_written(
-    arguments: Make, tiny_bert: str, tmp_path: Path, change: Callable, message: str, kernels: str
+def test_what_a_config_says_of_calling_the_model_changes_nothing(
+    arguments: Make, tiny_bert: str, tmp_path: Path, fields: dict[str, Any], kernels: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "changed"))
-    change(folder)
-    with pytest.raises(UsageError) as error:
-        finetune(arguments(model=str(folder), kernels=kernels))
-    assert message in str(error.value)
-    assert not (tmp_path / "run").exists()
+    edit_config(folder, **fields)
+    runs = [
+        finetune(arguments(model=str(m), kernels=kernels, method="dense", max_steps=2, output_dir=str(tmp_path / name)))
+        for name, m in (("plain", tiny_bert), ("run", folder))
+    ]
+    assert runs[0]["train_log"] == runs[1]["train_log"]
 
 
-def test_attention_weights_that_a_config_asks_for_are_ignored(
-    arguments: Make, tiny_bert: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    folder = Path(shutil.copytree(tiny_bert, tmp_path / "attentions"))
-    edit_config(folder, output_attentions=True)
-    finetune(arguments(model=str(folder), max_steps=1, method="dense"))
-    assert not any("slowly" in str(warning.message) for warning in recwarn.list)
+def test_what_old_checkpoints_hold_beside_the_encoder_is_no_obstacle(tiny_bert: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "old"))
+    edit_weights(
+        folder,
+        **{
+            "embeddings.position_ids": torch.arange(32)[None],  # a buffer, which transformers 4 saved
+            "cls.predictions.bias": torch.zeros(22),
+            "decoder.encoder.weight": torch.zeros(2),
+        },
+    )
+    config, labels = read_config(str(folder))
+    load_model(str(folder), config, labels, seed=1)
 
 
 def test_one_token_type_is_enough(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
@@ -210,6 +216,51 @@ def test_a_tokenizer_needs_no_pad_token(arguments: Make, tiny_bert: str, tmp_pat
     assert without["train_log"] == with_pad["train_log"]
 
 
+def test_ids_beyond_the_embeddings_are_refused(tiny_bert: str) -> None:
+    config = AutoConfig.from_pretrained(tiny_bert)
+
+    def examples(pad: int = 0, **ids: int) -> EncodedExamples:
+        features = {name: [torch.tensor([0]), torch.tensor([0, value])] for name, value in ids.items()}
+        return EncodedExamples(features, {"input_ids": pad, "token_type_ids": 0}, torch.zeros(2))
+
+    check_fits(examples(input_ids=21, token_type_ids=1, attention_mask=99), config)
+    with pytest.raises(UsageError, match="makes input_ids up to 22 and the model has 22 embeddings"):
+        check_fits(examples(input_ids=22), config)
+    with pytest.raises(UsageError, match="makes input_ids up to 23"):
+        check_fits(examples(input_ids=1, pad=23), config)
+    with pytest.raises(UsageError, match="makes token_type_ids up to 2 and the model has 2 embeddings"):
+        check_fits(examples(input_ids=1, token_type_ids=2), config)
+
+
+def test_an_example_without_tokens_is_refused(arguments: Make, tiny_bert: str, toy_sst2: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "bare"))
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names, **special})
+    )
+    data = Path(shutil.copytree(toy_sst2, tmp_path / "data"))
+    with (data / "train.tsv").open("a") as file:
+        file.write(" \t1\n")
+    assert AutoTokenizer.from_pretrained(folder)([" ", "good"])["input_ids"] == [[], [9]], "or this shows nothing"
+    with pytest.raises(UsageError, match="makes no token at all of some examples"):
+        finetune(arguments(model=str(folder), data_dir=str(data)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_that_diverged_says_so_wherever_it_stopped(arguments: Make, caplog: pytest.LogCaptureFixture) -> None:
+    diverging = {"search_learning_rate": 10.0, "gate_learning_rate": 1e-5, "gate_l1": 0.0, "early_bird_patience": 1}
+    metrics = finetune(arguments(**diverging, search_steps=20, max_steps=1, early_bird_threshold=0.9))
+    search = metrics["search"]
+    assert search["drawn_by"] == "early bird", "between two looks at the loss"
+    assert search["step"] < 20
+    assert search["log"][-1]["step"] == search["step"]
+    assert "the ticket was drawn from a search that diverged" in metrics["warnings"][0]
+    assert metrics["warnings"][0] in caplog.messages
+
+
 def test_an_empty_file_is_refused(arguments: Make, toy_sst2: str, tmp_path: Path) -> None:
     data = Path(shutil.copytree(toy_sst2, tmp_path / "data"))
     (data / "dev.tsv").write_text("sentence\tlabel\n\n\n")
@@ -226,25 +277,3 @@ def test_blank_lines_at_the_end_of_a_file_are_no_rows(arguments: Make, toy_sst2:
     with (data / "dev.tsv").open("a") as file:
         file.write("\n \r\n\n")
     assert finetune(arguments(data_dir=str(data), method="dense", max_steps=1))["examples"]["eval"] == {"dev": 40}
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_class_that_is_never_said_is_no_warning() -> None:
-    import numpy as np
-
-    from earlybert.tasks import compute_metrics, get_task
-
-    logits = np.array([[1.0, 0.0], [1.0, 0.0]])
-    assert compute_metrics(get_task("mrpc"), logits, np.array([0, 0]))["f1"] == 0
-
-
-def test_main_says_it_in_a_line(
-    tiny_bert: str, toy_sst2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path(shutil.copytree(tiny_bert, tmp_path / "torn"))
-    torn(folder)
-    out = tmp_path / "out"
-    flags = ["--model", str(folder), "--task", "sst2", "--data-dir", toy_sst2, "--output-dir", str(out)]
-    assert main(["finetune", *flags, "--max-length", "16", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"earlybert: error: --model {folder}: no weights")
-    assert not out.exists()

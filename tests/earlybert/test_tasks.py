@@ -221,6 +221,23 @@ def test_correlations() -> None:
     assert compute_metrics(TASKS["stsb"], np.ones((4, 1)), labels) == {"pearson": 0.0, "spearman": 0.0}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("said", [0, 1])
+@pytest.mark.parametrize("task", ["cola", "mrpc", "qqp", "sst2"])
+def test_a_model_that_says_one_class_is_judged_without_a_warning(task: str, said: int, label: int) -> None:
+    values = compute_metrics(TASKS[task], np.eye(2)[[said] * 4], np.array([label] * 4))
+    assert values[TASKS[task].main_metric] == (said == label if task == "sst2" else task != "cola" and said * label)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_hardly_differ_or_are_huge_are_correlated_without_a_warning() -> None:
+    labels = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    for outputs in ([1.0, 1.0000001, 1.0000002], [-3e38, 0.0, 3e38]):
+        values = compute_metrics(TASKS["stsb"], np.array(outputs, dtype=np.float32)[:, None], labels)
+        assert values == pytest.approx({"pearson": 1.0, "spearman": 1.0}, abs=0.01)
+
+
 def test_outputs_that_are_not_finite_are_not_judged() -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
         compute_metrics(TASKS["sst2"], np.array([[np.nan, 0.0]]), np.array([0]))

@@ -31,11 +31,10 @@ def compute_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict
         FloatingPointError: an output is not finite.
     """
     from sklearn import metrics
-    from sklearn.exceptions import UndefinedMetricWarning
 
     if not np.isfinite(outputs).all():
         raise FloatingPointError(f"task {task.name}: the model's outputs are not finite")
-    predictions = outputs[:, 0] if task.is_regression else outputs.argmax(axis=1)
+    predictions = outputs[:, 0].astype(np.float64) if task.is_regression else outputs.argmax(axis=1)
     functions = {
         "accuracy": metrics.accuracy_score,
         "f1": metrics.f1_score,
@@ -44,8 +43,8 @@ def compute_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict
         "spearman": lambda target, prediction: _correlation("spearmanr", prediction, target),
     }
     with warnings.catch_warnings():
-        # Of a class that nothing was said to be, where the metric is 0 by definition.
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        # They are of models that say one class, or nearly one number, of all examples: the metric is defined there too.
+        warnings.simplefilter("ignore")
         values = {name: float(functions[name](labels, predictions)) for name in task.metrics}
     assert all(math.isfinite(value) for value in values.values())
     return values

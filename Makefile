@@ -45,4 +45,4 @@ sanitize: install
 	$(BIN)/python tests/sanitize.py
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.json
+	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.*.json

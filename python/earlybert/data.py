@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .errors import UsageError
 from .tasks import Examples
 
 Batch = dict[str, torch.Tensor]
@@ -50,6 +51,30 @@ def encode(tokenizer: Any, examples: Examples, *, max_length: int, is_regression
         },
         labels=torch.tensor(examples.labels, dtype=torch.float32 if is_regression else torch.int64),
     )
+
+
+def check_fits(examples: EncodedExamples, config: Any) -> None:
+    """Checks that a model has an embedding for every id.
+
+    Args:
+        examples: a split.
+        config: the model's.
+
+    Raises:
+        UsageError: an id is larger than the model's embeddings are many, or an example is nothing at all.
+    """
+    if not all(examples.lengths()):
+        raise UsageError("the tokenizer makes no token at all of some examples, and adds none of its own such as [CLS]")
+    for name, field in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+        if name not in examples.features:
+            continue
+        largest = max(examples.pad_values[name], *(values.max().item() for values in examples.features[name]))
+        count = getattr(config, field)
+        if largest >= count:
+            raise UsageError(
+                f"the tokenizer makes {name} up to {largest} and the model has {count} embeddings of them: it is not "
+                "this model's"
+            )
 
 
 def collate(

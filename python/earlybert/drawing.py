@@ -17,6 +17,7 @@ from earlybert_kernels import Ticket
 from earlybert_kernels.reference.ticket_masks import best_first
 
 from .errors import MissingFileError, UsageError
+from .rundir import RunDirectory
 
 Scope = Literal["layer", "global"]
 SCOPES = ("layer", "global")
@@ -256,7 +257,7 @@ def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
     Raises:
         MissingFileError: there is no such file.
-        UsageError: the file does not hold gates.
+        UsageError: the file does not hold gates, or not those of all units of the run's model.
     """
     if path.is_dir():
         path = path / "gates.safetensors"
@@ -272,4 +273,15 @@ def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         raise UsageError(
             f"{path}: expected head_gates.0, neuron_gates.0 and so on, found {', '.join(gates) or 'nothing'}"
         )
-    return [gates[name] for name in names[0]], [gates[name] for name in names[1]]
+    read = [gates[name] for name in names[0]], [gates[name] for name in names[1]]
+    found = tuple([gate.numel() for gate in kind] for kind in read)
+    run = RunDirectory(path.parent)
+    ticket = run.read_metrics().get("ticket") if run.is_finished else None
+    if ticket is not None and found != (ticket["heads_of"], ticket["neurons_of"]):
+        raise UsageError(
+            f"{path}: expected a gate for each of the {ticket['heads_of']} heads and {ticket['neurons_of']} neurons of "
+            f"the run's model, found {found[0]} and {found[1]}"
+        )
+    if set(found[1]) == {1}:
+        raise UsageError(f"{path}: expected a gate for every neuron, found one a layer, of which none can be dropped")
+    return read

@@ -17,10 +17,10 @@ import earlybert_kernels as ek
 
 from .arguments import FinetuneArguments
 from .clock import Stopwatch
-from .data import EncodedExamples, TrainingOrder, encode
+from .data import EncodedExamples, TrainingOrder, check_fits, encode
 from .detector import EarlyBirdDetector, default_interval
 from .drawing import draw, draw_masks, inverted_ticket, random_ticket
-from .errors import Interrupted
+from .errors import Interrupted, UsageError
 from .evaluation import evaluate
 from .files import apply_umask, write_bytes
 from .interrupt import InterruptRequest
@@ -86,6 +86,8 @@ class _Run:
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
     def execute(self) -> dict[str, Any]:
+        with self._timed("loading"):
+            model = self._load_model()
         with self._timed("tokenizing"):
             train = self._encode(self.prepared.data.train)
             evals = {name: self._encode(examples) for name, examples in self.prepared.data.evals.items()}
@@ -95,8 +97,6 @@ class _Run:
             accumulation_steps=self.args.gradient_accumulation_steps,
             seed=self.args.seed,
         )
-        with self._timed("loading"):
-            model = self._load_model()
         dense_parameters = model_size(model)
 
         # Not before all is there that the run needs: this removes an earlier run.
@@ -122,17 +122,24 @@ class _Run:
         return metrics
 
     def _encode(self, examples: Any) -> EncodedExamples:
-        return encode(
+        encoded = encode(
             self.prepared.tokenizer,
             examples,
             max_length=self.args.max_length,
             is_regression=self.prepared.task.is_regression,
         )
+        check_fits(encoded, self.prepared.config)
+        return encoded
 
     def _load_model(self) -> nn.Module:
         args, prepared = self.args, self.prepared
         model = load_model(args.model, prepared.config, prepared.labels, seed=args.seed).to(self.device)
-        return ek.convert(model) if self.args.kernels == "auto" else model
+        if self.args.kernels == "off":
+            return model
+        try:
+            return ek.convert(model)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model {args.model}: {error}") from error
 
     def _obtain_ticket(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> None:
         """Searches if the run does, and leaves `model` compact, with the weights that it came with."""

@@ -1,23 +1,120 @@
-"""Loading the model of a run: the one that was asked for, whole, with a classifier in the task's order of labels."""
+"""Reading the model of a run: the one that was asked for, whole, with a classifier in the task's order of labels."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+
+import earlybert_kernels as ek
 
 from .errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-#: Weights of an encoder's layers, under whatever names stand before.
-_ENCODER = re.compile(r"(^|\.)encoder\.")
+#: Fields of a config that do not change what a model computes, as the programs need them.
+_PLAIN = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "chunk_size_feed_forward": 0,
+}
+#: Fields of a BERT's config that are sizes.
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "type_vocab_size",
+)
+
+
+def read_config(name: str) -> tuple[Any, dict[int, str]]:
+    """The config of a model that the programs can train, and the names of its classes.
+
+    Args:
+        name: a folder or a model of the hub.
+
+    Returns:
+        The config; and by index the names that the model's own config.json gives its classes, nothing where the
+        model is no classifier of sequences.
+
+    Raises:
+        UsageError: no config can be read there, or none of a BERT that `earlybert_kernels.convert` takes, which stock
+            modules have to be as well: they are what it is compared with.
+    """
+    with reading(f"--model {name}: no model could be read there"):
+        config = AutoConfig.from_pretrained(name)
+        stated, _ = PreTrainedConfig.get_config_dict(name)
+        labels = _labels(config, stated)
+    for field in _SIZES:
+        value = getattr(config, field, None)  # other families may not have it, or as something else
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"--model {name}: its config.json says {field} {value}, expected at least 1")
+    try:
+        ek.check_convertible(config)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--model {name}: {error}") from None
+    if config.hidden_size % config.num_attention_heads:
+        raise UsageError(
+            f"--model {name}: its config.json says hidden_size {config.hidden_size}, which its "
+            f"{config.num_attention_heads} heads do not divide"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(f"--model {name}: its weights are quantised and cannot be trained; give the model in float")
+    if (Path(name) / "adapter_config.json").exists():
+        raise UsageError(
+            f"--model {name}: beside the model there is an adapter, which would be left out; merge it into the model's "
+            "weights (merge_and_unload), or remove adapter_config.json"
+        )
+    for field, value in _PLAIN.items():
+        setattr(config, field, value)
+    return config, labels
+
+
+def _labels(config: Any, stated: Mapping[str, Any]) -> dict[int, str]:
+    """The names of the classes by index, from a config as it was read and from what its file states.
+
+    transformers forgets the label2id of a file without id2label, and the id2label of one with another num_labels.
+    """
+    architectures = stated.get("architectures")
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return {}
+    labels = {int(index): str(label) for index, label in (stated.get("id2label") or config.id2label).items()}
+    if all(label == f"LABEL_{index}" for index, label in labels.items()) and stated.get("label2id"):
+        return {int(index): str(label) for label, index in stated["label2id"].items()}
+    return labels
+
+
+def read_tokenizer(name: str, config: Any) -> Any:
+    """The tokenizer of a model, which makes no token type where the model has one alone.
+
+    Args:
+        name: a folder or a model of the hub.
+        config: the model's.
+
+    Raises:
+        UsageError: none can be read there, or its ids are not those of the model's embeddings.
+    """
+    with reading(f"--model {name}: no tokenizer could be read there"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+    # Where a folder has no vocabulary transformers makes one of its special tokens.
+    if not config.vocab_size / 2 <= largest + 1 <= config.vocab_size:
+        raise UsageError(
+            f"--model {name}: its tokenizer has token ids up to {largest} and its embeddings are "
+            f"{config.vocab_size}: the tokenizer's files are not there, or not this model's"
+        )
+    if config.type_vocab_size < 2:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    return tokenizer
 
 
 def load_model(name: str, config: Any, labels: Mapping[int, str], *, seed: int) -> nn.Module:
@@ -28,16 +125,16 @@ def load_model(name: str, config: Any, labels: Mapping[int, str], *, seed: int) 
 
     Args:
         name: a folder or a model of the hub.
-        config: its config, with the task's labels in the task's order.
-        labels: the labels by index that the checkpoint's own config names.
+        config: what `read_config` gave, with the task's labels in the task's order.
+        labels: the labels of the checkpoint, as `read_config` gave them.
         seed: of the classifier.
 
     Raises:
-        UsageError: no weights can be read there, some of the encoder's are not there, or the checkpoint has some
-            that the model does not.
+        UsageError: no weights can be read there, some of the encoder's are not there or not finite, or the
+            checkpoint has some that the model does not.
     """
     torch.manual_seed(seed)
-    try:
+    with reading(f"--model {name}: no weights could be read there"):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
@@ -45,17 +142,30 @@ def load_model(name: str, config: Any, labels: Mapping[int, str], *, seed: int) 
             ignore_mismatched_sizes=True,  # of a classifier for another number of labels
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"--model {name}: no weights could be read there: {first_line(error)}") from None
     absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     _check_encoder(name, model, absent, found["unexpected_keys"])
     _match_classifier(model, absent, labels, seed)
     return model
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong while transformers reads a file of others into UsageError, `what` before its message.
+
+    It hands on the errors of the many libraries that it reads with: of JSON, pickles, safetensors, tokenizers, fields
+    of the wrong type, packages that are not installed.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{what}: {first_line(error)}") from error
+
+
 def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return str(error).strip().split("\n")[0]
+    """What an error says, in short: its first line, and the next where that one announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text  # which says a bare key
 
 
 def _check_encoder(name: str, model: nn.Module, absent: set[str], unexpected: list[str]) -> None:
@@ -64,20 +174,27 @@ def _check_encoder(name: str, model: nn.Module, absent: set[str], unexpected: li
     transformers fills in whatever a checkpoint lacks and leaves out what a model lacks. The classifier is the task's,
     and a model that was pre-trained on masked words alone has no pooler; all else must be there, on both sides.
     """
-    base = model.base_model_prefix
-    missing = sorted(key for key in absent if key.startswith(f"{base}.") and not key.startswith(f"{base}.pooler."))
+    base, prefix = model.base_model, f"{model.base_model_prefix}."
+    missing = sorted(key for key in absent if key.startswith(prefix) and not key.startswith(f"{prefix}pooler."))
     if missing:
         raise UsageError(
             f"--model {name}: expected the weights of a whole encoder, found none, or none of the config's shape, "
             f"for {_some(missing)}"
         )
-    unused = sorted(key for key in unexpected if _ENCODER.search(key))
+    # Old versions of transformers saved buffers that are no part of a checkpoint now.
+    buffers = {key for key, _ in base.named_buffers()}
+    parts = {key for key, _ in base.named_children()}
+    own = {key: key.removeprefix(prefix) for key in unexpected}
+    unused = sorted(key for key, short in own.items() if short.split(".")[0] in parts and short not in buffers)
     if unused:
         raise UsageError(
             f"--model {name}: the checkpoint holds weights that a model of its config.json does not have: "
             f"{_some(unused)}. The config names fewer layers, or the checkpoint has parts, such as relative positions, "
             "that this version of transformers leaves out: correct the config"
         )
+    broken = sorted(key for key, weight in base.named_parameters() if not weight.isfinite().all())
+    if broken:
+        raise UsageError(f"--model {name}: expected finite weights, found NaN or infinity in {_some(broken)}")
 
 
 def _some(keys: list[str]) -> str:
@@ -86,22 +203,22 @@ def _some(keys: list[str]) -> str:
 
 @torch.no_grad()
 def _match_classifier(model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
-    names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    outside = [name for name in names if not name.startswith(f"{model.base_model_prefix}.")]
-    if not outside or f"{outside[-1]}.weight" in absent:
-        logger.info("classifier: new")
-        return
-    classifier = names[outside[-1]]
-    own = [str(labels.get(i, labels.get(str(i)))).casefold() for i in range(len(labels))]
-    wanted = [model.config.id2label[i].casefold() for i in range(model.config.num_labels)]
-    if sorted(own) == sorted(wanted) and len(set(own)) == len(own):
+    classifier = model.classifier
+    own = [labels.get(index, "").casefold() for index in range(len(labels))]
+    wanted = [model.config.id2label[index].casefold() for index in range(model.config.num_labels)]
+    if absent & {"classifier.weight", "classifier.bias"}:
+        why = "the checkpoint has none for as many labels"
+    elif sorted(own) != sorted(wanted) or len(set(own)) < len(own):
+        why = f"the checkpoint's labels ({', '.join(own)}) are not the task's ({', '.join(wanted)})"
+    else:
         order = [own.index(label) for label in wanted]
         for parameter in (classifier.weight, classifier.bias):
             parameter.copy_(parameter[order])
-        changed = order != sorted(order)
-        logger.info("classifier: the checkpoint's%s", ", its labels put in the task's order" if changed else "")
+        moved = order != sorted(order)
+        logger.info("classifier: the checkpoint's%s", ", its labels put in the task's order" if moved else "")
         return
+    # Not as transformers has made it: what that drew depends on what else the checkpoint lacked.
     torch.manual_seed(seed)
-    nn.init.normal_(classifier.weight, std=getattr(model.config, "initializer_range", 0.02))
+    nn.init.normal_(classifier.weight, std=model.config.initializer_range)
     nn.init.zeros_(classifier.bias)
-    logger.info("classifier: new; the checkpoint's labels (%s) are not the task's (%s)", *map(", ".join, (own, wanted)))
+    logger.info("classifier: new; %s", why)

@@ -152,6 +152,8 @@ class TrainingLoop:
                     logger.info(self._line((self.step - begun[1]) / (last_line - begun[0])))
                 if after_step(self.step):
                     break
+            if self.step > (self.history[-1]["step"] if self.history else 0):
+                self._log()  # training was stopped between two looks at the loss
 
     def _train_step(self, batches: list[list[int]]) -> None:
         settings = self.settings

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 import earlybert_kernels as ek
 
 from .arguments import FinetuneArguments
 from .errors import MissingFileError, UsageError
-from .loading import first_line
+from .loading import read_config, read_tokenizer
 from .machine import describe_machine, versions
 from .rundir import RunDirectory
 from .tasks import Task, TaskData, get_task
@@ -73,7 +72,7 @@ def prepare(args: FinetuneArguments) -> Prepared:
     config, labels = _config(args, task)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
     backends = backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
-    tokenizer = _tokenizer(args, config)
+    tokenizer = read_tokenizer(args.model, config)
     data = task.load(None if args.data_dir is None else Path(args.data_dir))
     data = TaskData(
         data.train.first(args.max_train_examples),
@@ -186,47 +185,15 @@ def _device(args: FinetuneArguments) -> torch.device:
 
 def _config(args: FinetuneArguments, task: Task) -> tuple[Any, dict[int, str]]:
     """The model's config with the task's labels, and the labels that it came with."""
-    try:
-        config = AutoConfig.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--model {args.model}: no model could be read there: {first_line(error)}") from None
-    if config.hidden_size % config.num_attention_heads:
-        raise UsageError(
-            f"--model {args.model}: its config.json says hidden_size {config.hidden_size}, which its "
-            f"{config.num_attention_heads} heads do not divide"
-        )
-    config.output_attentions = False  # which nothing here reads
-    labels = dict(config.id2label)
+    config, labels = read_config(args.model)
     # After reading, and all of it: the model may come from a task of another kind, whose loss would stay.
     names = task.labels or ("LABEL_0",)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
-    if args.method != "dense" or args.kernels == "auto":
-        try:
-            ek.check_convertible(config)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"--model {args.model}: {error}") from None
-    positions = getattr(config, "max_position_embeddings", args.max_length)
+    positions = config.max_position_embeddings
     if args.max_length > positions:
         raise UsageError(
             f"--max-length: expected at most {positions}, the model's longest input, found {args.max_length}"
         )
     return config, labels
-
-
-def _tokenizer(args: FinetuneArguments, config: Any) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--model {args.model}: no tokenizer could be read there: {first_line(error)}") from None
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    # Where a folder has no vocabulary transformers makes one of its special tokens.
-    if not config.vocab_size / 2 <= largest + 1 <= config.vocab_size:
-        raise UsageError(
-            f"--model {args.model}: its tokenizer has token ids up to {largest} and its embeddings are "
-            f"{config.vocab_size}: the tokenizer's files are not there, or not this model's"
-        )
-    if getattr(config, "type_vocab_size", 2) < 2:
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
-    return tokenizer

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 import earlybert_kernels as ek
 
 from .errors import MissingFileError, UsageError
-from .loading import first_line
+from .loading import reading
 from .rundir import RunDirectory
 
 #: Largest difference of logits that float32 arithmetic in another order explains.
@@ -40,10 +40,8 @@ def verify(path: str) -> list[Finding]:
     ticket = directory.read_ticket()
     if not directory.model.is_dir():
         raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
-    try:
+    with reading(f"{directory.model}: no model could be read there"):
         model = AutoModelForSequenceClassification.from_pretrained(directory.model).eval()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{directory.model}: no model could be read there: {first_line(error)}") from None
     stock = ek.to_stock(model).eval()
     # A run that began with a compact model has a ticket of that one's units, which the model no longer numbers.
     config = stock.config

@@ -17,7 +17,8 @@ from transformers import AutoConfig, BertForSequenceClassification, BertModel
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import UsageError
-from earlybert.loading import load_model
+from earlybert.loading import load_model, read_config
+from earlybert.tasks import TASKS
 
 Make = Callable[..., FinetuneArguments]
 
@@ -78,10 +79,11 @@ def test_a_classifier_of_other_labels_is_new_and_from_the_seed(
 
 def test_mnli_is_put_in_order(tiny_bert: str, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_bert)
-    config.id2label = dict(enumerate(("entailment", "neutral", "contradiction")))
+    config.id2label = {0: "Contradiction", 1: "ENTAILMENT", 2: "neutral"}
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     own = load_file(tmp_path / "model.safetensors")["classifier.weight"]
-    labels = {"0": "Contradiction", "1": "ENTAILMENT", "2": "neutral"}
+    config, labels = read_config(str(tmp_path))
+    config.id2label = dict(enumerate(TASKS["mnli"].labels))
     assert torch.equal(load_model(str(tmp_path), config, labels, seed=1).classifier.weight, own[[1, 2, 0]])
 
 

@@ -165,7 +165,7 @@ def with_pruned_heads(folder: Path) -> None:
         (without_a_tokenizer, "the tokenizer's files are not there"),
         (with_fewer_embeddings, "the tokenizer's files are not there, or not this model's"),
         (torn, "no weights could be read there"),
-        (with_an_odd_hidden_size, "hidden_size 30, which its 4 heads do not divide"),
+        (with_an_odd_hidden_size, "hidden_size=30 is no multiple of config.num_attention_heads=4"),
     ],
 )
 @pytest.mark.parametrize("kernels", ["auto", "off"])

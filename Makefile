@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint sanitize clean
+.PHONY: help install demo test test-peer lint sanitize clean
 
 help:
 	@sed -n '2,3s/^#//p' Makefile
@@ -34,9 +34,15 @@ test: lint
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 
+# Downloads transformers' source distribution for its common model tests.
+test-peer: install
+	@echo "== Running transformers' own model tests on stock, converted, gated and masked models"
+	$(BIN)/pip install --quiet --disable-pip-version-check parameterized
+	$(BIN)/python tests/peer/run.py
+
 sanitize: install
 	@echo "== Running the tests of the CPU and the emulated CUDA ops under AddressSanitizer and UndefinedBehaviorSanitizer"
 	$(BIN)/python tests/sanitize.py
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.json
+	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.*.json

@@ -2,8 +2,8 @@
 
 Neither links torch, so nothing here imports it, and one build serves every torch version. An extension
 that cannot be built is left out with one line saying why, and the library runs its ops in plain PyTorch
-instead. What was built, how, and what is missing is written to earlybert_kernels/_build.json, which
-`python -m earlybert_kernels.env` prints.
+instead. What was built, how, and what is missing is written to earlybert_kernels/_build.TAG.json, where TAG names
+the Python and the platform as in the modules' own names; `python -m earlybert_kernels.env` prints it.
 
 Environment variables:
 
@@ -37,6 +37,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+#: The record of a build: one for each Python, whose modules stand side by side in a source tree.
+RECORD = f"_build{SUFFIX.removesuffix('.so')}.json"
 #: Ampere, Ada, Hopper, and Blackwell, whose code runs on all of compute capability 10.x.
 DEFAULT_ARCHS = ("80", "86", "89", "90a", "100")
 
@@ -272,7 +274,7 @@ class NinjaBuild(build_ext):
         for name, make_plan in PLANS.items():
             record[name] = self.build_module(name, make_plan, f"EARLYBERT_BUILD{name.upper()}")
         self.kernels_dir().mkdir(parents=True, exist_ok=True)
-        (self.kernels_dir() / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
+        (self.kernels_dir() / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
     def build_module(self, name: str, make_plan, variable: str) -> dict:
         """Builds one module as its switch says; returns its part of the record."""
@@ -300,7 +302,7 @@ class NinjaBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         built = [self.kernels_dir() / (name + SUFFIX) for name in PLANS]
-        return [str(path) for path in [*built, self.kernels_dir() / "_build.json"] if path.exists()]
+        return [str(path) for path in [*built, self.kernels_dir() / RECORD] if path.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -24,7 +24,9 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
 
     Works on stock and converted models, and on compact ones again. Gates are folded into the weights and removed.
     The BERT classes in the model become their compact ones (`CompactBertFor...`), so that `save_pretrained`
-    writes a folder which `AutoModelFor....from_pretrained` reads back once `earlybert_kernels` is imported.
+    writes a folder which `AutoModelFor....from_pretrained` reads back once `earlybert_kernels` is imported (the
+    folder's README.md says so). Call this on the model that will be saved, not on the `BertModel` inside it. PEFT has
+    no default target modules for the model type: name them (`target_modules=["query", "value"]`).
 
     Args:
         model: a BERT model or head.
@@ -34,12 +36,15 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
             training the removed Parameters: build it afterwards, or pass it.
 
     Raises:
-        ValueError: the ticket does not fit the model, or the optimizer holds none of its Parameters.
+        ValueError: the ticket does not fit the model, the model does not agree with its config (layers that were cut,
+            added or repeated, embeddings of another size, weights tied or untied), so that it could not be loaded
+            again, or the optimizer holds none of its Parameters.
         TypeError: the model's family has no adapter, a class in it has no compact counterpart to be saved as, or
             the optimizer keeps state of another shape than the Parameter's (Adafactor, say), which cannot be cut.
     """
     family, base = find_base(model)
     family.check_compactable(model, base)
+    family.check_agreement(model, base)
     check_ticket(model, ticket)
     if optimizer is not None:
         _check_optimizer(optimizer, base)
@@ -99,9 +104,11 @@ def to_stock(model: nn.Module) -> nn.Module:
         same dtype and mode, that needs no earlybert_kernels.
 
     Raises:
+        ValueError: the model does not agree with its config, as for `compact`.
         TypeError: the model's family has no adapter, or `model` is not itself a transformers model.
     """
     family, base = find_base(model)
+    family.check_agreement(model, base)
     stock = family.dense_stock(model, base)
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = {n: t.clone() for n, t in model.state_dict().items() if not n.endswith(("head_gates", "neuron_gates"))}

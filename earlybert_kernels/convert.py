@@ -11,7 +11,7 @@ from torch import nn
 from . import gates
 from .models import find_base, layer_parts
 from .models.checkpointed_layer import CheckpointedEncoderLayer
-from .nn import LayerParts, PaddingFreeEncoder
+from .nn import EncoderLayer, LayerParts, PaddingFreeEncoder
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,6 +21,7 @@ class _Conversion:
     """What `restore` needs, kept on the base model but not among its registered modules."""
 
     stock_encoder: nn.Module
+    layers: list[tuple[EncoderLayer, nn.Module]]  # each with the stock layer that it was made of
     disconnect: Callable[[], None]
 
 
@@ -46,20 +47,26 @@ def convert(model: Model) -> Model:
     Raises:
         TypeError: the model's family has no adapter, or one of its modules is not what transformers puts there
             (a quantised or wrapped layer, say); the message names it, and nothing has been changed.
-        ValueError: a variant that the fused layers do not compute (a decoder, an unknown activation).
+        ValueError: a variant that the fused layers do not compute (a decoder, an unknown activation, relative
+            positions), or the encoder or the embeddings do not agree with the config (layers that were cut, added or
+            repeated, embeddings of another size), so that a saved model could not be loaded again.
     """
     family, base = find_base(model)
-    if is_converted(model):
-        return model
     family.check_config(base.config)
     family.check_base(base)
+    family.check_agreement(model, base, whole=False)
+    if is_converted(model):
+        _check_fused(base)
+        return model
+    family.check_encoder(base)
     stock = base.encoder
     fused = [(layer, CheckpointedEncoderLayer(layer, parts)) for layer, parts in layer_parts(model)]
     for stock_layer, layer in fused:
         _hand_over(stock_layer, layer, layer.parts)
     base.encoder = PaddingFreeEncoder(nn.ModuleList(layer for _, layer in fused))
     _copy_mode(stock, base.encoder)
-    base._earlybert = _Conversion(stock, family.connect(base, model))
+    layers = [(layer, stock_layer) for stock_layer, layer in fused]
+    base._earlybert = _Conversion(stock, layers, family.connect(base, model))
     return model
 
 
@@ -67,20 +74,25 @@ def restore(model: Model) -> Model:
     """Puts the original modules back, in place, and returns the model; the opposite of `convert`.
 
     The modules are the very ones that `convert` took out, with the Parameters as trained since, compacted ones
-    included. Restoring a stock model changes nothing.
+    included. Layers that have been cut or moved since stay so. Restoring a stock model changes nothing.
 
     Raises:
         TypeError: the model's family has no adapter.
-        ValueError: a ticket is applied, which stock modules cannot run.
+        ValueError: a ticket is applied, which stock modules cannot run; or a layer was added or repeated since.
     """
     _, base = find_base(model)
     if not is_converted(model):
         return model
+    _check_fused(base)
     if any(layer.is_masked for layer in base.encoder.layer):
         raise ValueError("a ticket is applied, and stock layers cannot skip units: call clear_ticket or compact first")
     conversion = base._earlybert
+    stock_of = dict(conversion.layers)
+    stock_layers = [stock_of[layer] for layer in base.encoder.layer]
+    if stock_layers != list(conversion.stock_encoder.layer):
+        conversion.stock_encoder.layer = nn.ModuleList(stock_layers)
     _copy_mode(base.encoder, conversion.stock_encoder)
-    for stock_layer, layer in zip(conversion.stock_encoder.layer, base.encoder.layer, strict=True):
+    for stock_layer, layer in zip(stock_layers, base.encoder.layer, strict=True):
         _hand_over(layer, stock_layer, layer.parts)
     base.encoder = conversion.stock_encoder
     conversion.disconnect()
@@ -95,6 +107,18 @@ def is_converted(model: nn.Module) -> bool:
         TypeError: the model's family has no adapter.
     """
     return isinstance(find_base(model)[1].encoder, PaddingFreeEncoder)
+
+
+def _check_fused(base: nn.Module) -> None:
+    """Raises ValueError if a converted encoder has layers that `convert` did not make, or one of them twice."""
+    left = {layer for layer, _ in base._earlybert.layers}
+    for number, layer in enumerate(base.encoder.layer):
+        if layer not in left:
+            raise ValueError(
+                f"encoder.layer.{number} was added after the model was converted: take it out, call "
+                "earlybert_kernels.restore(model), change the layers, and convert again"
+            )
+        left.remove(layer)
 
 
 def _copy_mode(source: nn.Module, target: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .models import layer_parts
+from .models import find_base, layer_parts
 from .nn import EncoderLayer, LayerParts
 from .units import check_gate_dtype, fold_gates, per_column
 
@@ -20,15 +20,16 @@ def enable_gates(model: Model) -> Model:
 
     Each layer gets two float32 Parameters, `head_gates` `(heads,)` and `neuron_gates` `(neurons,)`. On a converted
     model they are folded into the weight behind them and cost next to nothing; on a stock one they multiply
-    the activations, which is the definition. Gates that are there already keep their values.
-
-    `from_pretrained` would leave the gates out without a word, and so `save_pretrained` raises while there are any:
-    save the `state_dict`, which has them, or call `remove_gates` first.
+    the activations, which is the definition. Gates that are there already keep their values. `save_pretrained` saves
+    them with the model, as one of model type `compact_bert` that keeps all units: call this on the model that will be
+    saved, not on the `BertModel` inside it. `AutoModelFor....from_pretrained` brings them back.
 
     Raises:
         TypeError: the model's family has no adapter.
     """
-    for layer, parts in layer_parts(model):
+    layers = layer_parts(model)
+    find_base(model)[0].set_gated(model, True)
+    for layer, parts in layers:
         if getattr(layer, "head_gates", None) is None:
             weight = parts.query.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -37,8 +38,6 @@ def enable_gates(model: Model) -> Model:
                 for units in (parts.num_heads, parts.num_neurons)
             )
             attach(layer, parts, heads, neurons)
-    for module in _savable(model):
-        module.save_pretrained = _refuse_to_save
     return model
 
 
@@ -72,20 +71,8 @@ def remove_gates(model: Model) -> Model:
         if heads is not None:
             parts.attention_output.weight.copy_(fold_gates(parts.attention_output.weight, heads, parts.head_size))
             parts.output.weight.copy_(fold_gates(parts.output.weight, neurons))
-    for module in _savable(model):
-        module.__dict__.pop("save_pretrained", None)
+    find_base(model)[0].set_gated(model, False)
     return model
-
-
-def _savable(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "save_pretrained")]
-
-
-def _refuse_to_save(*args, **kwargs) -> None:
-    raise ValueError(
-        "the model has gates, which from_pretrained would leave out without a word: fold them into the weights with "
-        "earlybert_kernels.remove_gates(model), or save model.state_dict() and load it after enable_gates"
-    )
 
 
 def attach(layer: nn.Module, parts: LayerParts, heads: nn.Parameter | None, neurons: nn.Parameter | None) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+_FORMAT = 1
+
 
 class Ticket:
     """The kept units of a model, layer by layer; immutable.
@@ -16,13 +18,23 @@ class Ticket:
     Attributes:
         heads: sorted indices of the kept heads, a list a layer.
         neurons: sorted indices of the kept feed-forward neurons, a list a layer.
+        heads_of, neurons_of: how many of each the layers of its model have, kept or not; None where that is not known.
+            Tickets of the same units are equal, whether they say it or not.
 
     Raises:
-        ValueError: the two have different numbers of layers, or a layer repeats an index or has a negative one.
-        TypeError: an index is not an integer.
+        ValueError: the two have different numbers of layers, a layer repeats an index or has a negative one, or the
+            units are not among those of `heads_of` and `neurons_of`, of which one is never given without the other.
+        TypeError: an index or a number of units is not an integer; True and False are none.
     """
 
-    def __init__(self, heads: Iterable[Iterable[int]], neurons: Iterable[Iterable[int]]) -> None:
+    def __init__(
+        self,
+        heads: Iterable[Iterable[int]],
+        neurons: Iterable[Iterable[int]],
+        *,
+        heads_of: Iterable[int] | None = None,
+        neurons_of: Iterable[int] | None = None,
+    ) -> None:
         self._heads = [_sorted_unique(units, "heads", layer) for layer, units in enumerate(heads)]
         self._neurons = [_sorted_unique(units, "neurons", layer) for layer, units in enumerate(neurons)]
         if len(self._heads) != len(self._neurons):
@@ -30,6 +42,13 @@ class Ticket:
                 f"a ticket needs heads and neurons of the same layers: got {len(self._heads)} layers of heads "
                 f"and {len(self._neurons)} of neurons"
             )
+        self._sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        if heads_of is not None or neurons_of is not None:
+            if heads_of is None or neurons_of is None:
+                raise ValueError("a ticket says of how many heads and of how many neurons it is, or neither")
+            sizes = tuple(map(_integer, heads_of)), tuple(map(_integer, neurons_of))
+            self.check_sizes(*sizes)
+            self._sizes = sizes
 
     @property
     def heads(self) -> list[list[int]]:
@@ -40,6 +59,16 @@ class Ticket:
     def neurons(self) -> list[list[int]]:
         """Sorted indices of the kept neurons of each layer."""
         return [list(units) for units in self._neurons]
+
+    @property
+    def heads_of(self) -> list[int] | None:
+        """How many heads each layer of the ticket's model has, or None."""
+        return None if self._sizes is None else list(self._sizes[0])
+
+    @property
+    def neurons_of(self) -> list[int] | None:
+        """How many neurons each layer of the ticket's model has, or None."""
+        return None if self._sizes is None else list(self._sizes[1])
 
     def __len__(self) -> int:
         """The number of layers."""
@@ -58,19 +87,23 @@ class Ticket:
         return f"Ticket(kept heads a layer: {heads}; kept neurons a layer: {neurons})"
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the ticket as JSON: `{"heads": [[...], ...], "neurons": [[...], ...]}`."""
-        rows = {
-            name: "[\n    " + ",\n    ".join(json.dumps(units) for units in layers) + "\n  ]"
-            for name, layers in (("heads", self._heads), ("neurons", self._neurons))
-        }
-        text = f'{{\n  "heads": {rows["heads"]},\n  "neurons": {rows["neurons"]}\n}}\n'
+        """Writes the ticket as JSON.
+
+        `{"format": 1, "heads_of": [...], "neurons_of": [...], "heads": [[...], ...], "neurons": [[...], ...]}`, without
+        the second and the third where the ticket does not say of which model it is.
+        """
+        sizes = {} if self._sizes is None else {"heads_of": self.heads_of, "neurons_of": self.neurons_of}
+        rows = {name: json.dumps(value) for name, value in {"format": _FORMAT, **sizes}.items()}
+        for name, layers in (("heads", self._heads), ("neurons", self._neurons)):
+            rows[name] = "[\n    " + ",\n    ".join(json.dumps(units) for units in layers) + "\n  ]"
+        text = "{\n" + ",\n".join(f'  "{name}": {row}' for name, row in rows.items()) + "\n}\n"
         partial = Path(f"{os.fspath(path)}.partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Ticket:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, in this version or before (when files had no format and no sizes).
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -78,8 +111,11 @@ class Ticket:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(data["heads"], data["neurons"])
-        except (KeyError, TypeError, ValueError) as error:
+            if (written := data.get("format", _FORMAT)) != _FORMAT:
+                raise ValueError(f"its format is {written!r}, and this version of earlybert_kernels reads {_FORMAT}")
+            sizes = {name: data.get(name) for name in ("heads_of", "neurons_of")}
+            return cls(data["heads"], data["neurons"], **sizes)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a ticket written by Ticket.save: {error}") from error
 
     def distance(self, other: Ticket, of: Literal["heads", "neurons"] | None = None) -> float:
@@ -111,8 +147,16 @@ class Ticket:
 
     def check_sizes(self, heads: Sequence[int], neurons: Sequence[int]) -> None:
         """Raises ValueError unless the ticket fits a model with these numbers of heads and neurons a layer."""
-        if len(self) != len(heads):
+        if len(self) != len(heads) or len(self) != len(neurons):
             raise ValueError(f"the ticket has {len(self)} layers, the model {len(heads)}")
+        for name, own, sizes in zip(("heads", "neurons"), self._sizes or (), (heads, neurons), strict=False):
+            if (
+                layer := next((n for n, (a, b) in enumerate(zip(own, sizes, strict=True)) if a != b), None)
+            ) is not None:
+                raise ValueError(
+                    f"the ticket is of a model with {own[layer]} {name} in layer {layer}, and this one has "
+                    f"{sizes[layer]} there"
+                )
         for name, kept, sizes in (("heads", self._heads, heads), ("neurons", self._neurons, neurons)):
             for layer, (units, size) in enumerate(zip(kept, sizes, strict=True)):
                 if not units:
@@ -124,8 +168,15 @@ class Ticket:
                     )
 
 
+def _integer(number: object) -> int:
+    """`number` as an int; booleans, which Python counts among the integers, are a mask that was taken for indices."""
+    if isinstance(number.item() if hasattr(number, "item") else number, bool):
+        raise TypeError(f"expected an integer, found {number}: a ticket lists the indices of units and is no mask")
+    return operator.index(number)
+
+
 def _sorted_unique(units: Iterable[int], name: str, layer: int) -> list[int]:
-    indices = sorted(operator.index(unit) for unit in units)
+    indices = sorted(map(_integer, units))
     if len(set(indices)) != len(indices) or any(index < 0 for index in indices):
         raise ValueError(f"{name} of layer {layer} repeat an index or hold a negative one")
     return indices

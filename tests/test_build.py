@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from earlybert_kernels import backends
 from earlybert_kernels.backends import build_record, cpu, load_extension
 
 CUDA, MISSING_CUDA = load_extension("_cuda")
 ROOT = Path(__file__).parents[1]
+RECORD = f"_build{sysconfig.get_config_var('EXT_SUFFIX').removesuffix('.so')}.json"
 HAS_SOURCES = (ROOT / "setup.py").exists() and (ROOT / "csrc").exists()
 pytestmark = pytest.mark.skipif(not HAS_SOURCES, reason="the tests run without the source tree")
 
@@ -49,7 +51,7 @@ def build(tree, *, path=None, **variables):
         env["PATH"] = str(path)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
-    record = tree / "earlybert_kernels" / "_build.json"
+    record = tree / "earlybert_kernels" / RECORD
     return done, json.loads(record.read_text()) if record.exists() else None
 
 
@@ -64,6 +66,28 @@ def test_switched_off(tree):
     assert record["_cpu"] == {"built": False, "reason": "EARLYBERT_BUILD_CPU=0"}
     assert record["_cuda"] == {"built": False, "reason": "EARLYBERT_BUILD_CUDA=0"}
     assert modules(tree) == []
+
+
+def test_the_builds_of_several_pythons_stand_side_by_side(tree, monkeypatch):
+    other = tree / "earlybert_kernels" / "_build.cpython-39-x86_64-linux-gnu.json"
+    other.write_text(json.dumps({"python": "3.9.1", "_cpu": {"built": True}}))
+    kept = other.read_text()
+    monkeypatch.setattr(backends, "__file__", str(tree / "earlybert_kernels" / "backends" / "__init__.py"))
+    backends.build_record.cache_clear()
+    try:
+        assert build_record() == {}
+        assert "_none is not built (it was built for Python 3.9.1)" in load_extension("_none")[1]
+        build(tree, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="0")
+        backends.build_record.cache_clear()
+        assert build_record()["_cpu"] == {"built": False, "reason": "EARLYBERT_BUILD_CPU=0"}
+        assert other.read_text() == kept
+        other.unlink()
+        (tree / "earlybert_kernels" / RECORD).unlink()
+        backends.build_record.cache_clear()
+        assert "(this source tree was never built)" in load_extension("_none")[1]
+    finally:
+        monkeypatch.undo()
+        backends.build_record.cache_clear()
 
 
 def test_without_a_compiler_it_is_left_out(tree, tmp_path_factory):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sysconfig
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +19,25 @@ ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
 DEFAULT_ARCHITECTURE = 90
 
 
+def _record_name(suffix: str) -> str:
+    """As setup.py's RECORD: what builds the modules of one Python records them apart."""
+    return f"_build{suffix.removesuffix('.so')}.json"
+
+
 @cache
 def build_record() -> dict:
-    """What setup.py built, how, and why not the rest; empty when it never ran in this tree."""
+    """What setup.py built for this Python, how, and why not the rest; empty when it never did in this tree."""
     try:
-        return json.loads((Path(__file__).parents[1] / "_build.json").read_text())
+        name = _record_name(sysconfig.get_config_var("EXT_SUFFIX"))
+        return json.loads((Path(__file__).parents[1] / name).read_text())
     except FileNotFoundError:
         return {}
+
+
+def _built_for() -> list[str]:
+    """The versions of Python that setup.py has built for in this tree."""
+    records = Path(__file__).parents[1].glob(_record_name(".*.so"))
+    return sorted(json.loads(record.read_text())["python"] for record in records)
 
 
 def load_extension(name: str) -> tuple[ModuleType | None, str | None]:
@@ -32,10 +45,10 @@ def load_extension(name: str) -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(f"earlybert_kernels.{name}"), None
     except ModuleNotFoundError:
-        record = build_record()
-        reason = record.get(name, {}).get("reason")
+        reason = build_record().get(name, {}).get("reason")
         if reason is None:
-            reason = f"it was built for Python {record['python']}" if record else "this source tree was never built"
+            others = ", ".join(_built_for())
+            reason = f"it was built for Python {others}" if others else "this source tree was never built"
         return None, f"earlybert_kernels.{name} is not built ({reason})"
     except ImportError as error:
         return None, f"earlybert_kernels.{name} cannot be loaded ({error})"

@@ -22,24 +22,28 @@ def check_convertible(config) -> None:
     """Raises unless `convert` takes models of this transformers config, so that nothing need be loaded to know.
 
     Raises:
-        TypeError: the model family has no adapter.
-        ValueError: the family has one, but not for this variant of it (a decoder, an unknown activation).
+        TypeError: the model family has no adapter, or `config` is no config.
+        ValueError: the family has one, but not for this variant of it (a decoder, an unknown activation, relative
+            positions, heads pruned by an old version of transformers).
     """
+    model_type = getattr(config, "model_type", None)
+    if model_type is None:
+        raise TypeError(f"expected a transformers config, found {type(config).__name__}")
     for family in FAMILIES:
-        if config.model_type in family.MODEL_TYPES:
+        if model_type in family.MODEL_TYPES:
             family.check_config(config)
             return
-    raise TypeError(_no_adapter(f"models of type {config.model_type!r}"))
+    raise TypeError(_no_adapter(f"models of type {model_type!r}"))
 
 
 def find_base(model: nn.Module) -> tuple[ModuleType, nn.Module]:
     """The family of `model` and its one base model (`BertModel`, say), which may be `model` itself.
 
     Raises:
-        TypeError: `model` is no module, or there is no base model of a known family in it, or more than one.
+        TypeError: there is no base model of a known family in it, or more than one, or `model` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a model, a torch.nn.Module, and got {model!r}")
+        raise TypeError(f"expected a model (a torch.nn.Module), found {type(model).__name__}")
     found = [(f, m) for f in FAMILIES for m in model.modules() if isinstance(m, f.BASE)]
     if not found:
         raise TypeError(_no_adapter(type(model).__name__))

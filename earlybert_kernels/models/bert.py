@@ -14,47 +14,21 @@ from transformers.models.bert import modeling_bert as hf
 from ..nn import LayerParts
 from ..ticket import Ticket
 from . import bert_heads
+from .bert_checks import ACTIVATIONS, check_plain
+from .bert_checks import check_agreement as check_agreement  # these are functions of a family
+from .bert_checks import check_base as check_base
+from .bert_checks import check_config as check_config
 from .bert_forward import packed_forward
 from .compact_bert import COMPACT_CLASSES, CompactBertConfig
-from .compact_bert import set_compact as set_compact  # one of the functions of a family
+from .compact_bert import set_compact as set_compact
+from .compact_bert import set_gated as set_gated
 
 BASE = hf.BertModel
 MODEL_TYPES = ("bert", "compact_bert")
 
-# Names that transformers gives the activations that the ops know.
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-
-
-def check_config(config) -> None:
-    """Raises ValueError for variants of BERT that the fused layers do not compute."""
-    if config.is_decoder or config.add_cross_attention:
-        raise ValueError(
-            "a BERT decoder (config.is_decoder or config.add_cross_attention) cannot be converted: the fused "
-            "attention is bidirectional self-attention"
-        )
-    position_embedding = getattr(config, "position_embedding_type", None) or "absolute"
-    if position_embedding != "absolute":
-        raise ValueError(
-            f"position_embedding_type={position_embedding!r} is not what transformers 5 builds: it leaves the relative "
-            "positions of a checkpoint out without a word. Use transformers 4, or a checkpoint with absolute positions"
-        )
-    if getattr(config, "pruned_heads", None):
-        raise ValueError(
-            "the config states pruned_heads, which transformers 5 ignores: the model it builds has all heads and does "
-            "not fit the checkpoint's weights"
-        )
-    if config.hidden_act not in _ACTIVATIONS:
-        raise ValueError(
-            f"hidden_act={config.hidden_act!r} cannot be converted; the fused feed-forward computes "
-            f"{', '.join(_ACTIVATIONS)}"
-        )
-
-
-def check_base(base: hf.BertModel) -> None:
-    """Raises TypeError if a base model does more than `BertModel`, which its fused forward would leave out."""
-    if type(base).forward is not hf.BertModel.forward:
-        raise TypeError(f"{class_name(base)} has a forward of its own, which a converted model would not run")
-    _check_plain("encoder", base.encoder, hf.BertEncoder)
+def check_encoder(base: hf.BertModel) -> None:
+    """Raises TypeError unless a base model that is not converted has the encoder that transformers gives it."""
+    check_plain("encoder", base.encoder, hf.BertEncoder)
 
 
 def parts(layer: nn.Module, name: str) -> LayerParts:
@@ -88,7 +62,7 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
         ".output.dropout": (layer.output.dropout, nn.Dropout),
     }
     for suffix, (module, cls) in expected.items():
-        _check_plain(name + suffix, module, cls)
+        check_plain(name + suffix, module, cls)
     return LayerParts(
         query=attention.self.query,
         key=attention.self.key,
@@ -102,7 +76,7 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
         output_norm=layer.output.LayerNorm,
         output_dropout=layer.output.dropout,
         head_size=attention.self.attention_head_size,
-        activation=_ACTIVATIONS[hidden_act],
+        activation=ACTIVATIONS[hidden_act],
     )
 
 
@@ -175,24 +149,3 @@ def _disconnect(handles: list, rerouted: list[nn.Module]) -> None:
         handle.remove()
     for module in rerouted:
         del module.forward
-
-
-def class_name(module: object) -> str:
-    """The whole name of an object's class: many libraries call theirs `Linear`."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _check_plain(name: str, module: nn.Module, cls: type) -> None:
-    if type(module) is not cls:
-        advice = ""
-        if type(module).__module__.startswith("peft."):
-            advice = "; merge the adapter first (model = model.merge_and_unload())"
-        raise TypeError(f"{name} is a {class_name(module)}, expected a plain {cls.__module__}.{cls.__name__}{advice}")
-    if any(map(_is_foreign, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()])):
-        raise TypeError(f"{name} carries forward hooks, which a converted model would not run; remove them")
-
-
-def _is_foreign(hook: Callable) -> bool:
-    """Whether a hook is neither our gates' nor the one with which transformers records outputs of stock layers."""
-    function = hook.func if isinstance(hook, functools.partial) else hook
-    return not function.__module__.startswith(("transformers.utils.output_capturing", "earlybert_kernels."))

@@ -14,6 +14,8 @@ from . import choices
 
 #: All backends, best first where the table of choices says nothing.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+#: Those that take what is not on a GPU unasked: nobody who computes on the CPU is made to wait for a driver.
+_OFF_GPUS = ("cpu", "reference")
 
 # A plain global and no ContextVar: torch.compile cannot trace the latter.
 _forced: str | None = None
@@ -25,7 +27,8 @@ class Implementation:
 
     Attributes:
         run: the callable; every backend of an op takes the same arguments.
-        unavailable: why this backend cannot run in this process at all (not built, no device), or None.
+        unavailable: why this backend cannot run in this process at all (not built, no device), or None; the same
+            for as long as the process lives.
         refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
         stands_in: whether it also runs where a backend is forced for a whole process and cannot run the call.
@@ -75,12 +78,12 @@ def backends(name: str) -> list[str]:
     table = _implementations[name]
     gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
     _, order = _orders(name, gpu)[-1]
-    return [b for b in order if b in table and table[b].unavailable() is None]
+    return [b for b in order if b in table and _unavailable(name, b) is None]
 
 
 def unavailable(name: str) -> dict[str, str]:
     """The backends that op `name` has but that cannot run in this process, and why."""
-    reasons = {b: _implementations[name][b].unavailable() for b in BACKENDS if b in _implementations[name]}
+    reasons = {b: _unavailable(name, b) for b in BACKENDS if b in _implementations[name]}
     return {backend: reason for backend, reason in reasons.items() if reason is not None}
 
 
@@ -132,14 +135,14 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int 
             for b in _order(op, tensors[0], size)
             if b in table
             and not table[b].on_demand
-            and table[b].unavailable() is None
+            and _unavailable(op, b) is None
             and table[b].refuses(*tensors, **facts) is None
         )
     _known(forced)
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:
-        reason = table[forced].unavailable() or table[forced].refuses(*tensors, **facts)
+        reason = _unavailable(op, forced) or table[forced].refuses(*tensors, **facts)
     if reason is not None and backend is None and table["reference"].stands_in:
         return "reference"
     if reason is not None:
@@ -151,7 +154,7 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int 
 
 
 def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:
-    return _order_on(tensor.device.index, op, size) if tensor.device.type == "cuda" else BACKENDS
+    return _order_on(tensor.device.index, op, size) if tensor.device.type == "cuda" else _OFF_GPUS
 
 
 def _order_on(gpu: int | None, op: str, size: int) -> tuple[str, ...]:
@@ -165,6 +168,12 @@ def _order_on(gpu: int | None, op: str, size: int) -> tuple[str, ...]:
 def _orders(op: str, gpu: int | None) -> tuple[tuple[int, tuple[str, ...]], ...]:
     """`choices.orders` for the GPU of that index."""
     return choices.orders(op, DEFAULT_ARCHITECTURE if gpu is None else architecture_of(gpu)) or ((0, BACKENDS),)
+
+
+@torch.compiler.assume_constant_result
+def _unavailable(op: str, backend: str) -> str | None:
+    """The backend's `unavailable`. Asked, not traced: it looks for packages, files and devices."""
+    return _implementations[op][backend].unavailable()
 
 
 def _known(backend: str) -> str:

@@ -40,14 +40,13 @@ def attention(
 
     keys = _Padding(cu_seqlens, max_seqlen, k.shape[0])
     queries = keys if cu_seqlens_q is None else _Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
-    context = F.scaled_dot_product_attention(
-        queries.pad(q),
-        keys.pad(k),
-        keys.pad(v),
-        attn_mask=keys.mask(),
-        dropout_p=dropout_p,
-        scale=softmax_scale,
-    )
+    padded = queries.pad(q), keys.pad(k), keys.pad(v)
+    if all(t.numel() for t in padded):
+        context = F.scaled_dot_product_attention(
+            *padded, attn_mask=keys.mask(), dropout_p=dropout_p, scale=softmax_scale
+        )
+    else:  # no query, or no key: zeros for every query. Not every release of torch survives being asked for that.
+        context = padded[0] @ padded[1].mT @ padded[2]
     context = queries.unpad(context)
     if head_gates is not None:
         context = (context * head_gates.unsqueeze(-1)).to(context.dtype)

@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from tiny_bert import batch, set_gates, tiny_model
+from tiny_bert import batch, set_gates, some_ticket, tiny_model
+from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
 
@@ -127,16 +128,28 @@ def test_a_step_of_the_papers_size_moves_a_gate_under_autocast():
     assert moved.median() > 1e-5
 
 
-@pytest.mark.parametrize("converted", [False, True])
-def test_a_gated_model_is_not_saved_without_its_gates(converted: bool, tmp_path) -> None:
+@pytest.mark.parametrize("state", ["stock", "converted", "compact"])
+def test_gates_are_saved_and_come_back_with_the_model(state: str, tmp_path) -> None:
     model = tiny_model()
-    model = ek.enable_gates(ek.convert(model) if converted else model)
+    if state == "compact":
+        model = ek.compact(model, some_ticket(model))
+    model = ek.enable_gates(ek.convert(model) if state == "converted" else model)
     set_gates(model)
-    for saved in (model, model.bert, copy.deepcopy(model)):
-        with pytest.raises(ValueError, match="remove_gates"):
-            saved.save_pretrained(tmp_path)
-    assert not any(tmp_path.iterdir())
     expected = model(**batch()).logits
-    ek.remove_gates(model).save_pretrained(tmp_path)
-    again = type(model).from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(again(**batch()).logits, expected)
+    for name, saved in (("it", model), ("copy", copy.deepcopy(model))):
+        saved.save_pretrained(tmp_path / name)
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / name, dtype=torch.bfloat16).eval()
+        assert {gate.dtype for gate in ek.head_gates(again)} == {torch.float32}
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / name).eval()
+        for gates in (ek.head_gates, ek.neuron_gates):
+            for theirs, ours in zip(gates(again), gates(model), strict=True):
+                torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+        torch.testing.assert_close(again(**batch()).logits, expected)
+        torch.testing.assert_close(ek.convert(again)(**batch()).logits, expected)
+    assert type(model) is type(copy.deepcopy(model))
+    ek.remove_gates(model).save_pretrained(tmp_path / "folded")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "folded").eval()
+    torch.testing.assert_close(plain(**batch()).logits, expected)
+    with pytest.raises(ValueError, match="no gates"):
+        ek.head_gates(plain)
+    assert (type(plain).__name__ == "BertForSequenceClassification") is (state != "compact")

@@ -1,6 +1,8 @@
 import json
 
+import numpy
 import pytest
+import torch
 
 import earlybert_kernels as ek
 
@@ -19,12 +21,59 @@ def test_save_and_load(tmp_path):
     path = tmp_path / "ticket.json"
     ticket.save(path)
     assert ek.Ticket.load(path) == ticket
-    assert json.loads(path.read_text()) == {"heads": [[1, 3], [0]], "neurons": [[2, 5, 9], [1]]}
+    assert json.loads(path.read_text()) == {"format": 1, "heads": [[1, 3], [0]], "neurons": [[2, 5, 9], [1]]}
     assert [p.name for p in tmp_path.iterdir()] == ["ticket.json"]
 
 
+def test_a_ticket_says_of_which_model_it_is(tmp_path):
+    ticket = ek.Ticket([[1, 3], [0]], [[2, 5, 9], [1]], heads_of=[4, 2], neurons_of=[10, 8])
+    path = tmp_path / "ticket.json"
+    ticket.save(path)
+    again = ek.Ticket.load(path)
+    assert (again.heads_of, again.neurons_of) == ([4, 2], [10, 8])
+    assert again == ticket == ek.Ticket(ticket.heads, ticket.neurons)
+    ticket.check_sizes([4, 2], [10, 8])
+    with pytest.raises(ValueError, match="of a model with 4 heads in layer 0, and this one has 12 there"):
+        ticket.check_sizes([12, 2], [10, 8])
+    with pytest.raises(ValueError, match="of a model with 8 neurons in layer 1, and this one has 9 there"):
+        ticket.check_sizes([4, 2], [10, 9])
+    for sizes in (
+        {"heads_of": [4, 2]},
+        {"heads_of": [3, 2], "neurons_of": [10, 8]},
+        {"heads_of": [4], "neurons_of": [10]},
+    ):
+        with pytest.raises(ValueError, match="or neither|only 3 there|has 2 layers"):
+            ek.Ticket(ticket.heads, ticket.neurons, **sizes)
+
+
+def test_files_from_before_the_format_had_a_number_are_read(tmp_path):
+    path = tmp_path / "ticket.json"
+    path.write_text('{"heads": [[1, 3], [0]], "neurons": [[2, 5, 9], [1]]}')
+    ticket = ek.Ticket.load(path)
+    assert ticket == ek.Ticket([[1, 3], [0]], [[2, 5, 9], [1]]) and ticket.heads_of is None
+    path.write_text('{"format": 2, "heads": [[0]], "neurons": [[0]]}')
+    with pytest.raises(ValueError, match="its format is 2, and this version"):
+        ek.Ticket.load(path)
+
+
+@pytest.mark.parametrize("mask", [[True, False], torch.tensor([True, False]), numpy.array([False, True])])
+def test_a_mask_is_no_list_of_indices(mask):
+    with pytest.raises(TypeError, match="is no mask"):
+        ek.Ticket([mask], [[0]])
+    assert ek.Ticket([torch.tensor([2, 0])], [numpy.array([1])]) == ek.Ticket([[0, 2]], [[1]])
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"heads": [[0]]}', '{"heads": [[0.5]], "neurons": [[1]]}', '{"heads": 3, "neurons": 4}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"heads": [[0]]}',
+        '{"heads": [[0.5]], "neurons": [[1]]}',
+        '{"heads": [[true]], "neurons": [[false]]}',
+        '{"heads": 3, "neurons": 4}',
+    ],
 )
 def test_malformed_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "broken.json"

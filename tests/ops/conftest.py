@@ -5,7 +5,6 @@ import contextlib
 import pytest
 import torch
 from guarded import poisoned_memory
-from mended_interpreter import mend_bfloat16
 from targets import Target, device_of
 
 from earlybert_kernels.backends import cpu, cuda, triton
@@ -13,9 +12,6 @@ from earlybert_kernels.backends import cpu, cuda, triton
 ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
 
 GPU_BACKENDS = {"triton": triton, "cuda": cuda}
-
-if triton.INTERPRETED:
-    mend_bfloat16()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Triton's interpreter, mended where its bfloat16 is not that of a GPU."""
+"""Triton's interpreter, mended where it is not what a GPU is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,26 @@ import numpy as np
 import torch
 
 
-def mend_bfloat16() -> None:
+def mend() -> None:
+    """To be called once, before a kernel runs."""
+    _mend_bfloat16()
+    _mend_loops()
+
+
+def _mend_loops() -> None:
+    """A bound of a loop may be an argument, of which Triton 3.6 makes an array that is no index to numpy 2.4 and up."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+def _mend_bfloat16() -> None:
     """Casts round to nearest, and products take numbers instead of their bits, as in no release up to 3.7.1."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle

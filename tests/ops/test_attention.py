@@ -1,6 +1,7 @@
 import oracles
 import pytest
 import torch
+import torch.nn.functional as F
 
 import earlybert_kernels as ek
 
@@ -146,3 +147,45 @@ def test_bad_arguments_are_refused(change, error, message):
     arguments = {"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens, "max_seqlen": longest} | change
     with pytest.raises(error, match=message):
         ek.ops.attention(**arguments)
+
+
+@pytest.mark.parametrize("backend", ek.ops.backends("attention"))
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("lengths_q", "lengths", "heads"),
+    [((), (), 2), ((0, 0), (0, 0), 2), ((2, 1), (0, 0), 2), ((0, 0), (2, 3), 2), ((2, 3), (2, 3), 0)],
+    ids=["no sequence", "no token", "no key", "no query", "no head"],
+)
+def test_with_nothing_to_compute_queries_get_zeros(monkeypatch, backend, p, lengths_q, lengths, heads):
+    """And torch, some releases of which end the process then, is not asked."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("torch was asked"))
+    dtype = torch.bfloat16 if backend == "cuda" else torch.float32
+    q, k, v = (
+        torch.randn(sum(n), heads, 32, dtype=dtype, requires_grad=True) for n in (lengths_q, lengths, lengths)
+    )
+    gates = torch.ones(heads, requires_grad=True)
+    (cu_q, longest_q), (cu, longest) = (
+        (torch.tensor([0, *n]).cumsum(0).int(), max(n, default=0)) for n in (lengths_q, lengths)
+    )
+    options = {"cu_seqlens_q": cu_q, "max_seqlen_q": longest_q, "head_gates": gates, "dropout_p": p}
+    out = ek.ops.attention(q, k, v, cu, longest, backend=backend, **options)
+    assert torch.equal(out, torch.zeros_like(q))
+    for tensor, gradient in zip((q, k, v, gates), torch.autograd.grad(out.sum(), (q, k, v, gates)), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_sublayer"])
+def test_all_heads_masked_is_nothing_to_compute(monkeypatch, name):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("torch was asked"))
+    mask, cu_seqlens = torch.zeros(3, dtype=torch.bool), torch.tensor([0, 4, 6], dtype=torch.int32)
+    if name == "attention":
+        q, k, v, *packing = inputs((4, 2))
+        assert not ek.ops.attention(q, k, v, *packing, head_mask=mask, backend="reference").any()
+        return
+    x = torch.randn(6, 12)
+    linears = [torch.randn(*shape) for _ in range(4) for shape in ((12, 12), (12,))]
+    norm = torch.ones(12), torch.zeros(12)
+    out = ek.ops.attention_sublayer(
+        x, cu_seqlens, 4, *linears, *norm, head_size=4, active_heads=mask, backend="reference"
+    )
+    torch.testing.assert_close(out, F.layer_norm(x + linears[-1], (12,), *norm, 1e-12))

@@ -16,6 +16,11 @@ def add_norm(**more):
     return ek.ops.dropout_add_layer_norm(x, x, torch.ones(4), torch.zeros(4), **more)
 
 
+def add_norm_of_ones():
+    x = torch.ones(3, 4)
+    return ek.ops.dropout_add_layer_norm(x, x, torch.ones(4), torch.zeros(4))
+
+
 @pytest.fixture
 def use_table(monkeypatch):
     """Puts a table of choices in place of the shipped one: by architecture, then by op, pairs of size and order."""
@@ -99,8 +104,36 @@ def test_what_the_first_refuses_the_next_takes(use_table, on_a_gpu, monkeypatch)
 
 
 def test_tensors_on_the_cpu_are_not_asked_about(monkeypatch):
+    """Neither the table nor what would look for a GPU, which may take a driver seconds."""
     monkeypatch.setattr(dispatch, "_orders", lambda op, gpu: pytest.fail("the table was asked"))
+    implementations = dispatch._implementations["dropout_add_layer_norm"]
+    for backend in ("cuda", "triton"):
+        asked = dataclasses.replace(
+            implementations[backend], on_demand=False, unavailable=lambda: pytest.fail("a GPU was looked for")
+        )
+        monkeypatch.setitem(implementations, backend, asked)
     add_norm()
+
+
+@pytest.mark.parametrize("missing", [None, "it is not installed"])
+def test_what_tells_whether_a_backend_is_there_is_not_traced(monkeypatch, missing):
+    """It may look for packages and files, which a compiler cannot follow."""
+
+    def unavailable():
+        torch._dynamo.graph_break()
+        return missing
+
+    implementations = dispatch._implementations["dropout_add_layer_norm"]
+    fake = dispatch.Implementation(lambda x, *_, **__: x * 3, unavailable, lambda *tensors: None, False)
+    monkeypatch.setitem(implementations, "cpu", fake)
+    torch._dynamo.reset()
+    compiled = torch.compile(add_norm_of_ones, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(), torch.full((3, 4), 3.0)) == (missing is None)
+    if missing is None:
+        torch._dynamo.reset()
+        with ek.use_backend("cpu"):
+            assert torch.equal(compiled(), torch.full((3, 4), 3.0))
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("sizes", [(0,), (0, 6)])

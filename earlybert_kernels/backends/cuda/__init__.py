@@ -8,11 +8,13 @@ the CPU: that proves what they compute without a GPU.
 from __future__ import annotations
 
 import os
+import re
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from .. import load_extension
+from .. import architecture_of, build_record, load_extension
 
 #: Whether kernels run on the CPU.
 EMULATED = os.environ.get("EARLYBERT_CUDA_EMULATED", "0") == "1"
@@ -23,18 +25,59 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CODES = {} if extension is None else {getattr(torch, name): code for name, code in extension.DTYPES.items()}
 
 
+@cache
 def unavailable() -> str | None:
     """Why no op can run on this backend in this process, or None."""
     if missing is not None:
         return missing
-    return None if EMULATED or torch.cuda.is_available() else "torch sees no CUDA GPU"
+    if EMULATED:
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    reasons = [lacks_code(gpu) for gpu in range(torch.cuda.device_count())]
+    return reasons[0] if all(reasons) else None
+
+
+@torch.compiler.assume_constant_result
+def lacks_code(gpu: int) -> str | None:
+    """Why no kernel of the extension can run on the GPU of that index, or None."""
+    return _lacks_code(gpu)
+
+
+@cache
+def _lacks_code(gpu: int) -> str | None:  # apart: the compiler looks through what `cache` wraps
+    built = re.findall(r"code=((?:sm|compute)_\w+)", " ".join(build_record().get("_cuda", {}).get("flags", ())))
+    here = architecture_of(gpu)
+    if not built or any(runs_on(code, here) for code in built):  # without a record, launching will tell
+        return None
+    return (
+        f"earlybert_kernels._cuda holds code for {', '.join(built)}, and none of it runs on this GPU (sm_{here}): "
+        "build it where the GPU is, or with EARLYBERT_CUDA_ARCHS"
+    )
+
+
+def runs_on(code: str, architecture: int) -> bool:
+    """Whether code that nvcc made for "sm_80", "sm_90a", "sm_100f" or "compute_80" runs on a GPU of that architecture.
+
+    Machine code runs within its major version from its minor one on, that of an "a" architecture on no other one. PTX
+    is compiled by the driver for whatever is newer.
+    """
+    kind, number, feature = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", code).groups()
+    target = int(number)
+    if feature == "a":
+        return architecture == target
+    return architecture >= target and (architecture // 10 == target // 10 or (kind, feature) == ("compute", ""))
 
 
 def refuses_device(*tensors: Tensor | None) -> str | None:
     """Why these tensors cannot be taken where they are, or None."""
     for tensor in tensors:
-        if tensor is not None and tensor.device.type != ("cpu" if EMULATED else "cuda"):
+        if tensor is None:
+            continue
+        if tensor.device.type != ("cpu" if EMULATED else "cuda"):
             return f"it takes CUDA tensors, got one on {tensor.device}"
+        if not EMULATED and (reason := lacks_code(tensor.get_device())) is not None:
+            return reason
     return None
 
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Whether kernels run on the CPU, one program after the other. Triton reads this when a kernel is defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
+missing = "the package triton is not installed" if importlib.util.find_spec("triton") is None else None
 
+
+@cache
 def unavailable() -> str | None:
     """Why no op can run on this backend in this process, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+    if missing is not None:
+        return missing
     if INTERPRETED or torch.cuda.is_available():
         return None
     return "torch sees no CUDA GPU, and TRITON_INTERPRET=1 is not set"

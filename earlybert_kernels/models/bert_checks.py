@@ -96,7 +96,7 @@ def _check_fields(config) -> None:
             f"config.pruned_heads={config.pruned_heads!r} is not supported: transformers 5 ignores it and builds all "
             "heads, which are not those of the weights; remove heads with earlybert_kernels.compact"
         )
-    if config.hidden_size % config.num_attention_heads:
+    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"config.hidden_size={config.hidden_size} is no multiple of config.num_attention_heads="
             f"{config.num_attention_heads}"

@@ -26,14 +26,7 @@ _PLAIN = {
     "chunk_size_feed_forward": 0,
 }
 #: Fields of a BERT's config that are sizes.
-_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "type_vocab_size",
-)
+_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "type_vocab_size")
 
 
 def read_config(name: str) -> tuple[Any, dict[int, str]]:
@@ -54,21 +47,21 @@ def read_config(name: str) -> tuple[Any, dict[int, str]]:
         config = AutoConfig.from_pretrained(name)
         stated, _ = PreTrainedConfig.get_config_dict(name)
         labels = _labels(config, stated)
-    for field in _SIZES:
-        value = getattr(config, field, None)  # other families may not have it, or as something else
-        if isinstance(value, int) and value < 1:
-            raise UsageError(f"--model {name}: its config.json says {field} {value}, expected at least 1")
     try:
         ek.check_convertible(config)
+        getattr(config, "ticket", None)  # a compact model's, of which the config says what is left
     except (TypeError, ValueError) as error:
         raise UsageError(f"--model {name}: {error}") from None
-    if config.hidden_size % config.num_attention_heads:
-        raise UsageError(
-            f"--model {name}: its config.json says hidden_size {config.hidden_size}, which its "
-            f"{config.num_attention_heads} heads do not divide"
-        )
+    for field in _SIZES:
+        if (value := getattr(config, field)) < 1:
+            raise UsageError(f"--model {name}: its config.json says {field} {value}, expected at least 1")
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(f"--model {name}: its weights are quantised and cannot be trained; give the model in float")
+    if getattr(config, "gated", False):
+        raise UsageError(
+            f"--model {name}: it was saved with the gates of a search, which would be trained as weights; save it "
+            "without them (earlybert_kernels.remove_gates)"
+        )
     if (Path(name) / "adapter_config.json").exists():
         raise UsageError(
             f"--model {name}: beside the model there is an adapter, which would be left out; merge it into the model's "

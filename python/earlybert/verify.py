@@ -42,7 +42,7 @@ def verify(path: str) -> list[Finding]:
         raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
     with reading(f"{directory.model}: no model could be read there"):
         model = AutoModelForSequenceClassification.from_pretrained(directory.model).eval()
-    stock = ek.to_stock(model).eval()
+        stock = ek.to_stock(model).eval()
     # A run that began with a compact model has a ticket of that one's units, which the model no longer numbers.
     config = stock.config
     sizes = metrics["ticket"]["heads_of"], metrics["ticket"]["neurons_of"]
@@ -115,7 +115,8 @@ def _logits_agree(model: torch.nn.Module, stock: torch.nn.Module) -> Finding:
     ids = torch.randint(1, config.vocab_size, (8, length), generator=generator)
     lengths = torch.randint(1, length + 1, (8, 1), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": (torch.arange(length) < lengths).long()}
-    difference = (model(**inputs).logits - stock(**inputs).logits).abs().max().item()
+    outputs, expected = (each(**inputs, return_dict=True).logits for each in (model, stock))
+    difference = (outputs - expected).abs().max().item()
     return Finding(
         difference <= TOLERANCE,
         f"logits differ from those of the stock model by at most {difference:.1e} (allowed: {TOLERANCE:.0e})",

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from model_folder import edit_config, edit_weights, torn
-from transformers import AutoConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoConfig, BertForSequenceClassification, BertModel, RobertaConfig, RobertaModel
 
+import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import UsageError
@@ -72,6 +73,12 @@ def without_heads(folder: Path) -> None:
     edit_config(folder, num_attention_heads=0)
 
 
+def without_layers(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = 0
+    BertModel(config).save_pretrained(folder)
+
+
 def with_an_unknown_activation(folder: Path) -> None:
     edit_config(folder, hidden_act="nonsense")
 
@@ -86,6 +93,16 @@ def quantised(folder: Path) -> None:
 
 def with_an_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
+
+
+def of_half_a_ticket(folder: Path) -> None:
+    model = BertForSequenceClassification.from_pretrained(folder)
+    ek.compact(model, ek.Ticket([[0], [1], [2]], [[0], [1], [2]])).save_pretrained(folder)
+    edit_config(folder, num_hidden_layers=2)
+
+
+def with_gates(folder: Path) -> None:
+    ek.enable_gates(BertForSequenceClassification.from_pretrained(folder)).save_pretrained(folder)
 
 
 def of_another_family(folder: Path) -> None:
@@ -115,7 +132,7 @@ def with_pruned_heads(folder: Path) -> None:
         (without_a_tokenizer, "the tokenizer's files are not there"),
         (with_fewer_embeddings, "the tokenizer's files are not there, or not this model's"),
         (torn, "no weights could be read there"),
-        (with_an_odd_hidden_size, "hidden_size"),
+        (with_an_odd_hidden_size, "hidden_size=30 is no multiple of config.num_attention_heads=4"),
         (with_weights_beside_its_layers, "embeddings.extra_embeddings.weight, pooler.extra. The config"),
         (with_nan, "expected finite weights, found NaN or infinity in encoder.layer.1.output.dense.bias"),
         (with_an_empty_pickle, "no weights could be read there: EOFError"),
@@ -123,11 +140,14 @@ def with_pruned_heads(folder: Path) -> None:
         (with_a_broken_tokenizer, "no tokenizer could be read there: "),
         (with_text_for_a_size, "no model could be read there: Validation error for field 'hidden_size': TypeError"),
         (with_a_list_of_labels, "no model could be read there: "),
-        (without_heads, "says num_attention_heads 0, expected at least 1"),
+        (without_heads, "hidden_size=32 is no multiple of config.num_attention_heads=0"),
+        (without_layers, "says num_hidden_layers 0, expected at least 1"),
         (with_an_unknown_activation, "nonsense"),
         (with_padding_beyond_the_embeddings, "no weights could be read there: Padding_idx must be within"),
         (quantised, "its weights are quantised"),
         (with_an_adapter, "there is an adapter, which would be left out"),
+        (of_half_a_ticket, "the ticket has 3 layers, the model 2"),
+        (with_gates, "it was saved with the gates of a search"),
         (of_another_family, "no adapter for models of type 'roberta'"),
     ],
 )
@@ -164,8 +184,11 @@ def test_main_says_it_in_a_line(
     assert not out.exists()
 
 
-def test_verify_says_that_a_model_is_torn(arguments: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("change", [torn, with_pruned_heads, with_text_for_a_size, of_another_family])
+def test_verify_says_that_no_model_can_be_read(
+    arguments: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable
+) -> None:
     finetune(arguments(max_steps=1, search_steps=1))
-    torn(tmp_path / "run" / "model")
+    change(tmp_path / "run" / "model")
     assert main(["verify", str(tmp_path / "run")]) == 2
     assert "model: no model could be read there: " in capsys.readouterr().err.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -18,6 +19,8 @@ from earlybert_kernels.reference.ticket_masks import best_first
 
 from .errors import MissingFileError, UsageError
 from .rundir import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 Scope = Literal["layer", "global"]
 SCOPES = ("layer", "global")
@@ -247,7 +250,7 @@ def _check_multiple_of(multiple_of: int, scores: Sequence[torch.Tensor]) -> int:
 
 
 def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The gates that a search ended with, as `draw` takes them.
+    """The gates that a search ended with, as `draw` takes them. What the run warned of is logged again.
 
     Args:
         path: a run's folder, or the `gates.safetensors` in it.
@@ -276,7 +279,8 @@ def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     read = [gates[name] for name in names[0]], [gates[name] for name in names[1]]
     found = tuple([gate.numel() for gate in kind] for kind in read)
     run = RunDirectory(path.parent)
-    ticket = run.read_metrics().get("ticket") if run.is_finished else None
+    metrics = run.read_metrics() if run.is_finished else {}
+    ticket = metrics.get("ticket")
     if ticket is not None and found != (ticket["heads_of"], ticket["neurons_of"]):
         raise UsageError(
             f"{path}: expected a gate for each of the {ticket['heads_of']} heads and {ticket['neurons_of']} neurons of "
@@ -284,4 +288,6 @@ def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         )
     if set(found[1]) == {1}:
         raise UsageError(f"{path}: expected a gate for every neuron, found one a layer, of which none can be dropped")
+    for warning in metrics.get("warnings", []):
+        logger.warning("%s: %s", path.parent, warning)
     return read

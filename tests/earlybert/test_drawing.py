@@ -266,6 +266,15 @@ def gates_file(path: Path, heads: int, neurons: int) -> Path:
     return path
 
 
+def test_what_the_run_warned_of_is_said_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gates_file(tmp_path / "gates.safetensors", 4, 6)
+    ticket = {"heads_of": [4, 4], "neurons_of": [6, 6]}
+    metrics = {"method": "earlybert", "ticket": ticket, "warnings": ["search: the loss ended at 9"]}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    read_gates(tmp_path)
+    assert caplog.messages == [f"{tmp_path}: search: the loss ended at 9"]
+
+
 def test_gates_that_are_cut_are_refused(tmp_path: Path) -> None:
     path = gates_file(tmp_path / "gates.safetensors", 1, 1)
     with pytest.raises(UsageError, match="expected a gate for every neuron, found one a layer"):

@@ -68,13 +68,21 @@ def check_fits(examples: EncodedExamples, config: Any) -> None:
     for name, field in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
         if name not in examples.features:
             continue
-        largest = max(examples.pad_values[name], *(values.max().item() for values in examples.features[name]))
+        largest = max(examples.pad_values[name], torch.cat(examples.features[name]).max().item())
         count = getattr(config, field)
         if largest >= count:
             raise UsageError(
                 f"the tokenizer makes {name} up to {largest} and the model has {count} embeddings of them: it is not "
                 "this model's"
             )
+
+
+def unknown_share(tokenizer: Any, examples: EncodedExamples) -> float:
+    """Which share of a split's tokens, but those that the tokenizer adds, it has no word for."""
+    ids = torch.cat(examples.features["input_ids"])
+    unknown = (ids == tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else torch.zeros_like(ids)
+    added = torch.isin(ids, torch.tensor([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]))
+    return (unknown.sum() / (~added).sum().clamp(min=1)).item()
 
 
 def collate(

@@ -17,7 +17,7 @@ import earlybert_kernels as ek
 
 from .arguments import FinetuneArguments
 from .clock import Stopwatch
-from .data import EncodedExamples, TrainingOrder, check_fits, encode
+from .data import EncodedExamples, TrainingOrder, check_fits, encode, unknown_share
 from .detector import EarlyBirdDetector, default_interval
 from .drawing import draw, draw_masks, inverted_ticket, random_ticket
 from .errors import Interrupted, UsageError
@@ -31,6 +31,9 @@ from .preparation import Prepared, prepare, unit_counts
 from .verify import model_size
 
 logger = logging.getLogger(__name__)
+
+#: A larger share of tokens without a word is no text that the model can have learned to read.
+MOST_UNKNOWN = 0.5
 
 
 def finetune(args: FinetuneArguments) -> dict[str, Any]:
@@ -91,6 +94,11 @@ class _Run:
         with self._timed("tokenizing"):
             train = self._encode(self.prepared.data.train)
             evals = {name: self._encode(examples) for name, examples in self.prepared.data.evals.items()}
+        if (share := unknown_share(self.prepared.tokenizer, train)) > MOST_UNKNOWN:
+            self._warn(
+                f"{share:.0%} of the training examples' tokens are {self.prepared.tokenizer.unk_token}: the tokenizer is "
+                "made for other texts, or not this model's"
+            )
         self.order = TrainingOrder(
             len(train),
             batch_size=self.args.batch_size,
@@ -275,8 +283,11 @@ class _Run:
 
     def _warn_of_divergence(self, loop: TrainingLoop) -> None:
         if (warning := loop.divergence()) is not None:
-            logger.warning(warning)
-            self.warnings.append(warning)
+            self._warn(warning)
+
+    def _warn(self, warning: str) -> None:
+        logger.warning("%s", warning)
+        self.warnings.append(warning)
 
     def _checkpoint_if_due(self, loop: TrainingLoop, extra: Callable[[], dict[str, Any]]) -> None:
         every = self.args.checkpoint_steps

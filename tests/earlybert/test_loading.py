@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
+    BertTokenizer,
 )
 
 from earlybert import FinetuneArguments, finetune
@@ -233,6 +234,20 @@ def test_ids_beyond_the_embeddings_are_refused(tiny_bert: str) -> None:
         check_fits(examples(input_ids=1, pad=23), config)
     with pytest.raises(UsageError, match="makes token_type_ids up to 2 and the model has 2 embeddings"):
         check_fits(examples(input_ids=1, token_type_ids=2), config)
+
+
+def test_a_tokenizer_without_words_for_the_text_is_warned_of(
+    arguments: Make, tiny_bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "foreign"))
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    foreign = {word if word.startswith("[") else f"{word}-": index for word, index in words.items()}
+    BertTokenizer(vocab=foreign).save_pretrained(folder)
+    metrics = finetune(arguments(model=str(folder), method="dense", max_steps=1))
+    assert len(metrics["warnings"]) == 1
+    assert metrics["warnings"][0].startswith("100% of the training examples' tokens are [UNK]")
+    assert metrics["warnings"][0] in caplog.messages
+    assert finetune(arguments(method="dense", max_steps=1, output_dir=str(tmp_path / "own")))["warnings"] == []
 
 
 def test_an_example_without_tokens_is_refused(arguments: Make, tiny_bert: str, toy_sst2: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
 
     Raises:
         UsageError: (a ValueError) the run cannot be done as asked; before anything is written, and, unless it
-            is for the model's weights, before anything is loaded.
+            is for the model's weights or for examples that its tokenizer cannot cut up, before anything is loaded.
         FloatingPointError: the loss, or an output of the trained model, is not finite.
         Interrupted: on SIGINT while training, after a checkpoint has been written.
     """
@@ -95,9 +95,10 @@ class _Run:
             train = self._encode(self.prepared.data.train)
             evals = {name: self._encode(examples) for name, examples in self.prepared.data.evals.items()}
         if (share := unknown_share(self.prepared.tokenizer, train)) > MOST_UNKNOWN:
+            unknown = self.prepared.tokenizer.unk_token
             self._warn(
-                f"{share:.0%} of the training examples' tokens are {self.prepared.tokenizer.unk_token}: the tokenizer is "
-                "made for other texts, or not this model's"
+                f"{share:.0%} of the training examples' tokens are {unknown}: the tokenizer is made for other texts "
+                "or not this model's"
             )
         self.order = TrainingOrder(
             len(train),

@@ -97,7 +97,7 @@ class _Run:
         if (share := unknown_share(self.prepared.tokenizer, train)) > MOST_UNKNOWN:
             unknown = self.prepared.tokenizer.unk_token
             self._warn(
-                f"{share:.0%} of the training examples' tokens are {unknown}: the tokenizer is made for other texts "
+                f"{share:.0%} of the training examples' tokens are {unknown}: the tokenizer is made for other texts, "
                 "or not this model's"
             )
         self.order = TrainingOrder(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import Interrupted, OutputExistsError, UsageError
+from .interrupt import terminable
 
 if TYPE_CHECKING:
     from .arguments import FinetuneArguments
@@ -18,7 +19,7 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-#: What to do after Ctrl-C, for the commands that can go on from where they were.
+#: What to do after Ctrl-C or SIGTERM, for the commands that can go on from where they were.
 _CONTINUE = {
     "finetune": "the same command with --resume, and without --overwrite-output-dir, continues",
     "compare": "the same command without --overwrite-output-dir continues",
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("earlybert").setLevel(logging.INFO)
     try:
-        return _COMMANDS[args.command][1](args.arguments)
+        with terminable():
+            return _COMMANDS[args.command][1](args.arguments)
     except UsageError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -155,10 +157,13 @@ def _draw(argv: list[str]) -> int:
     args = vars(parser.parse_args(argv))
     from .drawing import draw, read_gates
     from .files import check_replaceable
+    from .rundir import RunDirectory
 
     output = check_replaceable(Path(args.pop("output")))
     if output.exists() and not args.pop("overwrite"):
         raise OutputExistsError(f"{output}: there is such a file; give another path, or --overwrite to replace it")
+    if RunDirectory(output.parent).owns(output):
+        raise OutputExistsError(f"{output}: a file of the run in {output.parent}; give another path")
     args.pop("overwrite", None)
     ticket = draw(*read_gates(Path(args.pop("gates"))), **args)
     try:
@@ -194,6 +199,7 @@ def _plot(argv: list[str]) -> int:
 
     directory = RunDirectory(args.run)
     metrics = directory.read_metrics()
+    directory.check_read(directory.metrics, *([] if metrics["ticket"] is None else [directory.ticket]))
     written = plot_run(directory, metrics, None if metrics["ticket"] is None else directory.read_ticket())
     print("\n".join(map(str, written)) or "a dense run has nothing to draw")
     return 0

@@ -44,8 +44,8 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
         What is in `comparison.json`: one row per variant, and the table as Markdown.
 
     Raises:
-        UsageError: a run cannot be done as asked, or a finished one was done with other versions, on another
-            machine or by other backends; found before the first one begins.
+        UsageError: a run cannot be done as asked, or a finished one's files are not as it wrote them or it was done
+            with other versions, on another machine or by other backends; found before the first one begins.
     """
     if not variants or not seeds:
         raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
@@ -104,7 +104,7 @@ def _check_finished(runs: Sequence[FinetuneArguments]) -> None:
     for args in runs:
         directory = RunDirectory(args.output_dir)
         if args.resume and directory.is_finished:
-            records.append((f"run {directory.path.name}", args.kernels, directory.read_metrics()))
+            records.append((f"run {directory.path.name}", args.kernels, directory.read_finished()))
         else:
             to_do[args.kernels] = args
     if records and to_do:
@@ -142,10 +142,11 @@ def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, An
 
     Returns:
         `rows`, `kernel_speedup` (same method, stock over ours), `pruning_speedup` (same kernels, dense over
-        the method), `verdicts` on the drawn ticket, `noise` (a sentence, where there is but one seed) and all
-        of it as `markdown`. Ratios of seconds are between runs of the same seed, and the median over the seeds.
-        The ticket beats random only where at least `MIN_SEEDS` seeds were run and the mean gain, seed by seed,
-        exceeds `MIN_STANDARD_ERRORS` of its standard errors.
+        the method), `verdicts` on the drawn ticket, `noise` (a sentence, where there is but one seed),
+        `warnings` (of the runs, each with the run's name) and all of it as `markdown`. Ratios of seconds are
+        between runs of the same seed, and the median over the seeds. The ticket beats random only where at
+        least `MIN_SEEDS` seeds were run and the mean gain, seed by seed, exceeds `MIN_STANDARD_ERRORS` of its
+        standard errors.
 
     Raises:
         UsageError: the runs were done with different versions, machines or backends.
@@ -185,6 +186,12 @@ def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, An
         "pruning_speedup": _speedups(results, lambda method, kernels: (("dense", kernels), (method, kernels))),
         "verdicts": _verdicts(results, metric),
         "noise": _noise(rows, metric, next(iter(any_run["examples"]["eval"].values()))),
+        "warnings": [
+            f"{_name(variant, seed)}: {warning}"
+            for variant, runs in results.items()
+            for seed, run in runs.items()
+            for warning in run.get("warnings", [])
+        ],
     }
     return comparison | {"markdown": _markdown(comparison)}
 
@@ -284,4 +291,6 @@ def _markdown(comparison: dict[str, Any]) -> str:
     for sentence in (*comparison["verdicts"], comparison["noise"]):
         if sentence is not None:
             lines += ["", sentence]
+    if comparison["warnings"]:
+        lines += ["", "Warnings:", "", *(f"- {warning}" for warning in comparison["warnings"])]
     return "\n".join(lines) + "\n"

@@ -279,6 +279,8 @@ def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     read = [gates[name] for name in names[0]], [gates[name] for name in names[1]]
     found = tuple([gate.numel() for gate in kind] for kind in read)
     run = RunDirectory(path.parent)
+    if path == run.gates:
+        run.check_read(run.gates, run.metrics)
     metrics = run.read_metrics() if run.is_finished else {}
     ticket = metrics.get("ticket")
     if ticket is not None and found != (ticket["heads_of"], ticket["neurons_of"]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = check_replaceable(path)
     partial = path.with_name(path.name + PARTIAL)
+    if partial.is_symlink():  # what it leads to is none of ours
+        partial.unlink()
     try:
         yield partial
         apply_umask(partial)
@@ -48,10 +52,21 @@ def apply_umask(path: Path) -> None:
 
 def check_replaceable(path: Path) -> Path:
     """Follows links, and raises OutputExistsError if what is there, if anything, is no regular file."""
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError:  # as Python before 3.13 says that links lead to each other
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if path.exists() and not path.is_file():
         raise OutputExistsError(f"{path}: a folder or device, which no file is written over; give another path")
     return path
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (and not what it leads to) or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

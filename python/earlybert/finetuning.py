@@ -59,14 +59,13 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         UsageError: (a ValueError) the run cannot be done as asked; before anything is written, and, unless it
             is for the model's weights or for examples that its tokenizer cannot cut up, before anything is loaded.
         FloatingPointError: the loss, or an output of the trained model, is not finite.
-        Interrupted: on SIGINT while training, after a checkpoint has been written.
+        Interrupted: on SIGINT or SIGTERM while training, after a checkpoint has been written.
     """
     prepared = prepare(args)
     directory = prepared.directory
     if prepared.args.resume and directory.is_finished:
         logger.info("%s holds this run, finished", directory.path)
-        directory.check_sums()
-        return directory.read_metrics()
+        return directory.read_finished()
     with directory.released():
         return _Run(prepared).execute()
 
@@ -112,6 +111,8 @@ class _Run:
         self.directory.start(
             asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir
         )
+        if self.args.resume and self.directory.is_finished:  # by another process, while this one was loading
+            return self.directory.read_finished()
         checkpoint = self.directory.load_checkpoint()
         with self.interrupt.listening():
             self._obtain_ticket(model, train, checkpoint)

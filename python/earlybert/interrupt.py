@@ -9,6 +9,23 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turns SIGTERM into a KeyboardInterrupt while within, in the main thread, so that it cleans up and says so too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class InterruptRequest:
     """Turns the first SIGINT or SIGTERM into a request that the training loop reads between two steps.
 

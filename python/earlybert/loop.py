@@ -152,7 +152,7 @@ class TrainingLoop:
                     logger.info(self._line((self.step - begun[1]) / (last_line - begun[0])))
                 if after_step(self.step):
                     break
-            if self.step > (self.history[-1]["step"] if self.history else 0):
+            if self.step > self._logged_step():
                 self._log()  # training was stopped between two looks at the loss
 
     def _train_step(self, batches: list[list[int]]) -> None:
@@ -187,11 +187,16 @@ class TrainingLoop:
             rate: steps a second.
         """
         left = (self.settings.max_steps - self.step) / rate
-        loss = f", loss {self.history[-1]['loss']:.4f}" if self.history else ""
+        steps = self.step - self._logged_step()
+        loss = self._loss.item() / steps if steps else self.history[-1]["loss"]
         return (
-            f"{self.settings.name}: step {self.step} of {self.settings.max_steps}{loss}, {rate:.2f} steps a second, "
-            f"{left:.0f} s left"
+            f"{self.settings.name}: step {self.step} of {self.settings.max_steps}, loss {loss:.4f}, "
+            f"{rate:.2f} steps a second, {left:.0f} s left"
         )
+
+    def _logged_step(self) -> int:
+        """The step of the last record of the loss."""
+        return self.history[-1]["step"] if self.history else 0
 
     def divergence(self) -> str | None:
         """A sentence if the loss has ended far above its start: training has lost what the model knew."""
@@ -222,7 +227,7 @@ class TrainingLoop:
         return self.settings.gate_l1 * sum(gate.detach().abs().sum().item() for gate in self.gates)
 
     def _log(self) -> dict[str, float]:
-        steps = self.step - (self.history[-1]["step"] if self.history else 0)
+        steps = self.step - self._logged_step()
         record = {"step": self.step, "loss": self._loss.item() / steps}
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(

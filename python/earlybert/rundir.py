@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import logging
+import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,9 @@ from filelock import FileLock, Timeout
 from earlybert_kernels import Ticket
 
 from .errors import MissingFileError, OutputExistsError, UsageError
-from .files import PARTIAL, json_bytes, read_json, replacing, sha256, write_bytes, write_json
+from .files import PARTIAL, json_bytes, read_json, remove, replacing, sha256, write_bytes, write_json
+
+logger = logging.getLogger(__name__)
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 _FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps")
@@ -23,13 +27,18 @@ _FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_s
 _INPUTS = ("model", "ticket", "data_dir")
 #: What arguments.json has where this library wrote it.
 _MARKS_OF_A_RUN = {"model", "task", "method"}
+#: What metrics.json has where this library wrote it.
+_MARKS_OF_METRICS = {"method", "search", "ticket"}
+#: A line of SHA256SUMS: the checksum, and the path within the folder.
+_SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class RunDirectory:
     """The files of one run.
 
     `metrics.json` is written last: a folder that has it holds a finished run. `SHA256SUMS` has the checksums of a
-    finished run's files, as `sha256sum -c` reads them. While a run writes it holds a lock on the folder.
+    finished run's files, as `sha256sum -c` reads them. While a run writes it holds a lock on the folder, and its
+    checkpoints have its arguments, so that those of another run are not taken for its own.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,6 +53,7 @@ class RunDirectory:
         self.ticket = self.path / "ticket.json"
         self.ticket_plot = self.path / "ticket.png"
         self._lock = FileLock(self.path / ".lock", timeout=0)
+        self._started: dict[str, Any] = {}
 
     def check(self, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Checks, without writing, that a run with these arguments may use the folder.
@@ -72,6 +82,10 @@ class RunDirectory:
                 f"--output-dir {self.path} holds {state}; give another folder, --resume to continue the run, "
                 "or --overwrite-output-dir to replace it"
             )
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file is one that the run in this folder has written, or is to write."""
+        return path in (self.arguments, *self._outputs) and self._holds_run()
 
     def _holds_run(self) -> bool:
         """Whether the folder is a run's: only there may files be removed, or taken for results."""
@@ -102,9 +116,9 @@ class RunDirectory:
                     )
 
     def _check_same_run(self, arguments: dict[str, Any]) -> None:
-        before = read_json(self.arguments)
+        before, arguments = _binding(read_json(self.arguments)), _binding(arguments)
         for name in sorted(set(before) | set(arguments)):
-            if name not in _FREE_ARGUMENTS and before.get(name) != arguments.get(name):
+            if before.get(name) != arguments.get(name):
                 raise UsageError(
                     f"--resume: the run in {self.path} was started with --{name.replace('_', '-')} "
                     f"{before.get(name)}, and is now given {arguments.get(name)}; a run can only be "
@@ -114,7 +128,8 @@ class RunDirectory:
     def start(self, arguments: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Locks the folder, which `check` has let pass, and makes it ready.
 
-        Without `resume`, an earlier run is removed.
+        Without `resume`, an earlier run is removed. With it, one that another process has finished since `check`
+        stays as it is.
 
         Raises:
             OutputExistsError: another process is writing there, or has been since `check`.
@@ -125,12 +140,12 @@ class RunDirectory:
         except Timeout:
             raise OutputExistsError(f"--output-dir {self.path}: another process is writing here") from None
         self.check(arguments, resume=resume, overwrite=overwrite)
+        self._started = _binding(arguments)
+        if resume and self.is_finished:
+            return
         if not resume:
             for path in self._outputs:
-                if path == self.model:
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
         write_json(self.arguments, arguments)
 
     @property
@@ -161,9 +176,18 @@ class RunDirectory:
         if not self.is_finished:
             raise MissingFileError(f"{self.metrics}: no such file; expected the folder of a finished run")
         metrics = read_json(self.metrics)
-        if not isinstance(metrics, dict) or "method" not in metrics:
+        if not isinstance(metrics, dict) or not set(metrics) >= _MARKS_OF_METRICS:
             raise UsageError(f"{self.metrics}: expected the metrics of a run, found other JSON")
         return metrics
+
+    def read_finished(self) -> dict[str, Any]:
+        """What the run wrote, once all its files are found to be as it wrote them.
+
+        Raises:
+            UsageError: as `check_sums` and `read_metrics` do.
+        """
+        self.check_sums()
+        return self.read_metrics()
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -184,25 +208,55 @@ class RunDirectory:
         write_bytes(self.metrics, content)
         self.checkpoint.unlink(missing_ok=True)
 
-    def check_sums(self) -> None:
+    def check_sums(self, *only: Path) -> None:
         """Checks that a finished run's files are those that it wrote.
+
+        Args:
+            only: those of its files to look at, where not all of them matter.
 
         Raises:
             MissingFileError: one is gone, or the checksums are.
-            UsageError: one is not as it was written.
+            UsageError: one is not as it was written, or the checksums are not whole.
         """
         if not self.sums.exists():
-            raise MissingFileError(f"{self.sums}: no such file; expected the checksums of a finished run")
-        for line in self.sums.read_text(encoding="utf-8").splitlines():
-            digest, _, name = line.partition("  ")
-            path = self.path / name
+            raise MissingFileError(
+                f"{self.sums}: no such file; without the checksums of a finished run, which those of earlier versions "
+                "do not have, its files cannot be checked; repeat the run with --overwrite-output-dir"
+            )
+        sums = self._read_sums()
+        for path in only or sums:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file; the run in {self.path} wrote it")
-            if sha256(path) != digest:
+            if sha256(path) != sums.get(path):
                 raise UsageError(
                     f"{path} is not as the run wrote it (by {self.sums.name}); repeat the run with "
                     "--overwrite-output-dir"
                 )
+
+    def check_read(self, *paths: Path) -> None:
+        """Checks what a command is to read of the folder, as far as checksums of it were written.
+
+        Raises:
+            UsageError: as `check_sums`.
+        """
+        if not self.is_finished:
+            return
+        if self.sums.exists():
+            self.check_sums(*paths)
+        else:
+            logger.warning("%s has no %s: its files are taken as they are", self.path, self.sums.name)
+
+    def _read_sums(self) -> dict[Path, str]:
+        """By path, what SHA256SUMS says."""
+        lines = self.sums.read_bytes().decode(errors="replace").splitlines()
+        found = [_SUM.fullmatch(line) for line in lines]
+        sums = {self.path / match[2]: match[1] for match in found if match}
+        if not all(found) or self.metrics not in sums:  # which is the last: without it the end is missing
+            raise UsageError(
+                f"{self.sums}: expected the checksums of a finished run, found only a part, or something else; repeat "
+                "the run with --overwrite-output-dir"
+            )
+        return sums
 
     def read_ticket(self) -> Ticket:
         """The ticket that the run trained.
@@ -222,7 +276,7 @@ class RunDirectory:
         """Replaces the checkpoint in one step."""
         try:
             with replacing(self.checkpoint) as partial, partial.open("wb") as file:
-                torch.save(state, file)
+                torch.save({**state, "arguments": self._started}, file)
         except RuntimeError as error:
             # What went wrong is behind torch's complaint that it could not finish the file.
             if isinstance(cause := error.__context__, OSError):
@@ -230,7 +284,27 @@ class RunDirectory:
             raise
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one, with tensors on the CPU."""
+        """The checkpoint of the run that was started, if there is one, with tensors on the CPU.
+
+        Raises:
+            UsageError: the file is not whole, or the checkpoint of another run.
+        """
         if not self.checkpoint.exists():
             return None
-        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        anew = "the run can only be begun anew, with --overwrite-output-dir in place of --resume"
+        try:
+            with zipfile.ZipFile(self.checkpoint) as file:  # as torch writes them, with checksums that it does not read
+                torn = file.testzip() is not None
+        except (zipfile.BadZipFile, EOFError):
+            torn = True
+        if torn:
+            raise UsageError(f"{self.checkpoint} is torn, or no checkpoint; {anew}")
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("arguments") != self._started:
+            raise UsageError(f"{self.checkpoint} is the checkpoint of another run, or of another version; {anew}")
+        return state
+
+
+def _binding(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that a run cannot be continued without."""
+    return {name: value for name, value in arguments.items() if name not in _FREE_ARGUMENTS}

@@ -106,6 +106,26 @@ def test_finished_runs_of_another_kind_are_not_compared(
     assert compare(template, [("dense", "auto")], [1])["rows"][0]["seeds"] == [1]
 
 
+def test_finished_runs_are_checked_before_the_first_one_begins(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = arguments(output_dir=str(tmp_path), max_steps=1, search_steps=1)
+    compare(template, [("dense", "auto")], [2])
+    weights = tmp_path / "dense-auto-seed2" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    monkeypatch.setattr(finetuning._Run, "execute", lambda run: pytest.fail("a run began"))
+    with pytest.raises(UsageError, match=r"model.safetensors is not as the run wrote it"):
+        compare(template, [("dense", "auto")], [1, 2])
+
+
+def test_the_table_says_what_the_runs_warned_of() -> None:
+    diverged = result(0.5, 1) | {"warnings": ["train: the loss ended at 9"]}
+    comparison = summarize({("dense", "auto"): {1: result(0.8, 1), 2: diverged}})
+    assert comparison["warnings"] == ["dense-auto-seed2: train: the loss ended at 9"]
+    assert comparison["markdown"].endswith("\nWarnings:\n\n- dense-auto-seed2: train: the loss ended at 9\n")
+    assert "Warnings" not in summarize({("dense", "auto"): {1: result(0.8, 1)}})["markdown"]
+
+
 def test_the_table_refuses_runs_of_another_kind() -> None:
     fast, slow = result(0.8, 1), result(0.8, 1)
     fast["backend"], slow["backend"] = {"attention": "cpu"}, {"attention": "reference"}

@@ -15,6 +15,7 @@ from targets import targets_of
 from earlybert import draw
 from earlybert.drawing import draw_masks, inverted_ticket, random_ticket, read_gates, to_masks, to_ticket
 from earlybert.errors import UsageError
+from earlybert.rundir import RunDirectory
 from earlybert_kernels import use_backend
 
 RATIOS = st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.4, 0.5, 2 / 3, 0.75, 0.9, 0.99])
@@ -269,8 +270,8 @@ def gates_file(path: Path, heads: int, neurons: int) -> Path:
 def test_what_the_run_warned_of_is_said_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     gates_file(tmp_path / "gates.safetensors", 4, 6)
     ticket = {"heads_of": [4, 4], "neurons_of": [6, 6]}
-    metrics = {"method": "earlybert", "ticket": ticket, "warnings": ["search: the loss ended at 9"]}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    metrics = {"method": "earlybert", "search": None, "ticket": ticket, "warnings": ["search: the loss ended at 9"]}
+    RunDirectory(tmp_path).finish(metrics)
     read_gates(tmp_path)
     assert caplog.messages == [f"{tmp_path}: search: the loss ended at 9"]
 
@@ -280,7 +281,7 @@ def test_gates_that_are_cut_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a gate for every neuron, found one a layer"):
         read_gates(path)
     ticket = {"heads_of": [4, 4], "neurons_of": [6, 6]}
-    (tmp_path / "metrics.json").write_text(json.dumps({"method": "earlybert", "ticket": ticket}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"method": "earlybert", "search": None, "ticket": ticket}))
     read_gates(gates_file(path, 4, 6))
     for heads, neurons in ((3, 6), (4, 5)):
         gates_file(path, heads, neurons)

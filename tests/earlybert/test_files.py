@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench import report
-from earlybert import FinetuneArguments, finetune
+from earlybert import FinetuneArguments, files, finetune, finetuning
 from earlybert import loop as loop_module
 from earlybert.cli import main
 from earlybert.compare import summarize
@@ -97,6 +97,91 @@ def test_a_finished_run_whose_files_changed_is_not_echoed(
         RunDirectory(tmp_path / "run").check_sums()
 
 
+@pytest.mark.parametrize("content", [b"", b"the first line", b"a  b\n", b"\xff\xfe\x00"])
+def test_checksums_that_are_not_whole_prove_nothing(
+    arguments: Make, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(arguments())
+    sums = tmp_path / "run" / "SHA256SUMS"
+    sums.write_bytes(sums.read_bytes().splitlines(keepends=True)[0] if content == b"the first line" else content)
+    with pytest.raises(UsageError, match="found only a part, or something else"):
+        finetune(arguments(resume=True))
+    assert main(["verify", str(tmp_path / "run")]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    sums.unlink()
+    with pytest.raises(UsageError, match="those of earlier versions do not have"):
+        finetune(arguments(resume=True))
+
+
+@pytest.mark.parametrize(("name", "command"), [("gates.safetensors", "draw"), ("metrics.json", "draw"),
+                                               ("ticket.json", "plot"), ("metrics.json", "plot")])  # fmt: skip
+def test_what_reads_a_finished_run_checks_it(
+    arguments: Make, tmp_path: Path, name: str, command: str, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    finetune(arguments())
+    path = tmp_path / "run" / name
+    argv = [command, str(path.parent), *([str(tmp_path / "t.json"), "--overwrite"] if command == "draw" else [])]
+    assert main(argv) == 0
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        path.write_bytes(content.replace(b"\n", b" \n", 1))
+    else:
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    assert main(argv) == 2
+    assert f"{name} is not as the run wrote it" in capsys.readouterr().err
+    (tmp_path / "run" / "SHA256SUMS").unlink()
+    assert main(argv) == 0
+    assert any("its files are taken as they are" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("what", ["cut", "empty", "flipped", "other run", "no checkpoint"])
+def test_a_checkpoint_that_is_not_the_runs_is_refused(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def interrupted(**changes: object) -> Path:
+        step = TrainingLoop._train_step
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingLoop, "_train_step", lambda *a: step(*a) or signal.raise_signal(signal.SIGINT))
+            with pytest.raises(Interrupted):
+                finetune(arguments(method="dense", **changes))
+        return Path(arguments(**changes).output_dir) / "checkpoint.pt"
+
+    path = interrupted()
+    content = path.read_bytes()
+    if what == "other run":
+        path.write_bytes(interrupted(output_dir=str(tmp_path / "other"), seed=7).read_bytes())
+    elif what == "no checkpoint":
+        torch.save([1], path)
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"cut": content[:middle], "empty": b"", "flipped": flipped}[what])
+    torn = what in ("cut", "empty", "flipped")
+    with pytest.raises(UsageError, match="is torn, or no checkpoint; the run" if torn else "of another run, or of"):
+        finetune(arguments(method="dense", resume=True))
+    path.write_bytes(content)
+    assert finetune(arguments(method="dense", resume=True))["steps"]["train"] == 12
+
+
+def test_a_run_that_another_process_finishes_while_this_one_loads_is_left_alone(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = finetuning._Run._load_model
+    expected = {}
+
+    def load_late(run: finetuning._Run) -> torch.nn.Module:
+        with monkeypatch.context() as patch:
+            patch.setattr(finetuning._Run, "_load_model", load)
+            expected.update(finetune(arguments(method="dense")))
+        return load(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning._Run, "_load_model", load_late)
+        assert finetune(arguments(method="dense", resume=True)) == expected
+    RunDirectory(tmp_path / "run").check_sums()
+
+
 def test_the_checksums_are_those_of_sha256sum(arguments: Make, tmp_path: Path) -> None:
     finetune(arguments())
     lines = (tmp_path / "run" / "SHA256SUMS").read_text().splitlines()
@@ -128,6 +213,15 @@ def test_writing_follows_links_and_leaves_nothing_behind(tmp_path: Path) -> None
         (partial.write_text("half"), tmp_path.write_text(""))
     assert target.read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"target", "link"}
+    (tmp_path / "link.partial").symlink_to(target)
+    write_bytes(tmp_path / "link", b"newer")
+    (tmp_path / "other.partial").symlink_to(target)
+    write_bytes(tmp_path / "other", b"else")
+    assert target.read_text() == "newer"
+    assert not (tmp_path / "other").is_symlink()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        write_bytes(tmp_path / "loop", b"")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(OutputExistsError, match="no file is written over"):
@@ -147,6 +241,34 @@ def test_draw_writes_over_files_alone(
     assert main(["draw", str(tmp_path / "run"), str(target), "--overwrite"]) == 2
     assert "no file is written over" in capsys.readouterr().err
     assert not target.is_file()
+
+
+@pytest.mark.parametrize("name", ["gates.safetensors", "ticket.json", "metrics.json", "arguments.json"])
+def test_draw_does_not_write_over_a_runs_own_files(
+    arguments: Make, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(arguments(max_steps=1))
+    assert main(["draw", str(tmp_path / "run"), str(tmp_path / "run" / name), "--overwrite"]) == 2
+    assert "a file of the run in" in capsys.readouterr().err
+    RunDirectory(tmp_path / "run").check_sums()
+    assert main(["draw", str(tmp_path / "run"), str(tmp_path / "run" / "smaller.json")]) == 0
+
+
+def test_whatever_stands_in_the_place_of_a_runs_files_is_replaced(arguments: Make, tmp_path: Path) -> None:
+    finetune(arguments(method="dense", max_steps=1))
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis.tex").touch()
+    for name in ("SHA256SUMS", "metrics.json"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    for put in (lambda path: path.symlink_to(kept), lambda path: path.touch()):
+        files.remove(run / "model")
+        put(run / "model")
+        finetune(arguments(method="dense", max_steps=1, overwrite_output_dir=True))
+        RunDirectory(run).check_sums()
+        assert not (run / "model").is_symlink()
+    assert [path.name for path in kept.iterdir()] == ["thesis.tex"]
 
 
 def test_a_full_disk_is_named(
@@ -190,7 +312,7 @@ def test_torn_arguments_can_be_overwritten_where_all_else_is_a_runs(arguments: M
         finetune(arguments(overwrite_output_dir=True))
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"method": "dense"}'])
 def test_metrics_that_are_none(arguments: Make, tmp_path: Path, content: str, capsys: pytest.CaptureFixture) -> None:
     finetune(arguments(method="dense", max_steps=1))
     (tmp_path / "run" / "metrics.json").write_text(content)
@@ -220,6 +342,27 @@ def test_a_job_that_is_told_to_end_leaves_a_checkpoint(
     assert finetune(arguments(method="dense", resume=True))["steps"]["train"] == 12
 
 
+def test_a_command_that_is_told_to_end_says_so_whatever_it_is_doing(
+    arguments: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    args = arguments(method="dense")
+    monkeypatch.setattr(finetuning, "evaluate", stopped)
+    # What the process does with the signal without us would end the tests.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        flags = ["--model", args.model, "--task", "sst2", "--data-dir", args.data_dir, "--method", "dense"]
+        flags += ["--output-dir", args.output_dir, "--max-length", "16", "--max-steps", "2", "--device", "cpu"]
+        assert main(["finetune", *flags]) == 130
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "interrupted; the same command with --resume" in capsys.readouterr().err
+
+
 def test_without_a_terminal_the_log_says_how_far_it_is(
     arguments: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,8 +372,7 @@ def test_without_a_terminal_the_log_says_how_far_it_is(
     finetune(arguments(method="dense"))
     lines = [message for message in caplog.messages if message.startswith("train: step")]
     assert len(lines) == 12
-    assert "loss" not in lines[3]
-    assert "train: step 6 of 12, loss 0." in lines[5]
+    assert all(", loss 0." in line for line in lines)
     assert "steps a second" in lines[5]
     assert lines[-1].endswith(" 0 s left")
 

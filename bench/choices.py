@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import earlybert_kernels as ek
-from earlybert.files import read_json
+from earlybert.files import read_json, write_bytes
 from earlybert_kernels.backends import nearest
 from earlybert_kernels.ops import choices, dispatch
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = new_table(rows)
     except ValueError as error:
         parser.error(str(error))
-    args.output.write_text(shipped.as_text(table), encoding="utf-8")
+    write_bytes(args.output, shipped.as_text(table).encode())
 
 
 def new_table(rows: Sequence[tables.Result]) -> dict:

@@ -7,10 +7,17 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from earlybert.files import replacing
 
 from .tables import Result, problem_of
 
 _BAR_INCHES = 0.26
+
+#: Colours of steps, by whose modules compute them and whether all units are there.
+_STOCK, _DENSE, _TICKET = "stock modules", "this library", "this library, with a ticket"
+_COLOURS = {_STOCK: "C7", _DENSE: "C0", _TICKET: "C2"}
 
 
 def micro_figure(rows: Sequence[Result]) -> Figure:
@@ -25,8 +32,9 @@ def micro_figure(rows: Sequence[Result]) -> Figure:
     problems = list(dict.fromkeys(map(problem_of, rows)))
     places = [number + 0.6 * problems.index(problem_of(row)) for number, row in enumerate(rows)]
     return _bars(
-        names, places, [row["ratio"] for row in rows], colours, f"{rows[0]['op']}: time, of eager's in the same round"
-    )
+        names, places, [row["ratio"] for row in rows], colours, title=rows[0]["op"],
+        xlabel="time, of eager's in the same round",
+    )  # fmt: skip
 
 
 def step_figure(result: Result) -> Figure:
@@ -35,8 +43,22 @@ def step_figure(result: Result) -> Figure:
     arguments = result["arguments"]
     times = [{key: 1e3 * value for key, value in v["time"].items()} for v in variants.values()]
     what = Path(arguments["model"]).name if arguments["model"] else arguments["shape"]
-    title = f"Training step in ms: {what}, lengths {arguments['lengths']}, padding {arguments['padding']}"
-    return _bars(list(variants), list(range(len(times))), times, ["C0"] * len(times), title)
+    title = f"Training step: {what}, lengths {arguments['lengths']}, padding {arguments['padding']}"
+    kinds = [_kind(name) for name in variants]
+    figure = _bars(
+        list(variants), list(range(len(times))), times, [_COLOURS[kind] for kind in kinds], title=title,
+        xlabel="milliseconds",
+    )  # fmt: skip
+    shown = [Patch(color=colour, label=kind) for kind, colour in _COLOURS.items() if kind in kinds]
+    figure.axes[0].legend(handles=shown, fontsize="small")
+    return figure
+
+
+def _kind(variant: str) -> str:
+    """What a variant of `bench.variants` is drawn as."""
+    if "stock" in variant:
+        return _STOCK
+    return _TICKET if variant.startswith("ticket") else _DENSE
 
 
 def end_to_end_figure(result: Result) -> Figure:
@@ -58,7 +80,13 @@ def end_to_end_figure(result: Result) -> Figure:
 
 
 def _bars(
-    names: list[str], places: list[float], values: list[dict[str, float]], colours: list[str], title: str
+    names: list[str],
+    places: list[float],
+    values: list[dict[str, float]],
+    colours: list[str],
+    *,
+    title: str,
+    xlabel: str,
 ) -> Figure:
     figure = Figure(figsize=(9, 1.2 + _BAR_INCHES * (places[-1] + 1)), layout="constrained")
     axes = figure.subplots()
@@ -67,7 +95,7 @@ def _bars(
     above = [value["q3"] - value["median"] for value in values]
     bars = axes.barh(places, medians, color=colours, xerr=[below, above], ecolor="black", capsize=2)
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize="small")
-    axes.set(yticks=places, yticklabels=names, title=title)
+    axes.set(yticks=places, yticklabels=names, xlabel=xlabel, title=title)
     axes.tick_params(axis="y", labelsize="small")
     axes.margins(x=0.12)
     axes.invert_yaxis()
@@ -77,5 +105,6 @@ def _bars(
 def save(figure: Figure, path: Path) -> Path:
     """Writes a PNG file and returns its path."""
     # A canvas of its own, and not pyplot, which would choose a window system for the whole process.
-    FigureCanvasAgg(figure).print_png(path)
+    with replacing(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
     return path

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from earlybert.errors import UsageError
 from earlybert.files import read_json
 
 from . import tables
@@ -41,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in args.results:
         if not path.is_file():
             parser.error(f"{path}: no such file")
-        for name, markdown, draw in sections(read_json(path)):
+        try:
+            found = list(sections(read_json(path)))
+        except ValueError as error:
+            parser.error(str(error) if isinstance(error, UsageError) else f"{path}: {error}")
+        for name, markdown, draw in found:
             print(markdown)
             if args.plots is not None:
                 args.plots.mkdir(parents=True, exist_ok=True)
@@ -54,12 +59,14 @@ def _plots() -> ModuleType:
     return plots
 
 
-def sections(content: dict[str, Any]) -> Iterator[Section]:
+def sections(content: Any) -> Iterator[Section]:
     """The tables and pictures of one file.
 
     Raises:
         ValueError: it is no benchmark's result.
     """
+    if not isinstance(content, dict):
+        raise ValueError(f"expected what a benchmark wrote, found JSON of a {type(content).__name__}")
     if "benchmarks" in content:
         yield from _micro_sections(content)
     elif content.get("kind") == "step":

@@ -116,6 +116,7 @@ def step(result: Result) -> str:
 def end_to_end(result: Result) -> str:
     """Conditions, table and verdicts of `bench.end_to_end`, as the README shows them."""
     comparison = result["comparison"]
+    has_stock = any(row["seconds_over_stock_dense"] is not None for row in comparison["rows"])
     kernels = {"off": "stock transformers", "auto": "this library"}
     rows = []
     for row in comparison["rows"]:
@@ -128,13 +129,15 @@ def end_to_end(result: Result) -> str:
                 f"{kernels[row['kernels']]}, {row['method']}",
                 f"{row['quality']:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
                 whole,
-                _number(row["seconds_over_stock_dense"], 2),
+                *([_number(row["seconds_over_stock_dense"], 2)] if has_stock else []),
                 f"{row['parameters'] / 1e6:.1f} M",
             ]
         )
     seeds = ", ".join(map(str, comparison["rows"][0]["seeds"]))
-    header = ["", comparison["metric"], "seconds (search + train)", "of stock dense", "parameters"]
-    sentences = [*comparison["verdicts"], *filter(None, [comparison["noise"]])]
+    of_stock = ["of stock dense"] if has_stock else []
+    header = ["", comparison["metric"], "seconds (search + train)", *of_stock, "parameters"]
+    # Files of earlier versions have no warnings.
+    sentences = [*comparison["verdicts"], *filter(None, [comparison["noise"]]), *comparison.get("warnings", [])]
     return (
         f"Task {comparison['task']}, model {comparison['model']}, seeds {seeds}: mean and standard deviation of the "
         f"quality, medians of the seconds.\n{conditions(result)}\n\n"

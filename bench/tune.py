@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from earlybert.files import write_bytes
 from earlybert_kernels.backends.triton import INTERPRETED, products
 from earlybert_kernels.backends.triton.launch import architecture
 from earlybert_kernels.backends.triton.matmul import Tile
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tiles, parts = (TILES[:1], PARTS[:2]) if INTERPRETED else (TILES, PARTS)  # enough to try the search out
     compile_all(layer, args.tokens[0], tiles)
     entries = sweep(layer, args.tokens, tiles, parts, device)
-    args.output.write_text(shipped.as_text(new_table(entries, device)))
+    write_bytes(args.output, shipped.as_text(new_table(entries, device)).encode())
 
 
 def compile_all(layer: Layer, tokens: int, tiles: Sequence[Tile]) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bench import end_to_end, record, report
+from bench import end_to_end, record, report, tables
 
 
 @pytest.fixture
@@ -54,3 +54,22 @@ def test_a_usage_error_is_passed_on(arguments, capsys):
 def test_the_report_refuses_other_files(tmp_path):
     with pytest.raises(ValueError, match="expected what a benchmark wrote"):
         list(report.sections({"kind": "recipe"}))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"kind": "recipe"}', "\xff"])
+def test_a_report_of_something_else_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "other.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit) as exit:
+        report.main([str(path)])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.count(str(path)) == 1 and ": expected " in said
+
+
+def test_the_table_has_no_empty_column_and_says_warnings(arguments, tmp_path, capsys):
+    assert end_to_end.main([*arguments, "--kernels", "auto", "--learning-rate", "10", "--max-steps", "8"]) == 0
+    printed = capsys.readouterr().out.split("Task sst2, model ")[-1]
+    assert "| this library, dense |" in printed
+    assert "of stock dense" not in printed and tables.NONE not in printed
+    assert "\ndense-auto-seed1: train: the loss ended at " in printed

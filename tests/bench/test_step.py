@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import earlybert_kernels as ek
-from bench import memory, report, step, variants
+from bench import memory, plots, report, step, variants
 from bench.shapes import SHAPES, Shape
 from bench.workload import Workload, pack
 
@@ -46,6 +46,11 @@ def test_one_round_of_everything(tmp_path, capsys, monkeypatch):
     report.main([str(path), "--plots", str(tmp_path)])
     assert capsys.readouterr().out.startswith(printed.rstrip())
     assert (tmp_path / "step-step.png").exists()
+    (axes,) = plots.step_figure(result).axes
+    assert axes.get_xlabel() == "milliseconds"
+    colours = {name: bar.get_facecolor() for name, bar in zip(result["variants"], axes.patches, strict=True)}
+    assert colours["stock"] == colours["ticket-stock"] and colours["converted"] == colours["search-captured"]
+    assert len({*colours.values()}) == 3 == len(axes.get_legend().get_texts())
 
 
 def test_packed_batches_hold_the_same_sequences():

@@ -59,8 +59,8 @@ class RunDirectory:
         """Checks, without writing, that a run with these arguments may use the folder.
 
         Raises:
-            OutputExistsError: the folder holds a run and neither `resume` nor `overwrite` is given, or it
-                holds something else.
+            OutputExistsError: the folder holds a run and neither `resume` nor `overwrite` is given, it holds
+                something else, or another process is writing there.
             UsageError: `resume` is given and the folder holds a run with other arguments; or `overwrite` is
                 given and would remove what the run is to read.
         """
@@ -72,6 +72,9 @@ class RunDirectory:
             raise OutputExistsError(
                 f"--output-dir {self.path} holds other files, which are no run's; give another folder, or an empty one"
             )
+        if not self.is_finished and Path(self._lock.lock_file).exists():
+            self._take_lock()
+            self._lock.release()  # `start` holds it once more
         if overwrite:
             self._check_inputs_stay(arguments)
         elif resume:
@@ -135,10 +138,7 @@ class RunDirectory:
             OutputExistsError: another process is writing there, or has been since `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise OutputExistsError(f"--output-dir {self.path}: another process is writing here") from None
+        self._take_lock()
         self.check(arguments, resume=resume, overwrite=overwrite)
         self._started = _binding(arguments)
         if resume and self.is_finished:
@@ -147,6 +147,12 @@ class RunDirectory:
             for path in self._outputs:
                 remove(path)
         write_json(self.arguments, arguments)
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise OutputExistsError(f"--output-dir {self.path}: another process is writing here") from None
 
     @property
     def _outputs(self) -> tuple[Path, ...]:

@@ -35,6 +35,9 @@ def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     first, second = (RunDirectory(tmp_path / "run") for _ in range(2))
     with first.released():
         first.start(ARGUMENTS, resume=False)
+        for resume, overwrite in ((False, False), (False, True), (True, False)):  # told before anything is loaded
+            with pytest.raises(OutputExistsError, match="another process is writing here"):
+                second.check(ARGUMENTS, resume=resume, overwrite=overwrite)
         for options in ({"resume": False, "overwrite": True}, {"resume": True}):
             with pytest.raises(OutputExistsError, match="another process is writing here"):
                 second.start(ARGUMENTS, **options)

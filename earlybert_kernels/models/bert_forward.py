@@ -1,15 +1,14 @@
 """What runs inside a converted BERT: real tokens in, real tokens through, padding only where it is asked for."""
 
-from __future__ import annotations
-
+# Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
 from ..nn import Packing
@@ -31,7 +30,7 @@ def packed_forward(
     use_cache: bool | None = None,
     first_token_only: bool = False,
     pooled_is_read: bool = False,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
 

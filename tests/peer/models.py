@@ -53,14 +53,14 @@ if VARIANT == "compact":
 
 
 def changed_when_built(cls: type, change) -> None:
-    """Makes every model of the class a changed one; a model inside another is changed with it."""
+    """Makes every model of this very class a changed one; a model inside another is changed with it."""
     build = cls.__init__
 
     @functools.wraps(build)
     def build_and_change(self, *args, **kwargs):
         with inside() as outermost:
             build(self, *args, **kwargs)
-        if outermost:
+        if outermost and type(self) is cls:
             change(self)
 
     cls.__init__ = build_and_change

@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny_bert import batch, packed, some_ticket, tiny_model
 from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -41,7 +42,10 @@ def test_one_hidden_state(number: int, by_config: bool) -> None:
     expected = stock(**batch((6, 6)), output_hidden_states=True).hidden_states
     model = ek.convert(stock)
     if by_config:
-        model.config.output_hidden_states = number
+        try:
+            model.config.output_hidden_states = number
+        except StrictDataclassFieldValidationError:
+            pytest.skip("the config of this version of transformers takes no numbers")
     states = model(**batch((6, 6)), **({} if by_config else {"output_hidden_states": number})).hidden_states
     if number == 0:
         assert states is None

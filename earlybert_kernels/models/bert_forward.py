@@ -1,15 +1,14 @@
 """What runs inside a converted BERT: real tokens in, real tokens through, padding only where it is asked for."""
 
-from __future__ import annotations
-
+# Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
 from ..nn import Packing
@@ -31,7 +30,7 @@ def packed_forward(
     use_cache: bool | None = None,
     first_token_only: bool = False,
     pooled_is_read: bool = False,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
 
@@ -98,7 +97,7 @@ def encode(
     first_token_only: bool = False,
     needs_first_token: bool = False,
     output_attentions: bool | None = None,
-    output_hidden_states: bool | Iterable[int] | None = None,
+    output_hidden_states: bool | int | Iterable[int] | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     cu_seq_lens_k: Tensor | None = None,
@@ -115,7 +114,8 @@ def encode(
         first_token_only: see `packed_forward`.
         needs_first_token: refuse rows that begin with padding, and sequences without tokens.
         output_attentions: compute attention weights as well, from their definition and slowly; default the config's.
-        output_hidden_states: those of all layers, or of some, 0 being the embeddings; default the config's.
+        output_hidden_states: those of all layers, or of some, or of one, 0 being the embeddings; default the config's.
+            As in transformers, 0 by itself asks for none.
 
     Raises:
         ValueError: not exactly one of the inputs was given, mask or offsets do not fit the batch, a row begins with
@@ -171,10 +171,12 @@ def encode(
     return _encoded(base, packing, x, states, selection, output_attentions)
 
 
-def _selected(output_hidden_states: bool | Iterable[int], count: int) -> set[int]:
+def _selected(output_hidden_states: bool | int | Iterable[int], count: int) -> set[int]:
     """The numbers of the hidden states that were asked for, of `count`."""
     if isinstance(output_hidden_states, bool):
         return set(range(count)) if output_hidden_states else set()
+    if isinstance(output_hidden_states, int):
+        output_hidden_states = [output_hidden_states] if output_hidden_states else []
     numbers = list(output_hidden_states)
     if wrong := [number for number in numbers if not -count <= number < count]:
         raise ValueError(f"output_hidden_states names {wrong[0]}; the model has hidden states 0 to {count - 1}")

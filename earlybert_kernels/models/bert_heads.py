@@ -1,13 +1,14 @@
 """The BERT heads: what stands on padding counts in none of them, and some gain by knowing which tokens are real."""
 
-from __future__ import annotations
+# Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModelOutput
 from transformers.models.bert import modeling_bert as hf
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
 from ..nn import Packing
@@ -115,7 +116,7 @@ def question_answering_forward(
     end_positions: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> QuestionAnsweringModelOutput:
     """`BertForQuestionAnswering.forward` in which padding is no candidate for a start or an end.
 
@@ -186,7 +187,7 @@ def masked_lm_forward(
     labels: Tensor | None = None,
     skip_logits: bool = False,
     max_labelled: int | None = None,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> MaskedLMOutput:
     """`BertForMaskedLM.forward`, with the head and the decoder on the labelled rows alone when `skip_logits`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertTokenizer
 from transformers import initialization as init
+from transformers.models.auto import modeling_auto
 from transformers.models.bert import modeling_bert as hf
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
@@ -108,7 +110,6 @@ class _CompactBert:
     """Builds the dense architecture, then cuts every layer to the widths that the config states, and adds gates."""
 
     config_class = CompactBertConfig
-    _keep_in_fp32_modules_strict = ("head_gates", "neuron_gates")  # half precision would lose what they learn
 
     def __init__(self, config: CompactBertConfig, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
@@ -121,6 +122,7 @@ class _CompactBert:
         _set_classes(self)
         if config.gated:
             enable_gates(self)
+            self._keep_in_fp32_modules_strict |= {"head_gates", "neuron_gates"}  # half precision would lose their steps
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As transformers saves any model; beside it a README.md, where there is none, that says how to load it.
@@ -205,6 +207,12 @@ for _auto, _stock in _AUTO_CLASSES.items():
     _class = COMPACT_CLASSES.add(_stock)
     globals()[_class.__name__] = _class  # by name, as pickle and transformers look classes up
     getattr(transformers, _auto).register(CompactBertConfig, _class, exist_ok=True)
+# Some things transformers asks of a class by its name: whether a Trainer that smooths labels shifts them, which
+# pipelines take it.
+for _name, _class_names in vars(modeling_auto).items():
+    if re.fullmatch("MODEL(_FOR_.*)?_MAPPING_NAMES", _name) and "bert" in _class_names:
+        _class = COMPACT_CLASSES.compact(getattr(hf, _class_names["bert"]))
+        _class_names[CompactBertConfig.model_type] = _class.__name__
 
 
 def set_compact(model: nn.Module, config: BertConfig, ticket: Ticket) -> None:

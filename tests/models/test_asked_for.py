@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny_bert import batch, packed, some_ticket, tiny_model
-from transformers import BertForQuestionAnswering, BertForTokenClassification, BertModel
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import earlybert_kernels as ek
@@ -33,6 +35,25 @@ def test_selected_hidden_states(selection) -> None:
         torch.testing.assert_close(states[number], expected[number])
 
 
+@pytest.mark.parametrize("number", [2, -1, 0])
+@pytest.mark.parametrize("by_config", [False, True])
+def test_one_hidden_state(number: int, by_config: bool) -> None:
+    stock = eager(BertModel)
+    expected = stock(**batch((6, 6)), output_hidden_states=True).hidden_states
+    model = ek.convert(stock)
+    if by_config:
+        try:
+            model.config.output_hidden_states = number
+        except StrictDataclassFieldValidationError:
+            pytest.skip("the config of this version of transformers takes no numbers")
+    states = model(**batch((6, 6)), **({} if by_config else {"output_hidden_states": number})).hidden_states
+    if number == 0:
+        assert states is None
+        return
+    assert [place for place, state in enumerate(states) if state is not None] == [number % len(expected)]
+    torch.testing.assert_close(states[number], expected[number])
+
+
 def test_a_hidden_state_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="names 4; the model has hidden states 0 to 3"):
         ek.convert(tiny_model())(**batch(), output_hidden_states=[4])
@@ -53,6 +74,32 @@ def test_attention_weights_are_those_of_stock_between_real_tokens(cls, by_config
     assert len(attentions) == len(expected)
     for ours, theirs in zip(attentions, expected, strict=True):
         torch.testing.assert_close(ours, theirs * both)
+
+
+@pytest.mark.filterwarnings("ignore:output_attentions")
+@pytest.mark.parametrize("cls", [BertModel, BertForTokenClassification])
+def test_a_loss_of_attention_weights_has_the_gradients_of_stock(cls) -> None:
+    stock = eager(cls).double()
+    model, gradients = ek.convert(copy.deepcopy(stock)), []
+    for each in (stock, model):
+        attentions = each(**batch((6, 6)), output_attentions=True).attentions
+        sum((weights**2).sum() * (number + 1) for number, weights in enumerate(attentions)).backward()
+        gradients.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("query" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("make", [ek.convert, lambda model: ek.convert(ek.compact(model, some_ticket(model)))])
+@pytest.mark.parametrize("cls", [BertModel, BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification])
+def test_a_signature_says_what_can_be_asked_for(cls, make) -> None:
+    """Transformers' own tests, among others, read there whether a model gives attention weights."""
+    stock = tiny_model(cls=cls, num_labels=2)
+    expected = inspect.signature(stock.forward).parameters["kwargs"].annotation
+    found = inspect.signature(make(stock).forward).parameters["kwargs"].annotation
+    assert found.__args__ == expected.__args__
+    assert "output_attentions" in found.__args__[0].__annotations__
 
 
 @pytest.mark.filterwarnings("ignore:output_attentions")

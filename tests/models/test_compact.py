@@ -10,8 +10,10 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    BertLMHeadModel,
     BertModel,
 )
+from transformers.models.auto import modeling_auto
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
@@ -300,3 +302,28 @@ def test_refusals_come_before_any_change():
 
     with pytest.raises(TypeError, match="Custom has no compact class"):
         ek.compact(tiny_model(cls=Custom), some_ticket(model))
+
+
+def test_transformers_knows_compact_classes_by_name():
+    """A Trainer that smooths labels finds out by name whether to shift them, and pipelines what they take."""
+    tables = {
+        name: table
+        for name, table in vars(modeling_auto).items()
+        if name.startswith("MODEL_") and name.endswith("MAPPING_NAMES") and "bert" in table
+    }
+    assert {"MODEL_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"} <= tables.keys()
+    for name, table in tables.items():
+        assert table.get("compact_bert") == "Compact" + table["bert"], name
+    auto = transformers.AutoModelForCausalLM
+    small = ek.compact(model := tiny_model(cls=BertLMHeadModel), some_ticket(model))
+    assert type(auto.from_config(small.config)) is type(small)
+    assert type(small).__name__ in tables["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"].values()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_only_gates_that_are_there_stay_in_float32(gated):
+    model = tiny_model()
+    config = ek.compact(model, some_ticket(model)).config
+    config.gated = gated
+    kept = type(model)(config)._keep_in_fp32_modules_strict
+    assert kept == ({"head_gates", "neuron_gates"} if gated else set())

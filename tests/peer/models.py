@@ -5,6 +5,7 @@ Run by `python tests/peer/run.py`, which fetches the tests.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import unittest
@@ -14,6 +15,7 @@ import transformers
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 import earlybert_kernels as ek
+from earlybert_kernels.models import bert_checks
 
 HEADS = (
     "BertModel",
@@ -51,24 +53,33 @@ if VARIANT == "compact":
 
 
 def changed_when_built(cls: type, change) -> None:
-    """Makes every model of the class a changed one; a model inside another is changed with it."""
+    """Makes every model of this very class a changed one; a model inside another is changed with it."""
     build = cls.__init__
 
     @functools.wraps(build)
     def build_and_change(self, *args, **kwargs):
-        outermost = not changed_when_built.building
-        changed_when_built.building = True
-        try:
+        with inside() as outermost:
             build(self, *args, **kwargs)
-        finally:
-            changed_when_built.building = not outermost
-        if outermost:
+        if outermost and type(self) is cls:
             change(self)
 
     cls.__init__ = build_and_change
 
 
-changed_when_built.building = False
+@contextlib.contextmanager
+def inside():
+    """What is built in here is not changed; gives whether this is so from here on alone."""
+    outermost, inside.now = not inside.now, True
+    try:
+        yield outermost
+    finally:
+        inside.now = not outermost
+
+
+inside.now = False
+# The models that the library itself builds, to compare with a config, are to be those of transformers.
+check_built = bert_checks._check_built
+bert_checks._check_built = lambda *args, **kwargs: inside()(check_built)(*args, **kwargs)
 for cls in CLASSES:
     changed_when_built(cls, CHANGES[VARIANT])
 

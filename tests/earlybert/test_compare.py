@@ -215,3 +215,18 @@ def test_one_seed_comes_with_a_warning() -> None:
     for (run,) in (seeds.values() for seeds in runs.values()):
         run["eval"], run["main_metric"] = {"pearson": -0.1}, "pearson"
     assert summarize(runs)["noise"] == "With one seed, small differences of pearson are noise."
+
+
+def test_a_comparison_without_stock_has_no_empty_column_and_calls_slow_slow() -> None:
+    def result(total: float) -> dict:
+        return {
+            "eval": {"accuracy": 0.8}, "main_metric": "accuracy", "parameters": {"dense": 9, "trained": 9},
+            "seconds": {"search": 0.0, "train": total, "total": total}, "task": "sst2", "model": "m", "machine": {},
+            "versions": {}, "backend": {}, "examples": {"train": 9, "eval": {"dev": 4}},
+        }  # fmt: skip
+
+    table = summarize({("dense", "auto"): {1: result(10)}, ("earlybert", "auto"): {1: result(20)}})["markdown"]
+    assert "of stock dense" not in table
+    assert "the last column" not in table.lower()
+    assert "| 9 |\n" in table
+    assert "earlybert-auto is 2.00 times as slow as dense-auto" in table

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from targets import targets_of
 
-from earlybert import EarlyBirdDetector, draw
+from earlybert import EarlyBirdDetector, FinetuneArguments, draw, finetune
+from earlybert.detector import default_interval
 from earlybert.drawing import Masks, draw_masks, random_ticket, to_masks
 from earlybert.errors import UsageError
 from earlybert_kernels import Ticket, use_backend
@@ -188,3 +190,13 @@ def test_the_state_of_an_old_run_is_taken() -> None:
 def test_refuses_settings_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{name}: expected"):
         detector(**{name: value})
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (6, 1), (24, 2), (31, 2), (120, 10), (6000, 10)])
+def test_a_short_search_is_looked_at_more_often(steps: int, interval: int) -> None:
+    assert default_interval(steps) == interval
+
+
+def test_a_short_search_makes_checks_by_default(arguments: Callable[..., FinetuneArguments]) -> None:
+    search = finetune(arguments(early_bird_interval=None, search_steps=6))["search"]
+    assert [check["step"] for check in search["checks"]] == [2, 3, 4, 5, 6]

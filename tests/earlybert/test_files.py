@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import signal
 import stat
@@ -15,16 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import report
 from earlybert import FinetuneArguments, files, finetune, finetuning
-from earlybert import loop as loop_module
 from earlybert.cli import main
-from earlybert.compare import summarize
-from earlybert.detector import default_interval
 from earlybert.errors import Interrupted, OutputExistsError, UsageError
 from earlybert.files import replacing, write_bytes
 from earlybert.loop import TrainingLoop
-from earlybert.plots import search_figure
 from earlybert.rundir import RunDirectory
 
 Make = Callable[..., FinetuneArguments]
@@ -322,101 +316,3 @@ def test_metrics_that_are_none(arguments: Make, tmp_path: Path, content: str, ca
     for command in ("plot", "verify"):
         assert main([command, str(tmp_path / "run")]) == 2
         assert "expected the metrics of a run" in capsys.readouterr().err
-
-
-def test_a_report_of_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        report.main(["/nowhere.json"])
-    assert exit.value.code == 2
-    assert "/nowhere.json: no such file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_job_that_is_told_to_end_leaves_a_checkpoint(
-    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    handler = signal.getsignal(number)
-    step = TrainingLoop._train_step
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "_train_step", lambda *a: step(*a) or signal.raise_signal(number))
-        with pytest.raises(Interrupted, match="after 1 of 12 steps, with a checkpoint"):
-            finetune(arguments(method="dense"))
-    assert signal.getsignal(number) is handler
-    assert finetune(arguments(method="dense", resume=True))["steps"]["train"] == 12
-
-
-def test_a_command_that_is_told_to_end_says_so_whatever_it_is_doing(
-    arguments: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        pytest.fail("it went on")
-
-    args = arguments(method="dense")
-    monkeypatch.setattr(finetuning, "evaluate", stopped)
-    # What the process does with the signal without us would end the tests.
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        flags = ["--model", args.model, "--task", "sst2", "--data-dir", args.data_dir, "--method", "dense"]
-        flags += ["--output-dir", args.output_dir, "--max-length", "16", "--max-steps", "2", "--device", "cpu"]
-        assert main(["finetune", *flags]) == 130
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert "interrupted; the same command with --resume" in capsys.readouterr().err
-
-
-def test_without_a_terminal_the_log_says_how_far_it_is(
-    arguments: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(loop_module, "LINE_INTERVAL", 0.0)
-    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 5)
-    caplog.set_level(logging.INFO, "earlybert")
-    finetune(arguments(method="dense"))
-    lines = [message for message in caplog.messages if message.startswith("train: step")]
-    assert len(lines) == 12
-    assert all(", loss 0." in line for line in lines)
-    assert "steps a second" in lines[5]
-    assert lines[-1].endswith(" 0 s left")
-
-
-def test_divergence_that_stays_finite_is_said(arguments: Make, caplog: pytest.LogCaptureFixture) -> None:
-    metrics = finetune(arguments(search_learning_rate=10.0, search_steps=6))
-    (warning,) = metrics["warnings"]
-    assert warning in caplog.messages
-    assert warning.startswith("search: the loss ended at ")
-    assert "the ticket was drawn from a search that diverged" in warning
-    metrics = finetune(arguments(method="dense", learning_rate=10.0, overwrite_output_dir=True))
-    assert metrics["warnings"][0].startswith("train: the loss ended at ")
-    assert finetune(arguments(overwrite_output_dir=True))["warnings"] == []
-
-
-@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (6, 1), (24, 2), (31, 2), (120, 10), (6000, 10)])
-def test_a_short_search_is_looked_at_more_often(steps: int, interval: int) -> None:
-    assert default_interval(steps) == interval
-
-
-def test_a_short_search_makes_checks_by_default(arguments: Make) -> None:
-    search = finetune(arguments(early_bird_interval=None, search_steps=6))["search"]
-    assert [check["step"] for check in search["checks"]] == [2, 3, 4, 5, 6]
-
-
-def test_a_plot_without_checks_says_so() -> None:
-    search = {"checks": [], "threshold": 0.1, "step": 3, "interval": 10, "drawn_by": "limit", "max_steps": 3}
-    (axes,) = search_figure(search).axes
-    assert [text.get_text() for text in axes.texts] == ["no two tickets were compared in 3 steps,\nat 10 a check"]
-
-
-def test_a_comparison_without_stock_has_no_empty_column_and_calls_slow_slow() -> None:
-    def result(total: float) -> dict:
-        return {
-            "eval": {"accuracy": 0.8}, "main_metric": "accuracy", "parameters": {"dense": 9, "trained": 9},
-            "seconds": {"search": 0.0, "train": total, "total": total}, "task": "sst2", "model": "m", "machine": {},
-            "versions": {}, "backend": {}, "examples": {"train": 9, "eval": {"dev": 4}},
-        }  # fmt: skip
-
-    table = summarize({("dense", "auto"): {1: result(10)}, ("earlybert", "auto"): {1: result(20)}})["markdown"]
-    assert "of stock dense" not in table
-    assert "the last column" not in table.lower()
-    assert "| 9 |\n" in table
-    assert "earlybert-auto is 2.00 times as slow as dense-auto" in table

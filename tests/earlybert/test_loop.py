@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import earlybert_kernels as ek
+from earlybert import FinetuneArguments, finetune
 from earlybert import loop as loop_module
 from earlybert.data import EncodedExamples, TrainingOrder, collate, encode
 from earlybert.evaluation import predict
@@ -274,3 +277,30 @@ def test_predictions_are_in_the_order_of_the_examples(model: nn.Module, examples
         for index in (0, 7, 89):
             alone = model.eval()(**collate(examples, [index], pad_to=None, device=CPU)).logits[0]
             torch.testing.assert_close(torch.from_numpy(together[index]), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_terminal_the_log_says_how_far_it_is(
+    arguments: Callable[..., FinetuneArguments], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_module, "LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 5)
+    caplog.set_level(logging.INFO, "earlybert")
+    finetune(arguments(method="dense"))
+    lines = [message for message in caplog.messages if message.startswith("train: step")]
+    assert len(lines) == 12
+    assert all(", loss 0." in line for line in lines)
+    assert "steps a second" in lines[5]
+    assert lines[-1].endswith(" 0 s left")
+
+
+def test_divergence_that_stays_finite_is_said(
+    arguments: Callable[..., FinetuneArguments], caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = finetune(arguments(search_learning_rate=10.0, search_steps=6))
+    (warning,) = metrics["warnings"]
+    assert warning in caplog.messages
+    assert warning.startswith("search: the loss ended at ")
+    assert "the ticket was drawn from a search that diverged" in warning
+    metrics = finetune(arguments(method="dense", learning_rate=10.0, overwrite_output_dir=True))
+    assert metrics["warnings"][0].startswith("train: the loss ended at ")
+    assert finetune(arguments(overwrite_output_dir=True))["warnings"] == []

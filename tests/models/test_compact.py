@@ -327,3 +327,16 @@ def test_only_gates_that_are_there_stay_in_float32(gated):
     config.gated = gated
     kept = type(model)(config)._keep_in_fp32_modules_strict
     assert kept == ({"head_gates", "neuron_gates"} if gated else set())
+
+
+def test_a_saved_compact_model_says_how_it_is_loaded(tmp_path):
+    model = tiny_model()
+    ek.compact(model, some_ticket(model))
+    model.save_pretrained(tmp_path)
+    readme = tmp_path / "README.md"
+    assert "import earlybert_kernels" in readme.read_text()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+    readme.write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert readme.read_text() == "mine"

@@ -2,8 +2,9 @@ import copy
 
 import pytest
 import torch
+import transformers
 from tiny_bert import batch, set_gates, some_ticket, tiny_model
-from transformers import AutoModelForSequenceClassification
+from transformers import BertModel
 
 import earlybert_kernels as ek
 
@@ -128,28 +129,48 @@ def test_a_step_of_the_papers_size_moves_a_gate_under_autocast():
     assert moved.median() > 1e-5
 
 
-@pytest.mark.parametrize("state", ["stock", "converted", "compact"])
-def test_gates_are_saved_and_come_back_with_the_model(state: str, tmp_path) -> None:
-    model = tiny_model()
-    if state == "compact":
-        model = ek.compact(model, some_ticket(model))
-    model = ek.enable_gates(ek.convert(model) if state == "converted" else model)
-    set_gates(model)
-    expected = model(**batch()).logits
-    for name, saved in (("it", model), ("copy", copy.deepcopy(model))):
-        saved.save_pretrained(tmp_path / name)
-        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / name, dtype=torch.bfloat16).eval()
-        assert {gate.dtype for gate in ek.head_gates(again)} == {torch.float32}
-        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / name).eval()
-        for gates in (ek.head_gates, ek.neuron_gates):
-            for theirs, ours in zip(gates(again), gates(model), strict=True):
-                torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
-        torch.testing.assert_close(again(**batch()).logits, expected)
-        torch.testing.assert_close(ek.convert(again)(**batch()).logits, expected)
-    assert type(model) is type(copy.deepcopy(model))
-    ek.remove_gates(model).save_pretrained(tmp_path / "folded")
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "folded").eval()
-    torch.testing.assert_close(plain(**batch()).logits, expected)
-    with pytest.raises(ValueError, match="no gates"):
-        ek.head_gates(plain)
-    assert (type(plain).__name__ == "BertForSequenceClassification") is (state != "compact")
+@pytest.mark.parametrize("state", ["stock", "converted", "compact", "compact converted"])
+@pytest.mark.parametrize("cls", ["BertForSequenceClassification", "BertForMaskedLM", "BertModel"])
+def test_gates_are_saved_and_loaded_with_the_model(tmp_path, state, cls):
+    model = tiny_model(cls=getattr(transformers, cls))
+    if "compact" in state:
+        ek.compact(model, some_ticket(model))
+    if "converted" in state:
+        ek.convert(model)
+    set_gates(ek.enable_gates(model))
+    before, config = model.state_dict(), copy.deepcopy(model.config)
+    mask, name = batch()["attention_mask"].bool(), type(model).__name__
+    output = model(**batch())[0]
+    model.save_pretrained(tmp_path)
+    assert type(model).__name__ == name and model.config.model_type == config.model_type
+    auto = {"BertModel": "AutoModel"}.get(cls, cls.replace("Bert", "AutoModel", 1))
+    for again in (getattr(transformers, auto).from_pretrained(tmp_path), copy.deepcopy(model)):
+        after = again.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(after[n], t) for n, t in before.items())
+        for run in (again, ek.convert(again), ek.restore(again)):
+            ours, theirs = run(**batch())[0], output
+            if ours.shape[:2] == mask.shape:
+                ours, theirs = ours[mask], theirs[mask]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    again = getattr(transformers, auto).from_pretrained(tmp_path)
+    half = getattr(transformers, auto).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert all(gates.dtype == torch.float32 for gates in ek.head_gates(half))
+    ek.remove_gates(again).save_pretrained(tmp_path / "folded")
+    folded = getattr(transformers, auto).from_pretrained(tmp_path / "folded")
+    assert not any("gates" in n for n in folded.state_dict())
+    ek.remove_gates(model)
+    assert "save_pretrained" not in vars(model)
+
+
+def test_gates_that_could_not_be_loaded_are_not_saved(tmp_path):
+    class Custom(BertModel):
+        pass
+
+    model = ek.enable_gates(tiny_model(cls=Custom))
+    with pytest.raises(TypeError, match=r"Custom has gates.*state_dict.*remove_gates"):
+        model.save_pretrained(tmp_path / "saved")
+    ek.remove_gates(model).save_pretrained(tmp_path / "saved")
+    model = ek.enable_gates(tiny_model())
+    model.bert.encoder.layer[1] = tiny_model().bert.encoder.layer[1]
+    with pytest.raises(ValueError, match="layer 1 has no gates"):
+        model.save_pretrained(tmp_path / "other")

@@ -97,9 +97,14 @@ class Ticket:
         for name, layers in (("heads", self._heads), ("neurons", self._neurons)):
             rows[name] = "[\n    " + ",\n    ".join(json.dumps(units) for units in layers) + "\n  ]"
         text = "{\n" + ",\n".join(f'  "{name}": {row}' for name, row in rows.items()) + "\n}\n"
-        partial = Path(f"{os.fspath(path)}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        path = Path(path).resolve()  # a link stays one
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Ticket:

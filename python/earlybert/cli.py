@@ -159,12 +159,11 @@ def _draw(argv: list[str]) -> int:
     from .files import check_replaceable
     from .rundir import RunDirectory
 
-    output = check_replaceable(Path(args.pop("output")))
-    if output.exists() and not args.pop("overwrite"):
+    output, overwrite = check_replaceable(Path(args.pop("output"))), args.pop("overwrite")
+    if output.exists() and not overwrite:
         raise OutputExistsError(f"{output}: there is such a file; give another path, or --overwrite to replace it")
     if RunDirectory(output.parent).owns(output):
         raise OutputExistsError(f"{output}: a file of the run in {output.parent}; give another path")
-    args.pop("overwrite", None)
     ticket = draw(*read_gates(Path(args.pop("gates"))), **args)
     try:
         ticket.save(output)

@@ -137,7 +137,8 @@ def to_ticket(masks: Masks, num_heads: Sequence[int], num_neurons: Sequence[int]
     def units(mask: torch.Tensor, counts: Sequence[int]) -> list[list[int]]:
         return [layer.nonzero().flatten().tolist() for layer in mask.cpu().split(list(counts))]
 
-    return Ticket(units(masks.heads, num_heads), units(masks.neurons, num_neurons))
+    kept = units(masks.heads, num_heads), units(masks.neurons, num_neurons)
+    return Ticket(*kept, heads_of=num_heads, neurons_of=num_neurons)
 
 
 def to_masks(ticket: Ticket, num_heads: Sequence[int], num_neurons: Sequence[int]) -> Masks:
@@ -170,7 +171,8 @@ def random_ticket(
             for units, count in zip(kept, counts, strict=True)
         ]
 
-    return Ticket(choose(ticket.heads, num_heads), choose(ticket.neurons, num_neurons))
+    kept = choose(ticket.heads, num_heads), choose(ticket.neurons, num_neurons)
+    return Ticket(*kept, heads_of=num_heads, neurons_of=num_neurons)
 
 
 def inverted_ticket(
@@ -192,9 +194,12 @@ def inverted_ticket(
             for units, layer in zip(kept, scores, strict=True)
         ]
 
+    heads, neurons = _check_scores("head_scores", head_scores), _check_scores("neuron_scores", neuron_scores)
     return Ticket(
-        keep_worst(ticket.heads, _check_scores("head_scores", head_scores)),
-        keep_worst(ticket.neurons, _check_scores("neuron_scores", neuron_scores)),
+        keep_worst(ticket.heads, heads),
+        keep_worst(ticket.neurons, neurons),
+        heads_of=map(len, heads),
+        neurons_of=map(len, neurons),
     )
 
 

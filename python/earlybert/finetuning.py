@@ -108,9 +108,7 @@ class _Run:
         dense_parameters = model_size(model)
 
         # Not before all is there that the run needs: this removes an earlier run.
-        self.directory.start(
-            asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir
-        )
+        self.directory.start(asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir)
         if self.args.resume and self.directory.is_finished:  # by another process, while this one was loading
             return self.directory.read_finished()
         checkpoint = self.directory.load_checkpoint()
@@ -158,7 +156,7 @@ class _Run:
             return
         if checkpoint is not None and checkpoint["stage"] == "train":
             self.search = checkpoint["search"]
-            self.ticket = ek.Ticket(*checkpoint["ticket"])
+            self.ticket = ek.Ticket(**checkpoint["ticket"])
             self.warnings = list(checkpoint["warnings"])
             self.seconds["search"] = checkpoint["search_seconds"]
             ek.compact(model, self.ticket)
@@ -263,7 +261,9 @@ class _Run:
             "stage": "train",
             "search": self.search,
             "search_seconds": self.seconds["search"],
-            "ticket": None if self.ticket is None else [self.ticket.heads, self.ticket.neurons],
+            "ticket": None if self.ticket is None else {
+                name: getattr(self.ticket, name) for name in ("heads", "neurons", "heads_of", "neurons_of")
+            },
             "warnings": list(self.warnings),
         }
         if checkpoint is not None and checkpoint["stage"] == "train":

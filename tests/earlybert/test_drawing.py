@@ -300,3 +300,11 @@ def test_refuses_files_that_are_not_gates(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(UsageError, match="expected head_gates.0"):
         read_gates(path)
+
+
+def test_tickets_say_of_which_model_they_are() -> None:
+    heads, neurons = [torch.rand(4), torch.rand(3)], [torch.rand(9), torch.rand(7)]
+    drawn = draw(heads, neurons)
+    generator = torch.Generator().manual_seed(0)
+    for ticket in (drawn, random_ticket(drawn, [4, 3], [9, 7], generator), inverted_ticket(drawn, heads, neurons)):
+        assert (ticket.heads_of, ticket.neurons_of) == ([4, 3], [9, 7])

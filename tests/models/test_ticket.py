@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy
 import pytest
@@ -113,3 +114,17 @@ def test_bad_tickets_are_refused():
         ticket.check_sizes([6, 6], [1, 1])
     with pytest.raises(ValueError, match="keeps no neurons in layer 0"):
         ek.Ticket([[0]], [[]]).check_sizes([4], [4])
+
+
+def test_saving_follows_a_link_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    link, target = tmp_path / "link.json", tmp_path / "target.json"
+    link.symlink_to(target)
+    ek.Ticket([[0]], [[1]]).save(link)
+    assert link.is_symlink()
+    assert ek.Ticket.load(target) == ek.Ticket([[0]], [[1]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            ek.Ticket([[2]], [[3]]).save(link)
+    assert {path.name for path in tmp_path.iterdir()} == {"link.json", "target.json"}
+    assert ek.Ticket.load(target) == ek.Ticket([[0]], [[1]])

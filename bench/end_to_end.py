@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     own, _ = parser.parse_known_args(argv)
     # Noted before the first run, since an interrupted comparison does not come back here.
-    commits = _note_commit(own.output_dir, anew=own.overwrite_output_dir)
+    try:
+        commits = _note_commit(own.output_dir, anew=own.overwrite_output_dir)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
     status = cli.main(["compare", "--methods", *COMPARED_METHODS, *argv])
     if status != 0:
         return status

@@ -73,3 +73,18 @@ def test_the_table_has_no_empty_column_and_says_warnings(arguments, tmp_path, ca
     assert "| this library, dense |" in printed
     assert "of stock dense" not in printed and tables.NONE not in printed
     assert "\ndense-auto-seed1: train: the loss ended at " in printed
+
+
+def test_a_report_of_a_file_that_is_not_there(capsys):
+    with pytest.raises(SystemExit) as exit:
+        report.main(["/nowhere.json"])
+    assert exit.value.code == 2
+    assert "/nowhere.json: no such file" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exit:
+        end_to_end.main(["--output-dir", str(tmp_path / "file" / "runs")])
+    assert exit.value.code == 2
+    assert "file/runs: Not a directory" in capsys.readouterr().err

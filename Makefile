@@ -36,8 +36,7 @@ test: lint
 
 # Downloads transformers' source distribution for its common model tests.
 test-peer: install
-	@echo "== Running transformers' own model tests on stock, converted, gated and masked models"
-	$(BIN)/pip install --quiet --disable-pip-version-check parameterized
+	@echo "== Running transformers' own model tests on stock, converted, gated, masked and compact models"
 	$(BIN)/python tests/peer/run.py
 
 sanitize: install

@@ -27,7 +27,7 @@ def attention_weights(
 
     Returns:
         Per layer `(B, heads, S, S)`, zero in the rows and columns of padding and for heads that a ticket drops; of a
-        packed batch `(sequences, heads, max_seqlen, max_seqlen)`.
+        packed batch of several sequences `(sequences, heads, max_seqlen, max_seqlen)`.
     """
     warnings.warn(
         "output_attentions=True computes attention a second time and slowly; leave it out where nothing reads it",
@@ -52,7 +52,7 @@ def _layer_weights(layer: EncoderLayer, x: Tensor, packing: Packing) -> Tensor:
 
 
 def _rows(packing: Packing, x: Tensor) -> Tensor:
-    """`(T, width)` -> `(B, S, width)`; of a packed batch `(sequences, max_seqlen, width)`."""
+    """`(T, width)` -> `(B, S, width)`; of a packed batch of several sequences `(sequences, max_seqlen, width)`."""
     if packing.sequences != packing.batch:
         return packing.rows(x, fill=0.0)
     return packing.pad(x)[0]

@@ -26,6 +26,7 @@ from .compact_bert import set_gated as set_gated
 BASE = hf.BertModel
 MODEL_TYPES = ("bert", "compact_bert")
 
+
 def check_encoder(base: hf.BertModel) -> None:
     """Raises TypeError unless a base model that is not converted has the encoder that transformers gives it."""
     check_plain("encoder", base.encoder, hf.BertEncoder)

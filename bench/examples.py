@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from earlybert.data import Batch, EncodedExamples, encode
+from earlybert.batches import Batch
+from earlybert.data import EncodedExamples, encode
 from earlybert.errors import MissingFileError
 from earlybert.tasks import Examples, get_task
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
-from earlybert.data import Batch
+from earlybert.batches import Batch
 from earlybert.files import write_json
 
 from . import floors, record, tables

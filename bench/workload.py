@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, BertForQuestionAnswering, Be
 from transformers.utils import logging as transformers_logging
 
 import earlybert_kernels as ek
-from earlybert.data import Batch, EncodedExamples, collate
+from earlybert.batches import Batch, collate
+from earlybert.data import EncodedExamples
 
 from .examples import random_examples, read_squad, read_sst2, with_answers
 from .shapes import SHAPES
@@ -117,7 +118,7 @@ class Workload:
         batches = []
         for start in range(0, count * size, size):
             indices = [number % len(examples) for number in range(start, start + size)]
-            batch = collate(examples, indices, pad_to=pad_to, device=device)
+            batch = {name: tensor.to(device) for name, tensor in collate(examples, indices, pad_to=pad_to).items()}
             batches.append(with_answers(batch) if self.lengths == "squad" else batch)
         return batches
 

@@ -9,6 +9,7 @@ from .errors import UsageError
 
 METHODS = ("earlybert", "dense", "random", "inverted")
 KERNELS = ("auto", "off")
+CUDA_GRAPHS = ("auto", "off")
 PADDINGS = ("none", "longest", "max_length")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,10 +35,15 @@ class FinetuneArguments:
         "earlybert",
     )
     kernels: Literal["auto", "off"] = _help("auto: this library's fused layers. off: stock transformers.", "auto")
+    cuda_graphs: Literal["auto", "off"] = _help(
+        "auto: on a GPU, training steps of --kernels auto are captured in CUDA graphs where they can be (not in "
+        "float16, for regressions or with --gradient-accumulation-steps). off: never.",
+        "auto",
+    )
     padding: Literal["none", "longest", "max_length"] | None = _help(
-        "none: padding is not computed (what --kernels auto always does inside). longest, max_length: pad "
-        "batches to the longest example or to --max-length. Default: none with --kernels auto, longest with "
-        "--kernels off."
+        "none: batches are packed, without padding, as --kernels auto always has them. longest, max_length: stock "
+        "batches are padded to the longest example or to --max-length. Default: none with --kernels auto, longest "
+        "with --kernels off."
     )
     ticket: str | None = _help("Train this ticket (a ticket.json) instead of searching for one.")
 
@@ -99,7 +105,9 @@ class FinetuneArguments:
         Raises:
             UsageError: naming the flag, what was expected and what was found.
         """
-        for name, known in (("method", METHODS), ("kernels", KERNELS), ("dtype", DTYPES)):
+        for name, known in (
+            ("method", METHODS), ("kernels", KERNELS), ("cuda_graphs", CUDA_GRAPHS), ("dtype", DTYPES)
+        ):
             _expect(getattr(self, name) in known, self, name, "one of " + ", ".join(known))
         _expect(self.padding in (None, *PADDINGS), self, "padding", "one of " + ", ".join(PADDINGS))
         for name in (

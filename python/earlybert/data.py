@@ -1,4 +1,4 @@
-"""From examples to batches: tokens, the order they are seen in, and padding."""
+"""Tokenised examples, and the order in which training sees them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from .errors import UsageError
 from .tasks import Examples
-
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,11 @@ class EncodedExamples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One example as a tokenizer gives it, without the mask, which says nothing of it, and with its `labels`."""
+        features = {name: values[index] for name, values in self.features.items() if name != "attention_mask"}
+        return features | {"labels": self.labels[index]}
 
     def lengths(self) -> list[int]:
         """Tokens per example."""
@@ -83,40 +85,6 @@ def unknown_share(tokenizer: Any, examples: EncodedExamples) -> float:
     unknown = (ids == tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else torch.zeros_like(ids)
     added = torch.isin(ids, torch.tensor([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]))
     return (unknown.sum() / (~added).sum().clamp(min=1)).item()
-
-
-def collate(
-    examples: EncodedExamples,
-    indices: list[int],
-    *,
-    pad_to: int | None,
-    device: torch.device,
-    mask_on_host: bool = False,
-) -> Batch:
-    """The padded batch of some examples, on the device.
-
-    Args:
-        examples: the split.
-        indices: which examples.
-        pad_to: pad to this many tokens; None for the longest of the batch.
-        device: where the batch goes. A copy to a GPU does not wait.
-        mask_on_host: leave the padding mask on the CPU, where a converted model reads it without waiting for a GPU.
-
-    Returns:
-        The model's inputs `(batch, tokens)` int64, and `labels` `(batch,)`.
-    """
-    batch = {}
-    for name, sequences in examples.features.items():
-        value = examples.pad_values[name]
-        padded = pad_sequence([sequences[i] for i in indices], batch_first=True, padding_value=value)
-        if pad_to is not None:
-            padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=value)
-        batch[name] = padded
-    batch["labels"] = examples.labels[indices]
-    for name, tensor in batch.items():
-        if device.type == "cuda" and not (mask_on_host and name == "attention_mask"):
-            batch[name] = tensor.pin_memory().to(device, non_blocking=True)
-    return batch
 
 
 class TrainingOrder:

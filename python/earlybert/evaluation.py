@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-import earlybert_kernels as ek
-
-from .data import EncodedExamples, collate
+from .batches import BatchMaker
+from .data import EncodedExamples
 from .tasks import Task, compute_metrics
 
 
@@ -31,10 +30,10 @@ def predict(
     model.eval()
     order = np.argsort(examples.lengths(), kind="stable").tolist()
     starts = range(0, len(order), batch_size)
+    make_batch = BatchMaker(model, examples, device, pad_to=pad_to)
     outputs = []
     for start in tqdm(starts, desc="evaluate", unit="batch", disable=None):
-        indices = order[start : start + batch_size]
-        batch = collate(examples, indices, pad_to=pad_to, device=device, mask_on_host=ek.is_converted(model))
+        batch = make_batch(order[start : start + batch_size])
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             outputs.append(model(**batch).logits.float())
     model.train(was_training)

@@ -191,6 +191,7 @@ class _Run:
             gate_l1=args.gate_l1,
             dtype=self.prepared.dtype,
             pad_to=self.pad_to,
+            cuda_graphs=args.cuda_graphs == "auto",
         )
         loop = TrainingLoop(model, train, self.order, settings, self.device, gates=[*heads, *neurons])
         detector = EarlyBirdDetector(
@@ -255,6 +256,7 @@ class _Run:
             weight_decay=args.weight_decay,
             dtype=self.prepared.dtype,
             pad_to=self.pad_to,
+            cuda_graphs=args.cuda_graphs == "auto",
         )
         loop = TrainingLoop(model, train, self.order, settings, self.device)
         extra = {

@@ -16,8 +16,9 @@ from transformers import get_scheduler
 
 import earlybert_kernels as ek
 
+from .batches import Batch, BatchMaker
 from .clock import Stopwatch
-from .data import EncodedExamples, TrainingOrder, collate
+from .data import EncodedExamples, TrainingOrder
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class StageSettings:
         gate_learning_rate: of the gates, where the model has any.
         gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
         dtype: what the forward pass computes in; parameters are float32.
-        pad_to: tokens to pad batches to; None for the longest of a batch.
+        pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
+        cuda_graphs: whether a converted model's steps are captured in CUDA graphs, on a GPU and where they can be.
     """
 
     name: str
@@ -55,6 +57,12 @@ class StageSettings:
     gate_l1: float = 0.0
     dtype: torch.dtype = torch.float32
     pad_to: int | None = None
+    cuda_graphs: bool = True
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether the device runs CUDA graphs."""
+    return device.type == "cuda"
 
 
 class TrainingLoop:
@@ -67,6 +75,7 @@ class TrainingLoop:
             task loss since the record before, and the penalty on the gates, which is not in the loss, where
             there are any.
         first_loss: the task loss of the first step, before any update.
+        captures: whether steps are captured in CUDA graphs.
     """
 
     def __init__(
@@ -88,7 +97,6 @@ class TrainingLoop:
             gates: those of the model's parameters that are gates.
         """
         self.model = model
-        self.examples = examples
         self.order = order
         self.settings = settings
         self.device = device
@@ -107,14 +115,19 @@ class TrainingLoop:
         ]
         if self.gates:
             groups.append({"params": self.gates, "weight_decay": 0.0, "lr": settings.gate_learning_rate})
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
+        self.captures = self._can_capture(examples)
+        self._make_batch = BatchMaker(
+            model, examples, device, pad_to=settings.pad_to, fill_from=order.batch_size if self.captures else None
+        )
+        capturable = self.captures and device.type == "cuda"  # the only device that takes it
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, capturable=capturable)
         self.scheduler = get_scheduler(
             settings.schedule,
             self.optimizer,
             num_warmup_steps=settings.warmup_steps,
             num_training_steps=settings.max_steps,
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
         self._loss = torch.zeros((), device=device)
 
     def run(self, after_step: Callable[[int], bool] = lambda step: False) -> None:
@@ -128,6 +141,13 @@ class TrainingLoop:
             FloatingPointError: the loss is not finite.
         """
         self.model.train()
+        step = self._update
+        if self.captures:  # here, so that graphs and their memory go with the end of training
+            captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))
+
+            def step(batches: list[Batch], shares: list[float]) -> torch.Tensor:
+                return captured(*batches)
+
         begun, last_line = (time.monotonic(), self.step), time.monotonic()
         with (
             tqdm(
@@ -142,7 +162,7 @@ class TrainingLoop:
             for batches in self.order.steps_from(self.step):
                 if self.step >= self.settings.max_steps:
                     break
-                self._train_step(batches)
+                self._train_step(step, batches)
                 self.step += 1
                 bar.update()
                 if self.step % LOG_INTERVAL == 0 or self.step == self.settings.max_steps:
@@ -155,30 +175,54 @@ class TrainingLoop:
             if self.step > self._logged_step():
                 self._log()  # training was stopped between two looks at the loss
 
-    def _train_step(self, batches: list[list[int]]) -> None:
-        settings = self.settings
+    def _can_capture(self, examples: EncodedExamples) -> bool:
+        """Whether steps are captured; a line says why not, where they could be expected to."""
+        if not (self.settings.cuda_graphs and ek.is_converted(self.model) and has_graphs(self.device)):
+            return False
+        obstacles = {
+            "loss scaling of float16 looks at every step's gradients": self.scaler.is_enabled(),
+            "it is made of several batches": self.order.step_size > self.order.batch_size,
+            "no number can be the label of a filler of a regression": examples.labels.is_floating_point(),
+        }
+        for reason, holds in obstacles.items():
+            if holds:
+                logger.info("%s: steps run without CUDA graphs: %s", self.settings.name, reason)
+                return False
+        return True
+
+    def _train_step(self, step: Callable[[list[Batch], list[float]], torch.Tensor], batches: list[list[int]]) -> None:
+        # Weighted by examples: the gradient is that of the mean over all examples of the step, however split.
         count = sum(map(len, batches))
-        for indices in batches:
-            batch = collate(
-                self.examples, indices, pad_to=settings.pad_to, device=self.device,
-                mask_on_host=ek.is_converted(self.model),
-            )  # fmt: skip
-            with torch.autocast(self.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
-                loss = self.model(**batch).loss
-            # Weighted by examples: the gradient is that of the mean over all examples of the step, however
-            # split.
-            loss = loss * (len(indices) / count)
-            self.scaler.scale(loss).backward()
-            self._loss += loss.detach()
+        self._loss += step([self._make_batch(indices) for indices in batches], [len(b) / count for b in batches])
         if self.step == 0:
             self.first_loss = self._loss.item()
+        self.scheduler.step()
+
+    def _update(self, batches: list[Batch], shares: list[float]) -> torch.Tensor:
+        """Forward, backward and the optimizer's step; on a GPU its work alone, but for float16.
+
+        Args:
+            batches: of one optimizer step.
+            shares: which share of the step's examples each of them has.
+
+        Returns:
+            The mean loss of the step's examples, a 0-dimensional tensor.
+        """
+        dtype = self.settings.dtype
+        total = torch.zeros_like(self._loss)
+        for batch, share in zip(batches, shares, strict=True):
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                loss = self.model(**batch).loss
+            loss = loss * share
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self._weights, MAX_GRAD_NORM)
         self._add_gate_penalty()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
         self.optimizer.zero_grad()
+        return total
 
     def _line(self, rate: float) -> str:
         """How far training is, in a line of a log.

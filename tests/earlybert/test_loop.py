@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
 from earlybert import loop as loop_module
-from earlybert.data import EncodedExamples, TrainingOrder, collate, encode
+from earlybert.batches import collate
+from earlybert.data import EncodedExamples, TrainingOrder, encode
 from earlybert.evaluation import predict
 from earlybert.loop import StageSettings, TrainingLoop
 from earlybert.tasks import TASKS
@@ -247,7 +249,7 @@ def test_the_order_can_be_taken_up_anywhere() -> None:
 
 def test_batches_are_padded_right(examples: EncodedExamples) -> None:
     indices = [3, 0, 5]
-    batch = collate(examples, indices, pad_to=None, device=CPU)
+    batch = collate(examples, indices)
     longest = max(examples.lengths()[i] for i in indices)
     assert batch["input_ids"].shape == (3, longest)
     for row, index in enumerate(indices):
@@ -256,7 +258,90 @@ def test_batches_are_padded_right(examples: EncodedExamples) -> None:
         assert batch["input_ids"][row, :length].tolist() == examples.features["input_ids"][index].tolist()
         assert not batch["input_ids"][row, length:].any()
     assert batch["labels"].tolist() == [examples.labels[i] for i in indices]
-    assert collate(examples, indices, pad_to=16, device=CPU)["input_ids"].shape == (3, 16)
+    assert collate(examples, indices, pad_to=16)["input_ids"].shape == (3, 16)
+
+
+def test_packed_batches_train_as_padded_ones_do(model: nn.Module, examples: EncodedExamples) -> None:
+    """Bit by bit: a converted model drops the padding of a padded batch before it computes anything."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    histories, states = [], []
+    for packs in (True, False):
+        own = ek.convert(copy.deepcopy(model))
+        loop = make_loop(own, examples, max_steps=13, batch_size=16, accumulation_steps=2)  # more than an epoch
+        assert loop._make_batch.packs
+        loop._make_batch.packs = packs
+        torch.manual_seed(5)
+        loop.run()
+        histories.append(loop.history)
+        states.append(own.state_dict())
+    assert histories[0] == histories[1]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_stock_model_gets_padded_batches(model: nn.Module, examples: EncodedExamples) -> None:
+    assert set(make_loop(model, examples)._make_batch([0, 1])) == {
+        "input_ids", "token_type_ids", "attention_mask", "labels"
+    }  # fmt: skip
+
+
+def test_captured_steps_train_as_others_do(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the same is done without graphs: batches are filled up to few shapes, an epoch's last one too."""
+    loops = []
+    for captures in (False, True):
+        monkeypatch.setattr(loop_module, "has_graphs", lambda device, captures=captures: captures)
+        loop = make_loop(ek.convert(copy.deepcopy(model)), examples, max_steps=15, schedule="linear", warmup_steps=3)
+        assert loop.captures is captures
+        steps = []
+        monkeypatch.setattr(ek, "CapturedStep", recording(steps))
+        loop.run()
+        assert len(steps) == captures
+        loops.append(loop)
+    assert steps[0].buckets <= 4
+    assert loops[1].history[-1] == pytest.approx(loops[0].history[-1], rel=1e-5)
+    assert loops[1].first_loss == pytest.approx(loops[0].first_loss, rel=1e-6)
+    for name, tensor in loops[0].model.state_dict().items():
+        torch.testing.assert_close(loops[1].model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def recording(steps: list[ek.CapturedStep]) -> Callable[..., ek.CapturedStep]:
+    def make(*args: Any) -> ek.CapturedStep:
+        steps.append(captured_step(*args))
+        return steps[-1]
+
+    captured_step = ek.CapturedStep
+    return make
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"accumulation_steps": 2}, "several batches"),
+        ({"dtype": torch.float16}, "loss scaling"),
+        ({"labels": torch.zeros(90)}, "regression"),
+        ({"cuda_graphs": False}, None),
+        ({"stock": True}, None),
+    ],
+)
+def test_steps_that_cannot_be_captured_say_so(
+    model: nn.Module,
+    examples: EncodedExamples,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    reason: str | None,
+) -> None:
+    monkeypatch.setattr(loop_module, "has_graphs", lambda device: True)
+    caplog.set_level(logging.INFO, "earlybert")
+    if "labels" in changes:
+        examples = replace(examples, labels=changes.pop("labels"))
+    if not changes.pop("stock", False):
+        ek.convert(model)
+    assert not make_loop(model, examples, **changes).captures
+    assert [reason in message for message in caplog.messages] == ([True] if reason else [])
 
 
 def test_long_examples_are_cut(tiny_bert: str, toy_sst2: str) -> None:
@@ -275,8 +360,10 @@ def test_predictions_are_in_the_order_of_the_examples(model: nn.Module, examples
     assert model.training
     with torch.no_grad():
         for index in (0, 7, 89):
-            alone = model.eval()(**collate(examples, [index], pad_to=None, device=CPU)).logits[0]
+            alone = model.eval()(**collate(examples, [index])).logits[0]
             torch.testing.assert_close(torch.from_numpy(together[index]), alone, rtol=1e-4, atol=1e-5)
+    packed = predict(ek.convert(model), examples, batch_size=16, pad_to=None, dtype=torch.float32, device=CPU)
+    torch.testing.assert_close(torch.from_numpy(packed), torch.from_numpy(together), rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_terminal_the_log_says_how_far_it_is(

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from earlybert import cli
-from earlybert.compare import COMPARED_METHODS
 from earlybert.files import read_json, write_json
+from earlybert.programs.compare import COMPARED_METHODS
 
 from . import record, tables
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from earlybert.batches import Batch
-from earlybert.data import EncodedExamples, encode
 from earlybert.errors import MissingFileError
-from earlybert.tasks import Examples, get_task
+from earlybert.tasks import Sentences, get_task
+from earlybert.training.batches import Batch
+from earlybert.training.data import EncodedExamples
 
 from .lengths import draw_lengths
 
@@ -38,16 +38,17 @@ def random_examples(mix: str, count: int, max_length: int, vocabulary: int) -> E
     return EncodedExamples(
         features={"input_ids": ids, "attention_mask": [torch.ones_like(sequence) for sequence in ids]},
         pad_values={"input_ids": 0, "attention_mask": 0},
-        labels=torch.randint(_CLASSES, (count,), generator=generator),
+        targets={"labels": torch.randint(_CLASSES, (count,), generator=generator)},
     )
 
 
 def read_sst2(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
     """Random sentences of SST-2's training split with their labels: `count`, or all where there are fewer."""
-    examples = get_task("sst2").load(folder).train
+    task = get_task("sst2")
+    examples = task.load(folder).train
     rows = _sample(list(zip(examples.texts, examples.labels, strict=True)), count)
     texts, labels = (list(column) for column in zip(*rows, strict=True))
-    return encode(tokenizer, Examples(texts, labels), max_length=max_length, is_regression=False)
+    return task.encode(tokenizer, Sentences(texts, labels), max_length)
 
 
 def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
@@ -64,16 +65,8 @@ def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> Enc
     pairs = [(question["question"], p["context"]) for p in paragraphs for question in p["qas"]]
     questions, contexts = (list(column) for column in zip(*_sample(pairs, count), strict=True))
     encoding = tokenizer(questions, contexts, truncation="only_second", max_length=max_length)
-    names = [name for name in tokenizer.model_input_names if name in encoding]
-    return EncodedExamples(
-        features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
-        pad_values={
-            "input_ids": tokenizer.pad_token_id,
-            "token_type_ids": tokenizer.pad_token_type_id,
-            "attention_mask": 0,
-        },
-        labels=torch.zeros(len(questions), dtype=torch.int64),
-    )
+    targets = {"labels": torch.zeros(len(questions), dtype=torch.int64)}
+    return EncodedExamples.from_encoding(tokenizer, encoding, targets)
 
 
 def with_answers(batch: Batch) -> Batch:

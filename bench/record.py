@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from earlybert.machine import describe_machine, versions
+from earlybert.environment import describe_machine, versions
 
 
 def pick_device() -> torch.device:

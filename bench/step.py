@@ -28,8 +28,8 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
-from earlybert.batches import Batch
 from earlybert.files import write_json
+from earlybert.training.batches import Batch
 
 from . import floors, record, tables
 from .memory import measure_apart

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import earlybert_kernels as ek
-from earlybert.batches import Batch
+from earlybert.training.batches import Batch
 
 from .shapes import random_ticket
 

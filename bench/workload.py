@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, BertForQuestionAnswering, Be
 from transformers.utils import logging as transformers_logging
 
 import earlybert_kernels as ek
-from earlybert.batches import Batch, collate
-from earlybert.data import EncodedExamples
+from earlybert.training.batches import Batch, collate
+from earlybert.training.data import EncodedExamples
 
 from .examples import random_examples, read_squad, read_sst2, with_answers
 from .shapes import SHAPES

@@ -11,17 +11,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arguments import FinetuneArguments
-    from .detector import EarlyBirdDetector
-    from .drawing import draw
-    from .finetuning import finetune
+    from .programs.compare import compare
+    from .programs.demo import demo
+    from .programs.finetune import finetune
+    from .programs.plots import plot
+    from .programs.verify import verify
+    from .search.detector import EarlyBirdDetector
+    from .search.drawing import draw
+    from .search.stage import SearchSettings, SearchStage
 
-__all__ = ["EarlyBirdDetector", "FinetuneArguments", "draw", "finetune"]
+__all__ = [
+    "EarlyBirdDetector",
+    "FinetuneArguments",
+    "SearchSettings",
+    "SearchStage",
+    "compare",
+    "demo",
+    "draw",
+    "finetune",
+    "plot",
+    "verify",
+]
 
 _MODULES = {
-    "EarlyBirdDetector": "detector",
+    "EarlyBirdDetector": "search.detector",
     "FinetuneArguments": "arguments",
-    "draw": "drawing",
-    "finetune": "finetuning",
+    "SearchSettings": "search.stage",
+    "SearchStage": "search.stage",
+    "compare": "programs.compare",
+    "demo": "programs.demo",
+    "draw": "search.drawing",
+    "finetune": "programs.finetune",
+    "plot": "programs.plots",
+    "verify": "programs.verify",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import Interrupted, OutputExistsError, UsageError
-from .interrupt import terminable
+from .training.interrupt import terminable
 
 if TYPE_CHECKING:
     from .arguments import FinetuneArguments
@@ -74,7 +74,7 @@ def _finetune(argv: list[str]) -> int:
     args = _parse_finetune("earlybert finetune", argv)
     args.check()
     _quiet_transformers()
-    from .finetuning import finetune
+    from .programs.finetune import finetune
 
     metrics = finetune(args)
     quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics["eval"].items())
@@ -89,7 +89,7 @@ def _finetune(argv: list[str]) -> int:
 
 def _compare(argv: list[str]) -> int:
     from .arguments import KERNELS
-    from .compare import COMPARED_METHODS
+    from .programs.compare import COMPARED_METHODS
 
     parser = argparse.ArgumentParser(
         prog="earlybert compare",
@@ -115,7 +115,7 @@ def _compare(argv: list[str]) -> int:
             parser.error(f"{name}: a comparison takes {name}s")
     template = _parse_finetune("earlybert compare", others)
     _quiet_transformers()
-    from .compare import compare
+    from .programs.compare import compare
 
     variants = [(method, kernels) for method in own.methods for kernels in own.kernels]
     print(compare(template, variants, own.seeds)["markdown"])
@@ -133,7 +133,7 @@ def _demo(argv: list[str]) -> int:
     parser.add_argument("--overwrite-output-dir", action="store_true", help="repeat runs that are there already")
     args = parser.parse_args(argv)
     _quiet_transformers()
-    from .demo import demo
+    from .programs.demo import demo
 
     print(demo(args.output_dir, seed=args.seed, overwrite=args.overwrite_output_dir)["markdown"])
     return 0
@@ -155,9 +155,9 @@ def _draw(argv: list[str]) -> int:
     parser.add_argument("--multiple-of", type=int, default=1, help="keep a multiple of so many neurons in a layer")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     args = vars(parser.parse_args(argv))
-    from .drawing import draw, read_gates
     from .files import check_replaceable
-    from .rundir import RunDirectory
+    from .run_directory import RunDirectory
+    from .search.drawing import draw, read_gates
 
     output, overwrite = check_replaceable(Path(args.pop("output"))), args.pop("overwrite")
     if output.exists() and not overwrite:
@@ -181,7 +181,7 @@ def _verify(argv: list[str]) -> int:
     parser.add_argument("run", help="output directory of a run")
     args = parser.parse_args(argv)
     _quiet_transformers()
-    from .verify import verify
+    from .programs.verify import verify
 
     findings = verify(args.run)
     for finding in findings:
@@ -193,13 +193,9 @@ def _plot(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="earlybert plot", description="Draw the pictures of a finished run again.")
     parser.add_argument("run", help="output directory of a run")
     args = parser.parse_args(argv)
-    from .plots import plot_run
-    from .rundir import RunDirectory
+    from .programs.plots import plot
 
-    directory = RunDirectory(args.run)
-    metrics = directory.read_metrics()
-    directory.check_read(directory.metrics, *([] if metrics["ticket"] is None else [directory.ticket]))
-    written = plot_run(directory, metrics, None if metrics["ticket"] is None else directory.read_ticket())
+    written = plot(args.run)
     print("\n".join(map(str, written)) or "a dense run has nothing to draw")
     return 0
 

@@ -1,4 +1,4 @@
-"""Reading the model of a run: the one that was asked for, whole, with a classifier in the task's order of labels."""
+"""Reading the model of a run: the one that was asked for, whole, with a head for the task."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import earlybert_kernels as ek
 
 from .errors import UsageError
+from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -110,17 +111,18 @@ def read_tokenizer(name: str, config: Any) -> Any:
     return tokenizer
 
 
-def load_model(name: str, config: Any, labels: Mapping[int, str], *, seed: int) -> nn.Module:
+def load_model(name: str, task: Task, config: Any, labels: Mapping[int, str], *, seed: int) -> nn.Module:
     """The model that is to be trained, in float32 on the CPU.
 
-    The classifier is the checkpoint's where its labels are the task's, its rows put in the task's order by their
-    names, case aside; otherwise it is new, its weights from the seed and so the same for every method.
+    The head is the checkpoint's where that is of this task; otherwise it is new, its weights from the seed and so the
+    same for every method.
 
     Args:
         name: a folder or a model of the hub.
-        config: what `read_config` gave, with the task's labels in the task's order.
+        task: what the model is to be trained on.
+        config: what `read_config` gave, configured for the task.
         labels: the labels of the checkpoint, as `read_config` gave them.
-        seed: of the classifier.
+        seed: of a new head.
 
     Raises:
         UsageError: no weights can be read there, some of the encoder's are not there or not finite, or the
@@ -128,7 +130,7 @@ def load_model(name: str, config: Any, labels: Mapping[int, str], *, seed: int) 
     """
     torch.manual_seed(seed)
     with reading(f"--model {name}: no weights could be read there"):
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        model, found = task.model_class.from_pretrained(
             name,
             config=config,
             dtype=torch.float32,
@@ -137,7 +139,7 @@ def load_model(name: str, config: Any, labels: Mapping[int, str], *, seed: int) 
         )
     absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     _check_encoder(name, model, absent, found["unexpected_keys"])
-    _match_classifier(model, absent, labels, seed)
+    task.match_head(model, absent, labels, seed)
     return model
 
 
@@ -192,26 +194,3 @@ def _check_encoder(name: str, model: nn.Module, absent: set[str], unexpected: li
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-@torch.no_grad()
-def _match_classifier(model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
-    classifier = model.classifier
-    own = [labels.get(index, "").casefold() for index in range(len(labels))]
-    wanted = [model.config.id2label[index].casefold() for index in range(model.config.num_labels)]
-    if absent & {"classifier.weight", "classifier.bias"}:
-        why = "the checkpoint has none for as many labels"
-    elif sorted(own) != sorted(wanted) or len(set(own)) < len(own):
-        why = f"the checkpoint's labels ({', '.join(own)}) are not the task's ({', '.join(wanted)})"
-    else:
-        order = [own.index(label) for label in wanted]
-        for parameter in (classifier.weight, classifier.bias):
-            parameter.copy_(parameter[order])
-        moved = order != sorted(order)
-        logger.info("classifier: the checkpoint's%s", ", its labels put in the task's order" if moved else "")
-        return
-    # Not as transformers has made it: what that drew depends on what else the checkpoint lacked.
-    torch.manual_seed(seed)
-    nn.init.normal_(classifier.weight, std=model.config.initializer_range)
-    nn.init.zeros_(classifier.bias)
-    logger.info("classifier: new; %s", why)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from toy import PER_HEAD, PER_NEURON
 
 import earlybert
-from earlybert import FinetuneArguments, cli, demo, finetune
+from earlybert import FinetuneArguments, cli, finetune
 from earlybert.cli import main
-from earlybert.compare import Variant
-from earlybert.loop import TrainingLoop
+from earlybert.programs import demo
+from earlybert.programs.compare import Variant
+from earlybert.training.loop import TrainingLoop
 from earlybert_kernels import Ticket
 
 REQUIRED = ["--model", "m", "--task", "t", "--output-dir", "o"]
@@ -111,7 +112,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_api_is_what_all_says() -> None:
-    assert sorted(earlybert.__all__) == ["EarlyBirdDetector", "FinetuneArguments", "draw", "finetune"]
+    commands = set(cli._COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
+    assert commands < set(earlybert.__all__)
+    assert [name for name in earlybert.__all__ if name not in commands] == [
+        "EarlyBirdDetector", "FinetuneArguments", "SearchSettings", "SearchStage"
+    ]  # fmt: skip
     for name in earlybert.__all__:
         assert callable(getattr(earlybert, name))
         assert name in dir(earlybert)
@@ -138,12 +143,12 @@ def test_an_interrupted_run_says_how_to_continue(
 def test_an_interrupt_outside_of_training(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from earlybert import finetuning
+    from earlybert.programs import finetune as finetuning
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning, "evaluate", interrupt)
+    monkeypatch.setattr(finetuning, "predict", interrupt)
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
     assert "interrupted; the same command with --resume" in capsys.readouterr().err
     monkeypatch.undo()

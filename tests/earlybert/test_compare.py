@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from earlybert import FinetuneArguments, finetuning
-from earlybert.compare import compare, summarize
+from earlybert import FinetuneArguments
 from earlybert.errors import UsageError
-from earlybert.rundir import RunDirectory
+from earlybert.programs import finetune as finetuning
+from earlybert.programs.compare import compare, summarize
+from earlybert.run_directory import RunDirectory
 
 Make = Callable[..., FinetuneArguments]
 

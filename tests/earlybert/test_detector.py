@@ -9,9 +9,9 @@ import torch
 from targets import targets_of
 
 from earlybert import EarlyBirdDetector, FinetuneArguments, draw, finetune
-from earlybert.detector import default_interval
-from earlybert.drawing import Masks, draw_masks, random_ticket, to_masks
 from earlybert.errors import UsageError
+from earlybert.search.detector import default_interval
+from earlybert.search.drawing import Masks, draw_masks, random_ticket, to_masks
 from earlybert_kernels import Ticket, use_backend
 
 HEADS, NEURONS = [12] * 6, [64] * 6

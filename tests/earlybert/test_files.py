@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlybert import FinetuneArguments, files, finetune, finetuning
+from earlybert import FinetuneArguments, files, finetune
 from earlybert.cli import main
 from earlybert.errors import Interrupted, OutputExistsError, UsageError
 from earlybert.files import replacing, write_bytes
-from earlybert.loop import TrainingLoop
-from earlybert.rundir import RunDirectory
+from earlybert.programs import finetune as finetuning
+from earlybert.run_directory import RunDirectory
+from earlybert.training.loop import TrainingLoop
 
 Make = Callable[..., FinetuneArguments]
 ARGUMENTS = {"model": "m", "task": "sst2", "method": "dense"}

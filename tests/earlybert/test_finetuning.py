@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, draw, finetune
 from earlybert.errors import Interrupted, UsageError
-from earlybert.finetuning import _Run
-from earlybert.loop import TrainingLoop
+from earlybert.programs.finetune import _Run
+from earlybert.training.loop import TrainingLoop
 
 Make = Callable[..., FinetuneArguments]
 DENSE_FILES = {".lock", "SHA256SUMS", "arguments.json", "metrics.json", "model"}

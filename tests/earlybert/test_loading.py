@@ -22,12 +22,13 @@ from transformers import (
 )
 
 from earlybert import FinetuneArguments, finetune
-from earlybert.data import EncodedExamples, check_fits
 from earlybert.errors import UsageError
 from earlybert.loading import load_model, read_config
 from earlybert.tasks import TASKS
+from earlybert.training.data import EncodedExamples, check_fits
 
 Make = Callable[..., FinetuneArguments]
+TASK = TASKS["sst2"]
 
 
 def flipped(folder: str | Path, target: Path, names: tuple[str, ...] = ("POSITIVE", "Negative")) -> Path:
@@ -70,8 +71,9 @@ def test_a_classifier_of_other_labels_is_new_and_from_the_seed(
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     own = load_file(tmp_path / "model.safetensors")["classifier.weight"]
     caplog.set_level(logging.INFO, "earlybert")
+    labels = dict(enumerate(names))
     first, same, other = (
-        load_model(str(tmp_path), config, dict(enumerate(names)), seed=seed).classifier.weight for seed in (1, 1, 2)
+        load_model(str(tmp_path), TASK, config, labels, seed=seed).classifier.weight for seed in (1, 1, 2)
     )
     assert "are not the task's (negative, positive)" in caplog.text
     assert torch.equal(first, same)
@@ -116,9 +118,9 @@ def test_a_regression_keeps_the_one_output_of_its_own_kind(
     own = load_file(tmp_path / "model.safetensors")["classifier.weight"]
     config, labels = read_config(str(tmp_path))
     caplog.set_level(logging.INFO, "earlybert")
-    assert torch.equal(load_model(str(tmp_path), config, labels, seed=1).classifier.weight, own)
+    assert torch.equal(load_model(str(tmp_path), TASK, config, labels, seed=1).classifier.weight, own)
     config.num_labels = 2  # a task of two classes, from there
-    load_model(str(tmp_path), config, labels, seed=1)
+    load_model(str(tmp_path), TASK, config, labels, seed=1)
     assert caplog.messages == [
         "classifier: the checkpoint's",
         "classifier: new; the checkpoint has none for as many labels",
@@ -132,7 +134,7 @@ def test_mnli_is_put_in_order(tiny_bert: str, tmp_path: Path) -> None:
     own = load_file(tmp_path / "model.safetensors")["classifier.weight"]
     config, labels = read_config(str(tmp_path))
     config.id2label = dict(enumerate(TASKS["mnli"].labels))
-    assert torch.equal(load_model(str(tmp_path), config, labels, seed=1).classifier.weight, own[[1, 2, 0]])
+    assert torch.equal(load_model(str(tmp_path), TASK, config, labels, seed=1).classifier.weight, own[[1, 2, 0]])
 
 
 def test_the_real_model(minilm: str, data_dir: Path, tmp_path: Path, arguments: Make) -> None:
@@ -196,7 +198,7 @@ def test_what_old_checkpoints_hold_beside_the_encoder_is_no_obstacle(tiny_bert: 
         },
     )
     config, labels = read_config(str(folder))
-    load_model(str(folder), config, labels, seed=1)
+    load_model(str(folder), TASK, config, labels, seed=1)
 
 
 def test_one_token_type_is_enough(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_ids_beyond_the_embeddings_are_refused(tiny_bert: str) -> None:
 
     def examples(pad: int = 0, **ids: int) -> EncodedExamples:
         features = {name: [torch.tensor([0]), torch.tensor([0, value])] for name, value in ids.items()}
-        return EncodedExamples(features, {"input_ids": pad, "token_type_ids": 0}, torch.zeros(2))
+        return EncodedExamples(features, {"input_ids": pad, "token_type_ids": 0}, {"labels": torch.zeros(2)})
 
     check_fits(examples(input_ids=21, token_type_ids=1, attention_mask=99), config)
     with pytest.raises(UsageError, match="makes input_ids up to 22 and the model has 22 embeddings"):

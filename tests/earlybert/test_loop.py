@@ -13,12 +13,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
-from earlybert import loop as loop_module
-from earlybert.batches import collate
-from earlybert.data import EncodedExamples, TrainingOrder, encode
-from earlybert.evaluation import predict
-from earlybert.loop import StageSettings, TrainingLoop
 from earlybert.tasks import TASKS
+from earlybert.training import loop as loop_module
+from earlybert.training.batches import collate
+from earlybert.training.data import EncodedExamples, TrainingOrder
+from earlybert.training.evaluation import predict
+from earlybert.training.loop import StageSettings, TrainingLoop
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def examples(tiny_bert: str, toy_sst2: str) -> EncodedExamples:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     train = TASKS["sst2"].read(Path(toy_sst2) / "train.tsv")
-    return encode(tokenizer, train, max_length=16, is_regression=False)
+    return TASKS["sst2"].encode(tokenizer, train, 16)
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def test_gradient_and_penalty_do_not_depend_on_accumulation(model: nn.Module, ex
 
 
 def test_a_last_step_of_uneven_batches_weighs_examples_alike(model: nn.Module, examples: EncodedExamples) -> None:
-    few = EncodedExamples({k: v[:10] for k, v in examples.features.items()}, examples.pad_values, examples.labels[:10])
+    features = {name: values[:10] for name, values in examples.features.items()}
+    few = EncodedExamples(features, examples.pad_values, {"labels": examples.targets["labels"][:10]})
     at_once = gradients(model, few, batch_size=10)
     split = gradients(model, few, batch_size=4, accumulation_steps=3)
     for name, gradient in at_once.items():
@@ -257,7 +258,7 @@ def test_batches_are_padded_right(examples: EncodedExamples) -> None:
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (longest - length)
         assert batch["input_ids"][row, :length].tolist() == examples.features["input_ids"][index].tolist()
         assert not batch["input_ids"][row, length:].any()
-    assert batch["labels"].tolist() == [examples.labels[i] for i in indices]
+    assert batch["labels"].tolist() == [examples.targets["labels"][i] for i in indices]
     assert collate(examples, indices, pad_to=16)["input_ids"].shape == (3, 16)
 
 
@@ -337,7 +338,7 @@ def test_steps_that_cannot_be_captured_say_so(
     monkeypatch.setattr(loop_module, "has_graphs", lambda device: True)
     caplog.set_level(logging.INFO, "earlybert")
     if "labels" in changes:
-        examples = replace(examples, labels=changes.pop("labels"))
+        examples = replace(examples, targets={"labels": changes.pop("labels")})
     if not changes.pop("stock", False):
         ek.convert(model)
     assert not make_loop(model, examples, **changes).captures
@@ -349,7 +350,7 @@ def test_long_examples_are_cut(tiny_bert: str, toy_sst2: str) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     dev = TASKS["sst2"].read(Path(toy_sst2) / "dev.tsv")
-    encoded = encode(tokenizer, dev, max_length=6, is_regression=False)
+    encoded = TASKS["sst2"].encode(tokenizer, dev, 6)
     assert max(encoded.lengths()) == 6
     assert {ids[-1].item() for ids in encoded.features["input_ids"]} == {tokenizer.sep_token_id}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from earlybert.plots import search_figure
+from earlybert.programs.plots import search_figure
 
 
 def test_a_plot_without_checks_says_so() -> None:

@@ -21,7 +21,7 @@ from transformers import (
 
 from earlybert import FinetuneArguments, finetune
 from earlybert.errors import OutputExistsError, UsageError
-from earlybert.preparation import _config
+from earlybert.programs.preparation import _config
 from earlybert.tasks import TASKS
 
 Make = Callable[..., FinetuneArguments]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from earlybert.errors import UsageError
-from earlybert.tasks import TASKS, compute_metrics, get_task
+from earlybert.tasks import TASKS, SentenceTask, get_task
 from earlybert.tasks.pydocs import DEV_PER_CLASS, TRAIN_PER_CLASS, split_sentences
+from earlybert.training.data import EncodedExamples
 
 # Two rows of each task's train file, as GLUE's distribution writes them, with what has to come out.
 HEADERS = {
@@ -198,6 +200,10 @@ def test_reads_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.evals["mismatched"].labels == [0, 2]
 
 
+def score(task: SentenceTask, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return task.score(outputs, EncodedExamples({}, {}, {"labels": torch.from_numpy(labels)}))
+
+
 def test_metrics_are_the_official_ones() -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(200, 2))
@@ -207,18 +213,18 @@ def test_metrics_are_the_official_ones() -> None:
     fn, tn = (~guess & (labels == 1)).sum(), (~guess & (labels == 0)).sum()
     accuracy, f1 = (tp + tn) / 200, 2 * tp / (2 * tp + fp + fn)
     matthews = (tp * tn - fp * fn) / np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-    assert compute_metrics(TASKS["sst2"], logits, labels) == pytest.approx({"accuracy": accuracy})
-    assert compute_metrics(TASKS["mrpc"], logits, labels) == pytest.approx({"f1": f1, "accuracy": accuracy})
-    assert compute_metrics(TASKS["cola"], logits, labels) == pytest.approx({"matthews_correlation": matthews})
+    assert score(TASKS["sst2"], logits, labels) == pytest.approx({"accuracy": accuracy})
+    assert score(TASKS["mrpc"], logits, labels) == pytest.approx({"f1": f1, "accuracy": accuracy})
+    assert score(TASKS["cola"], logits, labels) == pytest.approx({"matthews_correlation": matthews})
 
 
 def test_correlations() -> None:
     outputs = np.array([[1.0], [2.0], [4.0], [3.0]])
     labels = np.array([0.5, 2.5, 3.0, 5.0])
-    values = compute_metrics(TASKS["stsb"], outputs, labels)
+    values = score(TASKS["stsb"], outputs, labels)
     assert values["pearson"] == pytest.approx(np.corrcoef(outputs[:, 0], labels)[0, 1])
     assert values["spearman"] == pytest.approx(0.8), "1 - 6 * (1 + 1) / (4 * 15)"
-    assert compute_metrics(TASKS["stsb"], np.ones((4, 1)), labels) == {"pearson": 0.0, "spearman": 0.0}
+    assert score(TASKS["stsb"], np.ones((4, 1)), labels) == {"pearson": 0.0, "spearman": 0.0}
 
 
 @pytest.mark.filterwarnings("error")
@@ -226,7 +232,7 @@ def test_correlations() -> None:
 @pytest.mark.parametrize("said", [0, 1])
 @pytest.mark.parametrize("task", ["cola", "mrpc", "qqp", "sst2"])
 def test_a_model_that_says_one_class_is_judged_without_a_warning(task: str, said: int, label: int) -> None:
-    values = compute_metrics(TASKS[task], np.eye(2)[[said] * 4], np.array([label] * 4))
+    values = score(TASKS[task], np.eye(2)[[said] * 4], np.array([label] * 4))
     assert values[TASKS[task].main_metric] == (said == label if task == "sst2" else task != "cola" and said * label)
 
 
@@ -234,13 +240,13 @@ def test_a_model_that_says_one_class_is_judged_without_a_warning(task: str, said
 def test_numbers_that_hardly_differ_or_are_huge_are_correlated_without_a_warning() -> None:
     labels = np.array([1.0, 2.0, 3.0], dtype=np.float32)
     for outputs in ([1.0, 1.0000001, 1.0000002], [-3e38, 0.0, 3e38]):
-        values = compute_metrics(TASKS["stsb"], np.array(outputs, dtype=np.float32)[:, None], labels)
+        values = score(TASKS["stsb"], np.array(outputs, dtype=np.float32)[:, None], labels)
         assert values == pytest.approx({"pearson": 1.0, "spearman": 1.0}, abs=0.01)
 
 
 def test_outputs_that_are_not_finite_are_not_judged() -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
-        compute_metrics(TASKS["sst2"], np.array([[np.nan, 0.0]]), np.array([0]))
+        score(TASKS["sst2"], np.array([[np.nan, 0.0]]), np.array([0]))
 
 
 def test_every_task_has_its_main_metric() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from .base import Examples, Task, TaskData
+from .base import Task, TaskData
 from .glue import GLUE_TASKS, GlueTask
-from .metrics import compute_metrics
 from .pydocs import PyDocsTask
+from .sentences import Sentences, SentenceTask
 
 #: All tasks by name.
 TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, PyDocsTask())}
 
-__all__ = ["TASKS", "Examples", "GlueTask", "PyDocsTask", "Task", "TaskData", "compute_metrics", "get_task"]
+__all__ = ["TASKS", "GlueTask", "PyDocsTask", "SentenceTask", "Sentences", "Task", "TaskData", "get_task"]
 
 
 def get_task(name: str) -> Task:

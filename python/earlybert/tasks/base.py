@@ -1,30 +1,26 @@
-"""What a task is: sentences in, a label or a number out, and the metrics that judge it."""
+"""What a task is: its data, the head that it needs, what the model is given, and how its outputs are judged."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from torch import nn
+
+from ..training.data import EncodedExamples
 
 
-@dataclass(frozen=True)
-class Examples:
-    """One split of a task.
+class Examples(Protocol):
+    """One split of a task, as its files have it."""
 
-    Attributes:
-        texts: per example, the task's one or two sentences.
-        labels: per example, an index into `Task.labels` (int), or the target of a regression (float).
-    """
+    def __len__(self) -> int: ...
 
-    texts: list[tuple[str, ...]]
-    labels: list[int] | list[float]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def first(self, count: int | None) -> Examples:
+    def first(self, count: int | None) -> Self:
         """The first `count` examples; all of them if `count` is None or larger."""
-        return self if count is None else Examples(self.texts[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
@@ -43,31 +39,24 @@ class TaskData:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A sentence or sentence-pair task.
+    """Everything that the programs need to know about a task, so that none of them names a kind of task.
 
     Attributes:
         name: what `--task` calls it.
-        sentences: 1 or 2 sentences per example.
-        labels: names of the classes in the order of their indices; empty for a regression.
-        metrics: names of the official metrics (see `metrics.compute_metrics`).
         main_metric: the one that is shown when there is room for one.
     """
 
     name: str
-    sentences: int
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
     main_metric: str
 
     @property
-    def is_regression(self) -> bool:
-        """Whether the task asks for a number and not for a class."""
-        return not self.labels
+    @abstractmethod
+    def model_class(self) -> type:
+        """The class of transformers whose `from_pretrained` reads a model with the head: an auto class."""
 
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the classifier: one per class, one for a regression."""
-        return len(self.labels) or 1
+    @abstractmethod
+    def configure(self, config: Any) -> None:
+        """Puts into a model's config what the head has to know: the labels and the kind of loss."""
 
     @abstractmethod
     def load(self, data_dir: Path | None) -> TaskData:
@@ -78,4 +67,31 @@ class Task(ABC):
 
         Raises:
             UsageError: a file is absent or a row is not as the format says.
+        """
+
+    @abstractmethod
+    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+        """Makes the head of a model that was just read fit the task: the checkpoint's where it is of this task, or new.
+
+        Args:
+            model: of `model_class`.
+            absent: its keys that the checkpoint has no weights for.
+            labels: the names of the checkpoint's classes by index.
+            seed: of new weights.
+        """
+
+    @abstractmethod
+    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> EncodedExamples:
+        """What the model is given of a split, in sequences of at most `max_length` tokens."""
+
+    @abstractmethod
+    def score(self, outputs: np.ndarray, encoded: EncodedExamples) -> dict[str, float]:
+        """Judges a model's outputs by the task's metrics.
+
+        Args:
+            outputs: the logits, `(examples, ...)`.
+            encoded: the split.
+
+        Raises:
+            FloatingPointError: an output is not finite.
         """

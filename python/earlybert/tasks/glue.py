@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingFileError, UsageError
-from .base import Examples, Task, TaskData
+from .base import TaskData
+from .sentences import Sentences, SentenceTask
 from .tsv import Row, read_rows
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ _HUB_DATASET = "nyu-mll/glue"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlueTask(Task):
+class GlueTask(SentenceTask):
     """A task of GLUE and the format of its files.
 
     Attributes:
@@ -60,7 +61,7 @@ class GlueTask(Task):
             evals={name: self.read(data_dir / file) for name, file, _ in self.eval_files},
         )
 
-    def read(self, path: Path) -> Examples:
+    def read(self, path: Path) -> Sentences:
         """Reads one file.
 
         Raises:
@@ -94,7 +95,7 @@ class GlueTask(Task):
             raise UsageError(f"{path}: expected at least one example, found none")
         if broken:
             logger.warning("%s: left out %d rows with a wrong number of columns", path, broken)
-        return Examples(texts, labels)
+        return Sentences(texts, labels)
 
     def _label(self, row: Row, text: str) -> float:
         if self.is_regression:
@@ -122,9 +123,9 @@ class GlueTask(Task):
                 f"To read it from a folder with {', '.join(self.files)}, give --data-dir."
             ) from error
 
-        def examples(split: str) -> Examples:
+        def examples(split: str) -> Sentences:
             columns = [dataset[split][name] for name in self.hub_columns]
-            return Examples(list(zip(*columns, strict=True)), list(dataset[split]["label"]))
+            return Sentences(list(zip(*columns, strict=True)), list(dataset[split]["label"]))
 
         return TaskData(train=examples("train"), evals={name: examples(split) for name, _, split in self.eval_files})
 

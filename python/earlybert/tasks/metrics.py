@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
-
-from .base import Task
 
 
 def _correlation(kind: str, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -19,22 +18,16 @@ def _correlation(kind: str, predictions: np.ndarray, labels: np.ndarray) -> floa
     return float(getattr(stats, kind)(predictions, labels).statistic)
 
 
-def compute_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Judges a model's outputs by the task's metrics.
+def compute_metrics(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Compares predictions with labels.
 
     Args:
-        task: the task; its `metrics` name what is computed.
-        outputs: logits `(examples, classes)`; for a regression `(examples, 1)`.
+        names: of `accuracy`, `f1` (of class 1), `matthews_correlation`, `pearson`, `spearman`.
+        predictions: classes, or numbers for a correlation `(examples,)`.
         labels: class indices or targets `(examples,)`.
-
-    Raises:
-        FloatingPointError: an output is not finite.
     """
     from sklearn import metrics
 
-    if not np.isfinite(outputs).all():
-        raise FloatingPointError(f"task {task.name}: the model's outputs are not finite")
-    predictions = outputs[:, 0].astype(np.float64) if task.is_regression else outputs.argmax(axis=1)
     functions = {
         "accuracy": metrics.accuracy_score,
         "f1": metrics.f1_score,
@@ -45,6 +38,6 @@ def compute_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict
     with warnings.catch_warnings():
         # They are of models that say one class, or nearly one number, of all examples: the metric is defined there too.
         warnings.simplefilter("ignore")
-        values = {name: float(functions[name](labels, predictions)) for name in task.metrics}
+        values = {name: float(functions[name](labels, predictions)) for name in names}
     assert all(math.isfinite(value) for value in values.values())
     return values

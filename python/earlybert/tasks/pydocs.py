@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from .base import Examples, Task, TaskData
+from .base import TaskData
+from .sentences import Sentences, SentenceTask
 
 TRAIN_PER_CLASS = 720
 DEV_PER_CLASS = 150
@@ -51,7 +52,7 @@ _MARK_UP = re.compile(r"[\"'`*]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PyDocsTask(Task):
+class PyDocsTask(SentenceTask):
     """The demonstration task `pydocs`: 3,600 training and 750 development sentences in five equal classes.
 
     Deterministic for a given Python version; the documentation differs a little between versions. No sentence
@@ -92,8 +93,8 @@ class PyDocsTask(Task):
         return TaskData(train=_examples(train), evals={"": _examples(dev)})
 
 
-def _examples(pairs: list[tuple[str, int]]) -> Examples:
-    return Examples([(sentence,) for sentence, _ in pairs], [label for _, label in pairs])
+def _examples(pairs: list[tuple[str, int]]) -> Sentences:
+    return Sentences([(sentence,) for sentence, _ in pairs], [label for _, label in pairs])
 
 
 def _unique(sentences: Iterator[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -15,18 +15,19 @@ from torch import nn
 
 import earlybert_kernels as ek
 
-from .arguments import FinetuneArguments
-from .clock import Stopwatch
-from .data import EncodedExamples, TrainingOrder, check_fits, encode, unknown_share
-from .detector import EarlyBirdDetector, default_interval
-from .drawing import draw, draw_masks, inverted_ticket, random_ticket
-from .errors import Interrupted, UsageError
-from .evaluation import evaluate
-from .files import apply_umask, write_bytes
-from .interrupt import InterruptRequest
-from .loading import first_line, load_model
-from .loop import StageSettings, TrainingLoop
-from .machine import describe_machine, versions
+from ..arguments import FinetuneArguments
+from ..environment import describe_machine, versions
+from ..errors import UsageError
+from ..files import apply_umask, write_bytes
+from ..loading import first_line, load_model
+from ..search.drawing import inverted_ticket, random_ticket
+from ..search.stage import SearchSettings, SearchStage, gates_by_name
+from ..training.checkpoints import Checkpoints
+from ..training.data import EncodedExamples, TrainingOrder, check_fits, unknown_share
+from ..training.evaluation import predict
+from ..training.interrupt import InterruptRequest
+from ..training.loop import StageSettings, TrainingLoop
+from ..training.stopwatch import Stopwatch
 from .preparation import Prepared, prepare, unit_counts
 from .verify import model_size
 
@@ -80,6 +81,7 @@ class _Run:
         self.device = prepared.device
         self.pad_to = self.args.max_length if self.args.padding == "max_length" else None
         self.interrupt = InterruptRequest()
+        self.checkpoints = Checkpoints(self.directory, self.interrupt, self.args.checkpoint_steps)
         self.seconds: dict[str, float] = {}
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
@@ -116,32 +118,19 @@ class _Run:
             self._obtain_ticket(model, train, checkpoint)
             loop = self._train(model, train, checkpoint)
         with self._timed("evaluation"):
-            results = evaluate(
-                model,
-                self.prepared.task,
-                evals,
-                batch_size=self.args.eval_batch_size,
-                pad_to=self.pad_to,
-                dtype=self.prepared.dtype,
-                device=self.device,
-            )
+            results = self._evaluate(model, evals)
         metrics = self._metrics(model, loop, results, dense_parameters)
         self._write(model, metrics)
         return metrics
 
     def _encode(self, examples: Any) -> EncodedExamples:
-        encoded = encode(
-            self.prepared.tokenizer,
-            examples,
-            max_length=self.args.max_length,
-            is_regression=self.prepared.task.is_regression,
-        )
+        encoded = self.prepared.task.encode(self.prepared.tokenizer, examples, self.args.max_length)
         check_fits(encoded, self.prepared.config)
         return encoded
 
     def _load_model(self) -> nn.Module:
         args, prepared = self.args, self.prepared
-        model = load_model(args.model, prepared.config, prepared.labels, seed=args.seed).to(self.device)
+        model = load_model(args.model, prepared.task, prepared.config, prepared.labels, seed=args.seed).to(self.device)
         if self.args.kernels == "off":
             return model
         try:
@@ -161,26 +150,31 @@ class _Run:
             self.seconds["search"] = checkpoint["search_seconds"]
             ek.compact(model, self.ticket)
             return
-        seconds = 0.0
+        watch = Stopwatch(self.device)
         if self.args.searches:
-            start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            seconds = self._search(model, train, checkpoint)
-        watch = Stopwatch(self.device, seconds)
+            watch = self._search(model, train, checkpoint)
+        elif self.args.method == "random":
+            self.ticket = self._random(self.ticket)
         with watch.running():
-            if self.args.searches:
-                ek.remove_gates(model)
-                model.load_state_dict(start)
-            elif self.args.method == "random":
-                self.ticket = self._random(self.ticket)
             ek.compact(model, self.ticket)
         self.seconds["search"] = watch.seconds
 
-    def _search(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> float:
-        """Trains with gates until the ticket is at rest or the time is up; returns the seconds it took."""
+    def _search(self, model: nn.Module, train: EncodedExamples, checkpoint: dict[str, Any] | None) -> Stopwatch:
+        """Trains with gates until the ticket is at rest or the time is up, draws and rewinds; returns its clock."""
         args = self.args
         max_steps = args.search_steps or max(1, round(args.search_epochs * self.order.steps_per_epoch))
-        ek.enable_gates(model)
-        heads, neurons = ek.head_gates(model), ek.neuron_gates(model)
+        stage = SearchStage(
+            model,
+            SearchSettings(
+                max_steps=max_steps,
+                head_ratio=args.head_ratio,
+                neuron_ratio=args.neuron_ratio,
+                interval=args.early_bird_interval,
+                threshold=args.early_bird_threshold,
+                patience=args.early_bird_patience,
+                min_share=args.min_search_share,
+            ),
+        )
         settings = StageSettings(
             name="search",
             max_steps=max_steps,
@@ -193,52 +187,35 @@ class _Run:
             pad_to=self.pad_to,
             cuda_graphs=args.cuda_graphs == "auto",
         )
-        loop = TrainingLoop(model, train, self.order, settings, self.device, gates=[*heads, *neurons])
-        detector = EarlyBirdDetector(
-            self.head_counts,
-            self.neuron_counts,
-            interval=args.early_bird_interval or default_interval(max_steps),
-            threshold=args.early_bird_threshold,
-            patience=args.early_bird_patience,
-            min_steps=round(args.min_search_share * max_steps),
-        )
+        loop = TrainingLoop(model, train, self.order, settings, self.device, gates=stage.gates)
         if checkpoint is not None:
             loop.load_state_dict(checkpoint["loop"])
-            detector.load_state_dict(checkpoint["detector"])
+            stage.load_state_dict(checkpoint["detector"])
         else:
             torch.manual_seed(args.seed)  # dropout
 
-        ratios = {"head_ratio": args.head_ratio, "neuron_ratio": args.neuron_ratio}
-
         def after_step(step: int) -> bool:
-            if detector.is_due(step) and detector.update(step, draw_masks(heads, neurons, **ratios)):
+            if stage.after_step(step):
                 return True
-            self._checkpoint_if_due(loop, lambda: {"stage": "search", "detector": detector.state_dict()})
+            self.checkpoints.after_step(loop, lambda: {"stage": "search", "detector": stage.state_dict()})
             return False
 
         loop.run(after_step)
         with loop.watch.running():
-            drawn = draw(heads, neurons, **ratios)
+            drawn = stage.draw()
+        gates = stage.head_gates, stage.neuron_gates
         self.ticket = {
             "earlybert": lambda: drawn,
             "random": lambda: self._random(drawn),
-            "inverted": lambda: inverted_ticket(drawn, heads, neurons),
+            "inverted": lambda: inverted_ticket(drawn, *gates),
         }[args.method]()
-        self.search = {
-            "drawn_by": "early bird" if detector.fired else "limit",
-            "step": loop.step,
-            "max_steps": max_steps,
-            "threshold": args.early_bird_threshold,
-            "interval": detector.interval,
-            "checks": detector.state_dict()["history"],
-            "log": loop.history,
-        }
+        self.search = {**stage.record(), "step": loop.step, "log": loop.history}
         logger.info("ticket drawn by %s after %d of %d steps", self.search["drawn_by"], loop.step, max_steps)
         self._warn_of_divergence(loop)
-        names = (("head_gates", heads), ("neuron_gates", neurons))
-        gates = {f"{name}.{i}": gate.detach().cpu() for name, layers in names for i, gate in enumerate(layers)}
-        write_bytes(self.directory.gates, save(gates))
-        return loop.watch.seconds
+        write_bytes(self.directory.gates, save(gates_by_name(*gates)))
+        with loop.watch.running():
+            stage.rewind()
+        return loop.watch
 
     def _random(self, ticket: ek.Ticket) -> ek.Ticket:
         generator = torch.Generator().manual_seed(self.args.seed)
@@ -273,17 +250,33 @@ class _Run:
         else:
             torch.manual_seed(args.seed)  # dropout
             if self.search is not None:
-                self._save_checkpoint(loop, extra)
+                self.checkpoints.save(loop, extra)
 
         def after_step(step: int) -> bool:
-            self._checkpoint_if_due(loop, lambda: extra)
+            self.checkpoints.after_step(loop, lambda: extra)
             return False
 
         loop.run(after_step)
-        self._save_checkpoint(loop, extra)
+        self.checkpoints.save(loop, extra)
         self.seconds["train"] = loop.watch.seconds
         self._warn_of_divergence(loop)
         return loop
+
+    def _evaluate(self, model: nn.Module, splits: dict[str, EncodedExamples]) -> dict[str, float]:
+        """The task's metrics on every evaluation split: `metric` on the first, `metric_<split>` on the others."""
+        results = {}
+        for name, encoded in splits.items():
+            outputs = predict(
+                model,
+                encoded,
+                batch_size=self.args.eval_batch_size,
+                pad_to=self.pad_to,
+                dtype=self.prepared.dtype,
+                device=self.device,
+            )
+            values = self.prepared.task.score(outputs, encoded)
+            results |= {f"{metric}_{name}" if name else metric: value for metric, value in values.items()}
+        return results
 
     def _warn_of_divergence(self, loop: TrainingLoop) -> None:
         if (warning := loop.divergence()) is not None:
@@ -292,20 +285,6 @@ class _Run:
     def _warn(self, warning: str) -> None:
         logger.warning("%s", warning)
         self.warnings.append(warning)
-
-    def _checkpoint_if_due(self, loop: TrainingLoop, extra: Callable[[], dict[str, Any]]) -> None:
-        every = self.args.checkpoint_steps
-        if self.interrupt.made or (every and loop.step % every == 0):
-            with loop.watch.paused():
-                self._save_checkpoint(loop, extra())
-        if self.interrupt.made:
-            raise Interrupted(
-                f"{self.directory.path}: interrupted in stage {loop.settings.name} after {loop.step} of "
-                f"{loop.settings.max_steps} steps, with a checkpoint to resume from"
-            )
-
-    def _save_checkpoint(self, loop: TrainingLoop, extra: dict[str, Any]) -> None:
-        self.directory.save_checkpoint({**extra, "loop": loop.state_dict()})
 
     def _metrics(
         self, model: nn.Module, loop: TrainingLoop, results: dict[str, float], dense_parameters: int

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
 
-from .errors import MissingFileError, UsageError
-from .loading import reading
-from .rundir import RunDirectory
+from ..errors import MissingFileError, UsageError
+from ..loading import reading
+from ..run_directory import RunDirectory
+from ..tasks import get_task
 
 #: Largest difference of logits that float32 arithmetic in another order explains.
 TOLERANCE = 1e-4
@@ -41,7 +41,7 @@ def verify(path: str) -> list[Finding]:
     if not directory.model.is_dir():
         raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
     with reading(f"{directory.model}: no model could be read there"):
-        model = AutoModelForSequenceClassification.from_pretrained(directory.model).eval()
+        model = get_task(metrics["task"]).model_class.from_pretrained(directory.model).eval()
         stock = ek.to_stock(model).eval()
     # A run that began with a compact model has a ticket of that one's units, which the model no longer numbers.
     config = stock.config
@@ -115,7 +115,7 @@ def _logits_agree(model: torch.nn.Module, stock: torch.nn.Module) -> Finding:
     ids = torch.randint(1, config.vocab_size, (8, length), generator=generator)
     lengths = torch.randint(1, length + 1, (8, 1), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": (torch.arange(length) < lengths).long()}
-    outputs, expected = (each(**inputs, return_dict=True).logits for each in (model, stock))
+    outputs, expected = (each(**inputs, return_dict=False)[0] for each in (model, stock))
     difference = (outputs - expected).abs().max().item()
     return Finding(
         difference <= TOLERANCE,

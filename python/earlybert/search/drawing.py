@@ -17,8 +17,8 @@ import earlybert_kernels as ek
 from earlybert_kernels import Ticket
 from earlybert_kernels.reference.ticket_masks import best_first
 
-from .errors import MissingFileError, UsageError
-from .rundir import RunDirectory
+from ..errors import MissingFileError, UsageError
+from ..run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

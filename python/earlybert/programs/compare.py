@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .arguments import KERNELS, METHODS, FinetuneArguments
-from .errors import UsageError
-from .files import write_bytes, write_json
-from .rundir import RunDirectory
+from ..arguments import KERNELS, METHODS, FinetuneArguments
+from ..errors import UsageError
+from ..files import write_bytes, write_json
+from ..run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
         )
     _check_finished([args for _, _, args in plan])
 
-    from .finetuning import finetune
+    from .finetune import finetune
 
     results: dict[Variant, dict[int, dict[str, Any]]] = {tuple(variant): {} for variant in variants}
     for number, (variant, seed, args) in enumerate(plan, start=1):

@@ -56,7 +56,7 @@ class BatchMaker:
         )
 
     def __call__(self, indices: list[int]) -> Batch:
-        """The batch of these examples, with `labels` `(batch,)`."""
+        """The batch of these examples, with their targets `(batch,)`."""
         if self.packs:
             batch = self._pack([self._examples[index] for index in indices])
         else:
@@ -78,7 +78,7 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         pad_to: pad to this many tokens; None for the longest of the batch.
 
     Returns:
-        The model's inputs `(batch, tokens)` int64, and `labels` `(batch,)`.
+        The model's inputs `(batch, tokens)` int64, and its targets `(batch,)`.
     """
     batch = {}
     for name, sequences in examples.features.items():
@@ -87,5 +87,4 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         if pad_to is not None:
             padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=value)
         batch[name] = padded
-    batch["labels"] = examples.labels[indices]
-    return batch
+    return batch | {name: values[indices] for name, values in examples.targets.items()}

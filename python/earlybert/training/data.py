@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .errors import UsageError
-from .tasks import Examples
+from ..errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -19,40 +18,41 @@ class EncodedExamples:
     Attributes:
         features: per input of the model, one int64 tensor `(tokens,)` per example.
         pad_values: per input of the model, what padding is filled with.
-        labels: int64 class indices or float32 targets `(examples,)`.
+        targets: by the name of the forward's argument, what the model is to say: int64 (a class, a position) or
+            float32 `(examples,)`.
     """
 
     features: dict[str, list[torch.Tensor]]
     pad_values: dict[str, int]
-    labels: torch.Tensor
+    targets: dict[str, torch.Tensor]
+
+    @classmethod
+    def from_encoding(
+        cls, tokenizer: Any, encoding: Mapping[str, Any], targets: dict[str, torch.Tensor]
+    ) -> EncodedExamples:
+        """What a tokenizer has made, which did not pad."""
+        names = [name for name in tokenizer.model_input_names if name in encoding]
+        return cls(
+            features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
+            pad_values={
+                "input_ids": tokenizer.pad_token_id or 0,  # which the mask hides, where there is no such token
+                "token_type_ids": tokenizer.pad_token_type_id,
+                "attention_mask": 0,
+            },
+            targets=targets,
+        )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.features["input_ids"])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One example as a tokenizer gives it, without the mask, which says nothing of it, and with its `labels`."""
+        """One example as a tokenizer gives it, without the mask, which says nothing of it, and with its targets."""
         features = {name: values[index] for name, values in self.features.items() if name != "attention_mask"}
-        return features | {"labels": self.labels[index]}
+        return features | {name: values[index] for name, values in self.targets.items()}
 
     def lengths(self) -> list[int]:
         """Tokens per example."""
         return [len(ids) for ids in self.features["input_ids"]]
-
-
-def encode(tokenizer: Any, examples: Examples, *, max_length: int, is_regression: bool) -> EncodedExamples:
-    """Tokenises examples, cut to `max_length` tokens (of a pair, the longer sentence first)."""
-    sentences = [list(column) for column in zip(*examples.texts, strict=True)]
-    encoding = tokenizer(*sentences, truncation=True, max_length=max_length)
-    names = [name for name in tokenizer.model_input_names if name in encoding]
-    return EncodedExamples(
-        features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
-        pad_values={
-            "input_ids": tokenizer.pad_token_id or 0,  # which the mask hides, where there is no such token
-            "token_type_ids": tokenizer.pad_token_type_id,
-            "attention_mask": 0,
-        },
-        labels=torch.tensor(examples.labels, dtype=torch.float32 if is_regression else torch.int64),
-    )
 
 
 def check_fits(examples: EncodedExamples, config: Any) -> None:

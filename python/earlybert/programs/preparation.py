@@ -12,12 +12,12 @@ import torch
 
 import earlybert_kernels as ek
 
-from .arguments import FinetuneArguments
-from .errors import MissingFileError, UsageError
-from .loading import read_config, read_tokenizer
-from .machine import describe_machine, versions
-from .rundir import RunDirectory
-from .tasks import Task, TaskData, get_task
+from ..arguments import FinetuneArguments
+from ..environment import describe_machine, versions
+from ..errors import MissingFileError, UsageError
+from ..loading import read_config, read_tokenizer
+from ..run_directory import RunDirectory
+from ..tasks import Task, TaskData, get_task
 
 #: The ops that a converted model for sequence classification is made of: on a CPU whole sublayers, elsewhere parts.
 SUBLAYERS = ("embedding_layer_norm", "attention_sublayer", "feed_forward_sublayer")
@@ -184,13 +184,9 @@ def _device(args: FinetuneArguments) -> torch.device:
 
 
 def _config(args: FinetuneArguments, task: Task) -> tuple[Any, dict[int, str]]:
-    """The model's config with the task's labels, and the labels that it came with."""
+    """The model's config configured for the task, and the labels that it came with."""
     config, labels = read_config(args.model)
-    # After reading, and all of it: the model may come from a task of another kind, whose loss would stay.
-    names = task.labels or ("LABEL_0",)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: i for i, name in enumerate(names)}
-    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    task.configure(config)
     positions = config.max_position_embeddings
     if args.max_length > positions:
         raise UsageError(

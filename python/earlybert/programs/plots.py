@@ -11,8 +11,20 @@ from matplotlib.figure import Figure
 
 import earlybert_kernels as ek
 
-from .files import replacing
-from .rundir import RunDirectory
+from ..files import replacing
+from ..run_directory import RunDirectory
+
+
+def plot(path: str) -> list[Path]:
+    """Draws the pictures of a finished run again and returns their files: none for a dense run.
+
+    Raises:
+        UsageError: the folder holds no finished run, or its files are not as the run wrote them.
+    """
+    directory = RunDirectory(path)
+    metrics = directory.read_metrics()
+    directory.check_read(directory.metrics, *([] if metrics["ticket"] is None else [directory.ticket]))
+    return plot_run(directory, metrics, None if metrics["ticket"] is None else directory.read_ticket())
 
 
 def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket | None) -> list[Path]:

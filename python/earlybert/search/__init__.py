@@ -1,0 +1,1 @@
+"""Finding a ticket: gates, the early bird, the draw."""

@@ -1,0 +1,110 @@
+"""Tasks that ask for one class or number of a sentence or of a pair of sentences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from ..training.data import EncodedExamples
+from .base import Task
+from .metrics import compute_metrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """One split of a task.
+
+    Attributes:
+        texts: per example, the task's one or two sentences.
+        labels: per example, an index into the task's `labels` (int), or the target of a regression (float).
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: list[int] | list[float]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def first(self, count: int | None) -> Sentences:
+        """See `Examples.first`."""
+        return self if count is None else Sentences(self.texts[:count], self.labels[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTask(Task):
+    """A sentence or sentence-pair task.
+
+    Attributes:
+        sentences: 1 or 2 sentences per example.
+        labels: names of the classes in the order of their indices; empty for a regression.
+        metrics: names of the official metrics (see `metrics.compute_metrics`).
+    """
+
+    sentences: int
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    @property
+    def model_class(self) -> type:
+        """See `Task.model_class`."""
+        return AutoModelForSequenceClassification
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the task asks for a number and not for a class."""
+        return not self.labels
+
+    def configure(self, config: Any) -> None:
+        """See `Task.configure`."""
+        # All of it: the model may come from a task of another kind, whose loss would stay.
+        names = self.labels or ("LABEL_0",)
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
+        config.problem_type = "regression" if self.is_regression else "single_label_classification"
+
+    @torch.no_grad()
+    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+        """See `Task.match_head`. The checkpoint's classes are put in the task's order by their names, case aside."""
+        classifier = model.classifier
+        own = [labels.get(index, "").casefold() for index in range(len(labels))]
+        wanted = [model.config.id2label[index].casefold() for index in range(model.config.num_labels)]
+        if absent & {"classifier.weight", "classifier.bias"}:
+            why = "the checkpoint has none for as many labels"
+        elif sorted(own) != sorted(wanted) or len(set(own)) < len(own):
+            why = f"the checkpoint's labels ({', '.join(own)}) are not the task's ({', '.join(wanted)})"
+        else:
+            order = [own.index(label) for label in wanted]
+            for parameter in (classifier.weight, classifier.bias):
+                parameter.copy_(parameter[order])
+            moved = order != sorted(order)
+            logger.info("classifier: the checkpoint's%s", ", its labels put in the task's order" if moved else "")
+            return
+        # Not as transformers has made it: what that drew depends on what else the checkpoint lacked.
+        torch.manual_seed(seed)
+        nn.init.normal_(classifier.weight, std=model.config.initializer_range)
+        nn.init.zeros_(classifier.bias)
+        logger.info("classifier: new; %s", why)
+
+    def encode(self, tokenizer: Any, examples: Sentences, max_length: int) -> EncodedExamples:
+        """See `Task.encode`; of a pair, the longer sentence is cut first."""
+        columns = [list(column) for column in zip(*examples.texts, strict=True)]
+        encoding = tokenizer(*columns, truncation=True, max_length=max_length)
+        dtype = torch.float32 if self.is_regression else torch.int64
+        targets = {"labels": torch.tensor(examples.labels, dtype=dtype)}
+        return EncodedExamples.from_encoding(tokenizer, encoding, targets)
+
+    def score(self, outputs: np.ndarray, encoded: EncodedExamples) -> dict[str, float]:
+        """See `Task.score`."""
+        if not np.isfinite(outputs).all():
+            raise FloatingPointError(f"task {self.name}: the model's outputs are not finite")
+        predictions = outputs[:, 0].astype(np.float64) if self.is_regression else outputs.argmax(axis=1)
+        return compute_metrics(self.metrics, predictions, encoded.targets["labels"].numpy())

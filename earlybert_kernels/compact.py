@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
 from .gates import remove_gates
 from .masking import check_ticket, clear_ticket, release_masks
 from .models import find_base, layer_parts
 from .nn import LayerParts
+from .nn.cut import cut
 from .ticket import Ticket
-from .units import fold_gates, head_rows, unit_list
+from .units import fold_gates, head_rows, unit_indices, unit_list
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,43 +53,9 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
     remove_gates(model)
     if optimizer is not None:
         _drop(optimizer, before.difference(model.parameters()))
-    cut(model, ticket, optimizer)
+    cut(layer_parts(model), ticket, family.resized, optimizer)
     family.set_compact(model, base.config, ticket)
     return model
-
-
-@torch.no_grad()
-def cut(model: nn.Module, ticket: Ticket, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Cuts the Parameters of every layer to the kept units, and their gradients and the optimizer's state with them.
-
-    All of a device in one call of `ops.gather_units`, which on a GPU is a few launches; old and new need room at once.
-    """
-    family, _ = find_base(model)
-    layers = layer_parts(model)
-    states = {} if optimizer is None else optimizer.state
-    slots, pieces = [], []
-    for (_, parts), heads, neurons in zip(layers, ticket.heads, ticket.neurons, strict=True):
-        device = parts.query.weight.device
-        kept = {"heads": (_indices(heads, device), parts.head_size), "neurons": (_indices(neurons, device), 1)}
-        for linear, name, dim, unit in parts.unit_parameters():
-            old = getattr(linear, name)
-            slots.append((linear, name, old))
-            followers = [value for value in states.get(old, {}).values() if _follows(value, old)]
-            tensors = [old, *([] if old.grad is None else [old.grad]), *followers]
-            pieces += [_Piece(tensor, *kept[unit], dim) for tensor in tensors]
-    cuts = iter(_gathered(pieces))
-    for linear, name, old in slots:
-        new = nn.Parameter(next(cuts), requires_grad=old.requires_grad)
-        new.grad = None if old.grad is None else next(cuts)
-        setattr(linear, name, new)
-        if optimizer is not None:
-            _replace(optimizer, old, new)
-        if old in states:
-            states[new] = {k: next(cuts) if _follows(v, old) else v for k, v in states.pop(old).items()}
-    for layer, parts in layers:
-        for linear in {linear for linear, *_ in parts.unit_parameters()}:
-            linear.out_features, linear.in_features = linear.weight.shape
-        family.resized(layer, parts)
 
 
 @torch.no_grad()
@@ -139,38 +105,10 @@ def to_stock(model: nn.Module) -> nn.Module:
     return stock.train(model.training)
 
 
-def _indices(units: Iterable[int], device: torch.device) -> Tensor:
-    return torch.tensor(list(units), dtype=torch.long, device=device)
-
-
 def _kept(parts: LayerParts, heads: Iterable[int], neurons: Iterable[int]) -> dict[str, Tensor]:
     """int64 indices along the units' dimension that belong to the kept heads and neurons."""
     device = parts.query.weight.device
-    return {"heads": head_rows(_indices(heads, device), parts.head_size), "neurons": _indices(neurons, device)}
-
-
-class _Piece(NamedTuple):
-    """A tensor that is to be cut to some units, which lie along a dimension with so many rows or columns each."""
-
-    tensor: Tensor
-    units: Tensor
-    size: int
-    dim: int
-
-
-def _gathered(pieces: list[_Piece]) -> list[Tensor]:
-    """The kept part of each."""
-    results: dict[int, Tensor] = {}
-    for device in {piece.tensor.device for piece in pieces}:
-        numbers = [number for number, piece in enumerate(pieces) if piece.tensor.device == device]
-        tensors, units, sizes, dims = zip(*(pieces[number] for number in numbers), strict=True)
-        results.update(zip(numbers, ops.gather_units(tensors, units, dims, sizes=sizes), strict=True))
-    return [results[number] for number in range(len(pieces))]
-
-
-def _follows(value: object, parameter: Tensor) -> bool:
-    """Whether something that an optimizer keeps for a Parameter has to be cut with it."""
-    return torch.is_tensor(value) and value.shape == parameter.shape
+    return {"heads": head_rows(unit_indices(heads, device), parts.head_size), "neurons": unit_indices(neurons, device)}
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:
@@ -193,8 +131,3 @@ def _drop(optimizer: torch.optim.Optimizer, removed: set[nn.Parameter]) -> None:
         group["params"] = [p for p in group["params"] if p not in removed]
     for parameter in removed:
         optimizer.state.pop(parameter, None)
-
-
-def _replace(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
-    for group in optimizer.param_groups:
-        group["params"] = [new if p is old else p for p in group["params"]]

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from . import gates
 from .models import find_base, layer_parts
 from .models.checkpointed_layer import CheckpointedEncoderLayer
 from .nn import EncoderLayer, LayerParts, PaddingFreeEncoder
+from .nn.layer_gates import attach_gates, detach_gates
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -131,4 +131,4 @@ def _hand_over(source: nn.Module, target: nn.Module, parts: LayerParts) -> None:
     target.gradient_checkpointing = source.gradient_checkpointing
     if hasattr(source, "_gradient_checkpointing_func"):
         target._gradient_checkpointing_func = source._gradient_checkpointing_func
-    gates.attach(target, parts, *gates.detach(source))
+    attach_gates(target, parts, *detach_gates(source))

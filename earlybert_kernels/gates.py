@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .models import find_base, layer_parts
-from .nn import EncoderLayer, LayerParts
-from .units import check_gate_dtype, fold_gates, per_column
+from .nn.layer_gates import add_gates, detach_gates
+from .units import fold_gates
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,14 +29,7 @@ def enable_gates(model: Model) -> Model:
     layers = layer_parts(model)
     find_base(model)[0].set_gated(model, True)
     for layer, parts in layers:
-        if getattr(layer, "head_gates", None) is None:
-            weight = parts.query.weight
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            heads, neurons = (
-                nn.Parameter(torch.ones(units, dtype=dtype, device=weight.device))
-                for units in (parts.num_heads, parts.num_neurons)
-            )
-            attach(layer, parts, heads, neurons)
+        add_gates(layer, parts)
     return model
 
 
@@ -67,46 +59,12 @@ def remove_gates(model: Model) -> Model:
     gates from both.
     """
     for layer, parts in layer_parts(model):
-        heads, neurons = detach(layer)
+        heads, neurons = detach_gates(layer)
         if heads is not None:
             parts.attention_output.weight.copy_(fold_gates(parts.attention_output.weight, heads, parts.head_size))
             parts.output.weight.copy_(fold_gates(parts.output.weight, neurons))
     find_base(model)[0].set_gated(model, False)
     return model
-
-
-def attach(layer: nn.Module, parts: LayerParts, heads: nn.Parameter | None, neurons: nn.Parameter | None) -> None:
-    """Makes these the gates of a layer, converted or stock; None leaves it without."""
-    if heads is None:
-        return
-    layer.register_parameter("head_gates", heads)
-    layer.register_parameter("neuron_gates", neurons)
-    if not isinstance(layer, EncoderLayer):
-        # `partial` and not a closure, so that a deep copy of the model reads the copied gates.
-        layer._gate_hooks = [
-            parts.attention_output.register_forward_pre_hook(
-                functools.partial(_multiply_input, layer, "head_gates", parts.head_size)
-            ),
-            parts.output.register_forward_pre_hook(functools.partial(_multiply_input, layer, "neuron_gates", 1)),
-        ]
-
-
-def detach(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """Takes the gates of a layer from it and returns them, None where it has none."""
-    gates = getattr(layer, "head_gates", None), getattr(layer, "neuron_gates", None)
-    if isinstance(layer, EncoderLayer):
-        layer.head_gates = layer.neuron_gates = None
-    elif gates[0] is not None:
-        for handle in layer._gate_hooks:
-            handle.remove()
-        del layer.head_gates, layer.neuron_gates, layer._gate_hooks
-    return gates
-
-
-def _multiply_input(layer: nn.Module, name: str, columns: int, module: nn.Module, args: tuple) -> tuple[Tensor]:
-    (x,) = args
-    gates = check_gate_dtype(getattr(layer, name))
-    return ((x * per_column(gates, columns)).to(x.dtype),)
 
 
 def _gate(layer: nn.Module, name: str) -> nn.Parameter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,11 @@ def indices(active: Tensor | None) -> Tensor | None:
 def unit_list(active: Tensor | None, units: int) -> list[int]:
     """The active ones of a layer's units, of which None stands for all, as a list on the host."""
     return list(range(units)) if active is None else indices(active).tolist()
+
+
+def unit_indices(units: Iterable[int], device: torch.device) -> Tensor:
+    """The units' numbers, int64 `(k,)`."""
+    return torch.tensor(list(units), dtype=torch.long, device=device)
 
 
 def check_gate_dtype(gates: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
-from .compact_bert import COMPACT_CLASSES, CompactBertConfig
+from .compact_classes import COMPACT_CLASSES
+from .compact_config import CompactBertConfig
 
 #: Names that transformers gives the activations that the ops know.
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}

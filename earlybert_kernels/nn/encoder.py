@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .layer_weights import gather_weights, gathers
+from .gathered_weights import gather_weights, gathers
 from .packing import Packing
 
 

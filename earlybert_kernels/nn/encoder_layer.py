@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..units import unit_list
-from .layer_weights import LayerWeights, own_weights
 from .parts import LayerParts
+
+
+class LayerWeights(NamedTuple):
+    """The weights and biases of a layer's linear layers, and which of its units they are to be computed for.
+
+    Attributes:
+        attention: query, key, value and output, each weight with its bias behind it.
+        feed_forward: the same of the two of the feed-forward block.
+        active_heads, active_neurons, head_gates, neuron_gates: as in `EncoderLayer`; None where the weights are the
+            active units' alone and the gates are folded into them.
+    """
+
+    attention: tuple[Tensor, ...]
+    feed_forward: tuple[Tensor, ...]
+    active_heads: Tensor | None = None
+    active_neurons: Tensor | None = None
+    head_gates: Tensor | None = None
+    neuron_gates: Tensor | None = None
 
 
 class EncoderLayer(nn.Module):
@@ -112,6 +131,16 @@ class EncoderLayer(nn.Module):
             dropout_p=_rate(parts.output_dropout),
             eps=parts.output_norm.eps,
         )
+
+
+def own_weights(layer: EncoderLayer) -> LayerWeights:
+    """A layer's Parameters."""
+    attention, feed_forward = (
+        tuple(p for linear in linears for p in (linear.weight, linear.bias))
+        for linears in (layer.parts.attention_linears, (layer.parts.intermediate, layer.parts.output))
+    )
+    units = (layer.active_heads, layer.active_neurons, layer.head_gates, layer.neuron_gates)
+    return LayerWeights(attention, feed_forward, *units)
 
 
 def _rate(dropout: nn.Dropout) -> float:

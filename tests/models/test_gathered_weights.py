@@ -11,7 +11,7 @@ from tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
 import earlybert_kernels as ek
 from earlybert_kernels import ops
 from earlybert_kernels.backends import cuda
-from earlybert_kernels.nn import Packing, encoder, layer_weights
+from earlybert_kernels.nn import Packing, encoder, gathered_weights
 
 NEEDS_CUDA = pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
 TARGETS = pytest.mark.parametrize("target", targets_of("gather_units"), ids=lambda target: target.backend)
@@ -130,12 +130,12 @@ def test_when_they_are_gathered(monkeypatch):
     model = ek.enable_gates(ek.convert(tiny_model()))
     layers, x, ticket = model.bert.encoder.layer, torch.randn(3, 24), some_ticket(model)
     ek.apply_ticket(model, ticket)
-    assert not layer_weights.gathers(layers, x)  # the CPU's sublayers choose units as they compute
-    monkeypatch.setattr(layer_weights, "pick", lambda op, backend, *tensors, size: "cuda")
-    assert layer_weights.gathers(layers, x)
-    assert not layer_weights.gathers(ek.clear_ticket(copy.deepcopy(model)).bert.encoder.layer, x)
-    assert not layer_weights.gathers(ek.reserve_masks(copy.deepcopy(model)).bert.encoder.layer, x)
+    assert not gathered_weights.gathers(layers, x)  # the CPU's sublayers choose units as they compute
+    monkeypatch.setattr(gathered_weights, "pick", lambda op, backend, *tensors, size: "cuda")
+    assert gathered_weights.gathers(layers, x)
+    assert not gathered_weights.gathers(ek.clear_ticket(copy.deepcopy(model)).bert.encoder.layer, x)
+    assert not gathered_weights.gathers(ek.reserve_masks(copy.deepcopy(model)).bert.encoder.layer, x)
     for layer in layers:
         layer.gradient_checkpointing = True
-    assert layer_weights.gathers(layers, x)  # in evaluation nothing is kept
-    assert not layer_weights.gathers(model.train().bert.encoder.layer, x)
+    assert gathered_weights.gathers(layers, x)  # in evaluation nothing is kept
+    assert not gathered_weights.gathers(model.train().bert.encoder.layer, x)

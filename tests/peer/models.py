@@ -49,7 +49,7 @@ CHANGES = {
 }
 VARIANT = os.environ["EARLYBERT_PEER"]
 if VARIANT == "compact":
-    CLASSES = tuple(map(ek.models.compact_bert.COMPACT_CLASSES.compact, CLASSES))
+    CLASSES = tuple(map(ek.models.compact_classes.COMPACT_CLASSES.compact, CLASSES))
 
 
 def changed_when_built(cls: type, change) -> None:
@@ -108,7 +108,7 @@ class Tester:
             return config
         # As many heads in every layer, because the tests know one number of them.
         kept = ek.Ticket([range(self.num_attention_heads)] * 2, [range(0, 64, 3), range(0, 64, 5)])
-        return ek.models.compact_bert.CompactBertConfig.of(config, kept)
+        return ek.models.compact_config.CompactBertConfig.of(config, kept)
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([BATCH, LENGTH], 99)

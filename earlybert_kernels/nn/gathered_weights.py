@@ -1,47 +1,16 @@
-"""What the sublayer ops are given of a layer: its Parameters as they are, or what is computed of them."""
+"""The active units' weights of all layers at once, in the place of each layer's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..ops.dispatch import pick
-
-if TYPE_CHECKING:
-    from .encoder_layer import EncoderLayer
-
-
-class LayerWeights(NamedTuple):
-    """The weights and biases of a layer's linear layers, and which of its units they are to be computed for.
-
-    Attributes:
-        attention: query, key, value and output, each weight with its bias behind it.
-        feed_forward: the same of the two of the feed-forward block.
-        active_heads, active_neurons, head_gates, neuron_gates: as in `EncoderLayer`; None where the weights are the
-            active units' alone and the gates are folded into them.
-    """
-
-    attention: tuple[Tensor, ...]
-    feed_forward: tuple[Tensor, ...]
-    active_heads: Tensor | None = None
-    active_neurons: Tensor | None = None
-    head_gates: Tensor | None = None
-    neuron_gates: Tensor | None = None
-
-
-def own_weights(layer: EncoderLayer) -> LayerWeights:
-    """A layer's Parameters."""
-    attention, feed_forward = (
-        tuple(p for linear in linears for p in (linear.weight, linear.bias))
-        for linears in (layer.parts.attention_linears, (layer.parts.intermediate, layer.parts.output))
-    )
-    units = (layer.active_heads, layer.active_neurons, layer.head_gates, layer.neuron_gates)
-    return LayerWeights(attention, feed_forward, *units)
+from .encoder_layer import EncoderLayer, LayerWeights, own_weights
 
 
 def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:

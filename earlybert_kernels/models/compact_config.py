@@ -1,0 +1,99 @@
+"""The config of a compact BERT: that of the dense model, and which of its units each layer keeps."""
+
+from __future__ import annotations
+
+import copy
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig
+
+from ..ticket import Ticket
+
+
+@strict
+class CompactBertConfig(BertConfig):
+    """The config of a compact BERT: that of the dense model, and which of its units are left.
+
+    `num_attention_heads`, `hidden_size` and `intermediate_size` are the dense model's.
+
+    Attributes:
+        kept_heads, kept_neurons: what each layer keeps, as index ranges ("0-3,6"), which stay readable where
+            a list of thousands of numbers would not.
+        gated: whether the model has the gates of a search, which are then among the weights.
+    """
+
+    model_type = "compact_bert"
+
+    kept_heads: list[str] | None = None
+    kept_neurons: list[str] | None = None
+    gated: bool = False
+
+    @property
+    def ticket(self) -> Ticket:
+        """The kept units as indices of the dense model.
+
+        Raises:
+            ValueError: the config does not state them, or not those of a model of its layers and sizes.
+        """
+        if self.kept_heads is None or self.kept_neurons is None:
+            raise ValueError("the config of a compact BERT must state kept_heads and kept_neurons")
+        sizes = {
+            "heads_of": [self.num_attention_heads] * self.num_hidden_layers,
+            "neurons_of": [self.intermediate_size] * self.num_hidden_layers,
+        }
+        try:
+            return Ticket(map(_from_ranges, self.kept_heads), map(_from_ranges, self.kept_neurons), **sizes)
+        except ValueError as error:
+            raise ValueError(
+                "config.kept_heads and config.kept_neurons do not fit num_hidden_layers, num_attention_heads and "
+                f"intermediate_size: {error}"
+            ) from error
+
+    @classmethod
+    def of(cls, config: BertConfig, ticket: Ticket) -> CompactBertConfig:
+        """`config` with the units of `ticket`, which are indices of the model as `config` has it now."""
+        compact = copy.deepcopy(config)
+        if isinstance(config, cls):
+            ticket = _compose(config.ticket, ticket)
+        else:
+            compact.__class__ = cls  # so that what `config` holds outside its fields stays
+            compact.gated = False
+        compact.kept_heads = [_to_ranges(units) for units in ticket.heads]
+        compact.kept_neurons = [_to_ranges(units) for units in ticket.neurons]
+        return compact
+
+    def dense(self) -> BertConfig:
+        """The config of the dense model."""
+        config = copy.deepcopy(self)
+        del config.kept_heads, config.kept_neurons, config.gated
+        config.__class__, config.architectures = BertConfig, None
+        return config
+
+
+def _compose(first: Ticket, second: Ticket) -> Ticket:
+    """The units that `second` keeps of those that `first` kept, as indices of the dense model."""
+    heads, neurons = (
+        [[kept[i] for i in units] for kept, units in zip(before, after, strict=True)]
+        for before, after in ((first.heads, second.heads), (first.neurons, second.neurons))
+    )
+    return Ticket(heads, neurons)
+
+
+def _to_ranges(units: list[int]) -> str:
+    """`[0, 1, 2, 5]` -> `"0-2,5"`."""
+    runs: list[list[int]] = []
+    for unit in units:
+        if runs and unit == runs[-1][1] + 1:
+            runs[-1][1] = unit
+        else:
+            runs.append([unit, unit])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _from_ranges(text: str) -> list[int]:
+    """`"0-2,5"` -> `[0, 1, 2, 5]`."""
+    units: list[int] = []
+    for run in text.split(","):
+        first, _, last = run.partition("-")
+        units.extend(range(int(first), int(last or first) + 1))
+    return units

@@ -37,6 +37,9 @@ Make = Callable[..., FinetuneArguments]
         ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),
         ({"learning_rate": 0.0}, "--learning-rate: expected more than 0"),
         ({"gate_l1": -1.0}, "--gate-l1: expected 0 or more"),
+        ({"gate_l1": 1e300}, "--gate-l1: expected 0 or more and at most 1e+09"),
+        ({"num_train_epochs": 1e308}, "--num-train-epochs: expected more than 0 and at most 1e+09"),
+        ({"search_epochs": float("inf")}, "--search-epochs: expected more than 0 and at most 1e+09"),
         ({"seed": -1}, "--seed: expected 0 or more"),
         ({"max_length": 64}, "--max-length: expected at most 32, the model's longest input, found 64"),
         ({"max_length": 2}, "--max-length: expected at least 3"),
@@ -203,3 +206,25 @@ def test_a_tasks_kind_does_not_depend_on_the_model_it_starts_from(
     saved = AutoConfig.from_pretrained(tmp_path / "run" / "model")
     assert saved.problem_type == "single_label_classification"
     assert metrics["train_log"][-1]["loss"] < 2, "a cross entropy"
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (torch.autocast("cpu", torch.bfloat16), "autocast is on"),
+        (torch.no_grad(), "gradients are off"),
+        (torch.inference_mode(), "gradients are off"),
+    ],
+)
+def test_states_of_torch_that_would_change_a_run(arguments: Make, state: Any, message: str) -> None:
+    with state, pytest.raises(UsageError, match=message):
+        finetune(arguments())
+
+
+def test_another_default_dtype(arguments: Make) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UsageError, match="torch's default dtype is torch.float64"):
+            finetune(arguments())
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -22,7 +22,7 @@ from ..files import apply_umask, write_bytes
 from ..loading import first_line, load_model
 from ..search.drawing import inverted_ticket, random_ticket
 from ..search.stage import SearchSettings, SearchStage, gates_by_name
-from ..training.checkpoints import Checkpoints
+from ..training.checkpoints import Checkpoints, fingerprint
 from ..training.data import EncodedExamples, TrainingOrder, check_fits, unknown_share
 from ..training.evaluation import predict
 from ..training.interrupt import InterruptRequest
@@ -81,7 +81,9 @@ class _Run:
         self.device = prepared.device
         self.pad_to = self.args.max_length if self.args.padding == "max_length" else None
         self.interrupt = InterruptRequest()
-        self.checkpoints = Checkpoints(self.directory, self.interrupt, self.args.checkpoint_steps)
+        self.environment = {
+            "versions": versions(), "machine": describe_machine(self.device), "backend": prepared.backends
+        }  # fmt: skip
         self.seconds: dict[str, float] = {}
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
@@ -91,7 +93,7 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         with self._timed("loading"):
-            model = self._load_model()
+            model, weights = self._load_model()
         with self._timed("tokenizing"):
             train = self._encode(self.prepared.data.train)
             evals = {name: self._encode(examples) for name, examples in self.prepared.data.evals.items()}
@@ -108,12 +110,16 @@ class _Run:
             seed=self.args.seed,
         )
         dense_parameters = model_size(model)
+        inputs = {"the model's weights": weights, **self._inputs(train, evals)}
 
         # Not before all is there that the run needs: this removes an earlier run.
         self.directory.start(asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir)
         if self.args.resume and self.directory.is_finished:  # by another process, while this one was loading
             return self.directory.read_finished()
-        checkpoint = self.directory.load_checkpoint()
+        self.checkpoints = Checkpoints(
+            self.directory, self.interrupt, self.args.checkpoint_steps, inputs=inputs, environment=self.environment
+        )
+        checkpoint = self.checkpoints.load()
         with self.interrupt.listening():
             self._obtain_ticket(model, train, checkpoint)
             loop = self._train(model, train, checkpoint)
@@ -128,13 +134,29 @@ class _Run:
         check_fits(encoded, self.prepared.config)
         return encoded
 
-    def _load_model(self) -> nn.Module:
+    def _inputs(self, train: EncodedExamples, evals: dict[str, EncodedExamples]) -> dict[str, str]:
+        """Fingerprints of what the run has read, but for the model's weights."""
+        config = self.prepared.config.to_dict()
+        for field in ("transformers_version", "_name_or_path"):
+            config.pop(field, None)
+        ticket = self.prepared.ticket
+        return {
+            "the model's config": fingerprint(config),
+            "the training examples": fingerprint(train.features, train.targets),
+            "the evaluation examples": fingerprint({n: [e.features, e.targets] for n, e in evals.items()}),
+            "the ticket": fingerprint(None if ticket is None else [ticket.heads, ticket.neurons]),
+        }
+
+    def _load_model(self) -> tuple[nn.Module, str]:
+        """The model on its device, and the fingerprint of its weights."""
         args, prepared = self.args, self.prepared
-        model = load_model(args.model, prepared.task, prepared.config, prepared.labels, seed=args.seed).to(self.device)
+        model = load_model(args.model, prepared.task, prepared.config, prepared.labels, seed=args.seed)
+        weights = fingerprint(model.state_dict())
+        model = model.to(self.device)
         if self.args.kernels == "off":
-            return model
+            return model, weights
         try:
-            return ek.convert(model)
+            return ek.convert(model), weights
         except (TypeError, ValueError) as error:
             raise UsageError(f"--model {args.model}: {error}") from error
 
@@ -298,7 +320,7 @@ class _Run:
             "model": args.model,
             "seed": args.seed,
             "kernels": args.kernels,
-            "backend": self.prepared.backends,
+            "backend": self.environment["backend"],
             "eval": results,
             "main_metric": self.prepared.task.main_metric,
             "seconds": {name: seconds[name] for name in order},
@@ -312,14 +334,14 @@ class _Run:
             },
             "search": self.search,
             "train_log": loop.history,
-            "warnings": self.warnings,
+            "warnings": [*self.warnings, *self.checkpoints.warnings()],
             "examples": {
                 "train": len(self.prepared.data.train),
                 "eval": {name or "dev": len(examples) for name, examples in self.prepared.data.evals.items()},
             },
             "arguments": asdict(args),
-            "versions": versions(),
-            "machine": describe_machine(self.device),
+            "versions": self.environment["versions"],
+            "machine": self.environment["machine"],
         }  # fmt: skip
 
     def _write(self, model: nn.Module, metrics: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ def prepare(args: FinetuneArguments) -> Prepared:
         UsageError: the run cannot be done as asked; the message says why.
     """
     args.check()
+    _check_torch()
     args = args.resolved()
     directory = RunDirectory(args.output_dir)
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
@@ -82,6 +83,19 @@ def prepare(args: FinetuneArguments) -> Prepared:
         if not len(examples):
             raise UsageError(f"task {args.task}: expected examples in split {split or 'dev'}, found none")
     return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
+
+
+def _check_torch() -> None:
+    """Raises UsageError in states of torch that would change what a run computes without being one of its arguments."""
+    if torch.get_default_dtype() != torch.float32:
+        raise UsageError(
+            f"torch's default dtype is {torch.get_default_dtype()}, and runs are made with torch.float32: call "
+            "torch.set_default_dtype(torch.float32) before"
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise UsageError("autocast is on: call this outside of it, and ask for another dtype with --dtype")
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        raise UsageError("gradients are off (torch.no_grad or inference_mode): call this outside of it")
 
 
 def environment(args: FinetuneArguments) -> dict[str, Any]:

@@ -36,6 +36,6 @@ def predict(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             outputs.append(model(**batch).logits.float())
     model.train(was_training)
-    logits = torch.empty(len(order), outputs[0].shape[1])
+    logits = torch.empty(len(order), outputs[0].shape[1], dtype=torch.float32)
     logits[torch.tensor(order)] = torch.cat(outputs).cpu()
     return logits.numpy()

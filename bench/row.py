@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from .cases import BASELINE, SDPA_KERNELS, TORCH_PROVIDERS, Case, Problem
+from .cases import BASELINE, PEERS, TORCH_PROVIDERS, Case, Problem
 from .correctness import check_results
 from .floors import Floor
 from .paired import run_paired
 from .provider import Provider
+from .record import wait_for
 from .subject import Subject
 
 #: The machine's rates in a dtype, as `rates.measure_rates` gives them.
@@ -54,10 +55,12 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
     subject = bench.subject
     try:
         results = bench.results(case.provider)
-        if case.provider in SDPA_KERNELS:  # one may know no dropout, no mask, or no such size
+        if case.provider in PEERS:  # one may know no dropout, no mask, or no such size
             bench.provider(case.provider).prepare("full", subject.dropout)()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if case.provider in SDPA_KERNELS or "was asked for but cannot run this call" in str(error):
+        if case.provider in PEERS or "was asked for but cannot run this call" in str(error):
             raise CannotRunError(str(error)) from None
         raise
     errors = check_results(
@@ -97,6 +100,19 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
         **times,
         **floor_entries(subject.floors()[case.mode], times["seconds"], rates(problem.dtype)),
     )
+
+
+def profile_row(subject_class: type[Subject], case: Case) -> None:
+    """Runs a row's call on a GPU three times, and once more between cudaProfilerStart and cudaProfilerStop."""
+    subject = _bench(subject_class, case.problem).subject
+    call = Provider(subject, case.provider).prepare(case.mode, subject.dropout)
+    for _ in range(3):
+        call()
+    wait_for(case.problem.device)
+    torch.cuda.profiler.start()
+    call()
+    wait_for(case.problem.device)
+    torch.cuda.profiler.stop()
 
 
 def floor_entries(floor: Floor, seconds: Sequence[float], rates: dict[str, float]) -> dict[str, Any]:

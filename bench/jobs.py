@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,8 +72,8 @@ class Runner:
 
     Args:
         work: folder for logs and for what the jobs write.
-        results: folder for `results.tar.gz`, which holds the files of `work` (not of folders in it), and `state.json`,
-            which says what became of each job. Both are written anew after every job.
+        results: where it is kept, but for endings: `.tar.gz` holds the files of `work` (not of folders in it), `.json`
+            says what became of each job. Both are written anew after every job.
         env: the environment of all jobs.
         root: the folder that commands run in.
     """
@@ -107,8 +107,8 @@ class Runner:
     def keep(self) -> None:
         """Writes the results anew; a reader finds the old ones or the new ones."""
         state = {"jobs": [{**asdict(each), "failed": each.failed} for each in self.outcomes], **self.extra}
-        _replace(self.results / "state.json", lambda path: path.write_text(json.dumps(state, indent=1)))
-        _replace(self.results / "results.tar.gz", self._tar)
+        _replace(self.results.with_suffix(".json"), lambda path: path.write_text(json.dumps(state, indent=1)))
+        _replace(self.results.with_suffix(".tar.gz"), self._tar)
 
     def _tar(self, path: Path) -> None:
         with tarfile.open(path, "w:gz", compresslevel=3) as tar:
@@ -136,7 +136,9 @@ class Runner:
                 )
             except OSError as error:
                 file.write(f"{error}\n".encode())
-                return self._done(Outcome(job, 127, 0.0))
+                process = None
+        if process is None:
+            return self._done(Outcome(job, 127, 0.0))
         self._running.add(process)
         timed_out = _wait(process, until)
         self._running.discard(process)
@@ -183,7 +185,7 @@ def _shorten(log: Path) -> None:
         log.write_bytes(content[: _LOG // 2] + b"\n...\n" + content[-_LOG // 2 :])
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     new = path.with_name(path.name + ".new")
     write(new)
     os.replace(new, path)

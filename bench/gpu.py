@@ -54,6 +54,8 @@ _CACHES_SIZE = 15 * 2**20
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider")
 GPU_BACKENDS = ("cuda", "triton")
+#: Providers of rows that are kernels of ours; the last is on the CPU, for rehearsals.
+OURS = (*GPU_BACKENDS, "cpu")
 #: As in tests/ops/examples.py, which imports too much for this file.
 OPS = (
     "attention", "feed_forward", "dropout_add_layer_norm", "feed_forward_sublayer", "attention_sublayer",
@@ -134,7 +136,8 @@ class Session:
             env.setdefault("EARLYBERT_COMMIT", commit.read_text().strip())
         if not self.rehearse:
             env |= {"TRITON_CACHE_DIR": str(CACHES / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor")}
-        env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), "/usr/local/cuda/bin"])
+        tools = ["/usr/local/cuda/bin", *map(str, Path("/opt/nvidia/nsight-compute").glob("*"))]
+        env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), *tools])
         return env | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
     def budgets(self) -> dict[str, int]:
@@ -345,7 +348,7 @@ def worst_row(work: Path) -> dict[str, str] | None:
     for path in sorted(work.glob("rows-*.json")):
         for row in json.loads(path.read_text())["benchmarks"]:
             own = row["extra_info"]
-            if own["provider"] in GPU_BACKENDS and (own["unit"], own["mode"]) == ("dense", "full"):
+            if own["provider"] in OURS and (own["unit"], own["mode"]) == ("dense", "full"):
                 rows.append((own["floor_share"], path.stem.removeprefix("rows-"), row["name"]))
     if not rows:
         return None

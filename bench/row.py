@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 from collections.abc import Callable, Sequence
@@ -103,16 +104,15 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
 
 
 def profile_row(subject_class: type[Subject], case: Case) -> None:
-    """Runs a row's call on a GPU three times, and once more between cudaProfilerStart and cudaProfilerStop."""
-    subject = _bench(subject_class, case.problem).subject
+    """Runs a row's call three times, and on a GPU once more between cudaProfilerStart and cudaProfilerStop."""
+    subject, device = _bench(subject_class, case.problem).subject, case.problem.device
     call = Provider(subject, case.provider).prepare(case.mode, subject.dropout)
     for _ in range(3):
         call()
-    wait_for(case.problem.device)
-    torch.cuda.profiler.start()
-    call()
-    wait_for(case.problem.device)
-    torch.cuda.profiler.stop()
+    wait_for(device)
+    with torch.cuda.profiler.profile() if device.type == "cuda" else contextlib.nullcontext():
+        call()
+        wait_for(device)
 
 
 def floor_entries(floor: Floor, seconds: Sequence[float], rates: dict[str, float]) -> dict[str, Any]:

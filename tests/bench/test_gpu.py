@@ -6,9 +6,13 @@ import examples
 import pytest
 import torch
 from _pytest.mark.expression import Expression
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from bench import gpu, step, varlen
 from bench.jobs import Job, Outcome
+from bench.unpadded import UnpaddedClassifier
+from bench.workload import Workload, pack
 
 FIRST, SECOND = gpu.LIMITS
 
@@ -169,6 +173,26 @@ def test_torchs_packed_attention_takes_what_it_is_given(name, dropout_p):
     out = varlen.attention(name, q, k, v, cu_seqlens, 6, dropout_p=dropout_p, scale=0.125)
     gradients = torch.autograd.grad(out, [q, k, v], torch.empty_like(out))
     assert {tensor.shape for tensor in (out, *gradients)} == {q.shape}
+
+
+@pytest.mark.filterwarnings("ignore:aten..nll_loss. an autograd kernel was not registered")
+def test_the_unpadded_stock_model_is_one_graph_for_torch_compile():
+    """On tensors without data: forward and backward hold torch's attention, and are compiled twice for all lengths."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(sum("_flash_attention" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    work = Workload(None, "tiny", "sst2", None, "longest", None, 8)
+    model = UnpaddedClassifier(work.stock_model()).to("meta").train()
+    compiled = torch.compile(model, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep), fullgraph=True)
+    for batch in pack(work.batches(3, torch.device("cpu"))):
+        own = {name: value.to("meta") if torch.is_tensor(value) else value for name, value in batch.items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = compiled(**own).loss
+        loss.backward()
+    assert graphs == [2] * 4, "two layers, forward and backward, for one length and then for any"
 
 
 def test_varlen_knows_no_dropout():

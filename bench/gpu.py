@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .jobs import Job, Outcome, Runner
+from .jobs import Job, Runner
 
 ROOT = Path(__file__).parents[1]
 #: Seconds that a command takes at most.
@@ -61,6 +61,8 @@ OPS = (
     "attention", "feed_forward", "dropout_add_layer_norm", "feed_forward_sublayer", "attention_sublayer",
     "embedding_layer_norm", "gather_units", "lamb_step", "masked_lm_loss", "ticket_distance", "ticket_masks",
 )  # fmt: skip
+#: Half of the time of all.
+OPS_OF_ATTENTION = ("attention", "attention_sublayer")
 #: Those that tests/ops/test_real_sizes.py knows.
 REAL_SIZES = (*OPS[:6], "masked_lm_loss")
 #: Rows of the microbenchmarks, a process each: what is wrong with one leaves the others.
@@ -228,9 +230,15 @@ class Session:
         ]
         if self.rehearse:
             names, sizes = ["tests/ops/cuda/test_availability.py"], sizes[:1]
+        attention, rest = OPS_OF_ATTENTION, [op for op in OPS if op not in OPS_OF_ATTENTION]
         jobs = [
-            self.job(f"sanitize-{tool}", (PYTHON, "tests/sanitize_gpu.py", "--tools", tool, "--backends", "cuda"), 118)
+            self.job(
+                f"sanitize-{tool}-{name}",
+                (PYTHON, "tests/sanitize_gpu.py", "--tools", tool, "--backends", "cuda", "--ops", *ops),
+                110,
+            )
             for tool in ("memcheck", "racecheck")
+            for name, ops in (("attention", attention), ("rest", rest))
         ]
         for op, backend in sizes:
             chosen = f"[{op}-{backend}-" + (f" or (drops and [{backend}-)" if op == "attention" else "")
@@ -278,12 +286,11 @@ class Session:
     def _chosen(self, group: str) -> str:
         """Of all units every way to compute an op, of some of them the backends; for `-k`."""
         op = _OP_OF_ROWS.get(ROWS[group][0], ROWS[group][0])
-        broken = [each for each in GPU_BACKENDS if f"launch-{each}-{op}" in {o.job.name for o in self._failed()}]
+        failed = {outcome.job.name: outcome.failed for outcome in self.runner.outcomes}
+        # What did not launch in time, and later was right, had to be compiled first.
+        broken = [b for b in GPU_BACKENDS if failed.get(f"launch-{b}-{op}") and failed.get(f"sizes-{op}-{b}", True)]
         chosen = "(dense or not (compile or reference))" if not self.rehearse else "not compile"
         return " and ".join([chosen, *(f"not -{backend}]" for backend in broken)])
-
-    def _failed(self) -> list[Outcome]:
-        return [outcome for outcome in self.runner.outcomes if outcome.failed]
 
     def row_arguments(self, group: str, chosen: str | None = None) -> tuple[str, ...]:
         """Arguments of pytest for a group of rows, or for those that `-k` has to choose."""
@@ -379,10 +386,13 @@ def take_extension() -> bool:
 
 def pack_caches(path: Path) -> None:
     """What was compiled, without what only people read; nothing where it is too large, or nothing was compiled."""
-    if not CACHES.exists():
+    files = [file for file in CACHES.rglob("*") if file.is_file() and not file.name.endswith(_INTERMEDIATE)]
+    if not files or sum(file.stat().st_size for file in files) > 10 * _CACHES_SIZE:  # which takes long, and is too much
+        print(f"{path.name}: of {len(files)} files, nothing is kept")
         return
     with tarfile.open(path, "w:gz", compresslevel=3) as tar:
-        tar.add(CACHES, ".", filter=lambda entry: None if entry.name.endswith(_INTERMEDIATE) else entry)
+        for file in files:
+            tar.add(file, file.relative_to(CACHES))
     if path.stat().st_size > _CACHES_SIZE:
         print(f"{path.name} is too large, {path.stat().st_size >> 20} MiB, and left out")
         path.unlink()

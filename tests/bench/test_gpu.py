@@ -86,6 +86,8 @@ def test_backends_that_do_not_launch_have_no_rows(session):
         "test_lamb[base-dense-cuda]"
     ]
     assert chosen(own._chosen("feed-forward"), names) == all_rows
+    own.runner.outcomes.append(Outcome(Job("sizes-attention-cuda", (), 1), 0, 1.0))
+    assert chosen(own._chosen("attention-128"), names) == all_rows, "it was only slow"
 
 
 def test_real_sizes_are_split_by_op_and_backend(session):

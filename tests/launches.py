@@ -15,8 +15,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent / "ops"), str(Path(__file__).parents[1])]
 import examples  # noqa: E402
+from mended_interpreter import mend  # noqa: E402
 
 import earlybert_kernels as ek  # noqa: E402
+from earlybert_kernels.backends import triton  # noqa: E402
 
 GPU_BACKENDS = ("triton", "cuda")
 
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     reason = ek.ops.dispatch.unavailable("dropout_add_layer_norm").get(args.backend)
     if reason is not None:
         raise SystemExit(f"{args.backend}: {reason}")
+    if args.backend == "triton" and triton.INTERPRETED:
+        mend()
     failures = [op for op in args.ops if not runs(op, args.backend, args.dtypes, args.device)]
     if failures:
         raise SystemExit(f"failed on {args.backend}: {', '.join(failures)}")

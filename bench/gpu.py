@@ -216,7 +216,7 @@ class Session:
         ]
 
     def checks(self) -> list[Job]:
-        """Sanitizers, real sizes, what is compiled for later, and the other tests of GPU backends, in this order."""
+        """What later parts compile, sanitizers, real sizes and the other tests of GPU backends; the longest first."""
         env = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
         tests = [*sorted(ROOT.glob("tests/ops/cuda/test_*.py")), *sorted(ROOT.glob("tests/ops/triton/test_*.py"))]
         tests += [*sorted(ROOT.glob("tests/ops/test_*.py")), ROOT / "tests" / "test_optim.py"]
@@ -232,7 +232,8 @@ class Session:
         if self.rehearse:
             names, sizes = ["tests/ops/cuda/test_availability.py"], sizes[:1]
         attention, rest = OPS_OF_ATTENTION, [op for op in OPS if op not in OPS_OF_ATTENTION]
-        jobs = [
+        jobs = self.compilations("full")
+        jobs += [
             self.job(
                 f"sanitize-{tool}-{name}",
                 (PYTHON, "tests/sanitize_gpu.py", "--tools", tool, "--backends", "cuda", "--ops", *ops),
@@ -243,9 +244,10 @@ class Session:
         ]
         for op, backend in sizes:
             chosen = f"[{op}-{backend}-" + (f" or (drops and [{backend}-)" if op == "attention" else "")
-            command = (*PYTEST, "tests/ops/test_real_sizes.py", "-k", chosen)
-            jobs.append(self.job(f"sizes-{op}-{backend}", command, 100, env=env, none_is_fine=self.rehearse))
-        jobs += self.compilations("full")
+            # dtype0 is float32, for which Triton compiles as long as for bfloat16.
+            for name, dtype in {"": " and not dtype0", "-float32": " and dtype0"}.items():
+                command = (*PYTEST, "tests/ops/test_real_sizes.py", "-k", f"({chosen}){dtype}")
+                jobs.append(self.job(f"sizes-{op}-{backend}{name}", command, 100, env=env, none_is_fine=self.rehearse))
         for group in ROWS if not self.rehearse else ():
             if ROWS[group][0] not in _OP_OF_ROWS:
                 command = (*self.row_arguments(group, "dense and compile"), "--rounds", "1")
@@ -288,7 +290,7 @@ class Session:
         """Of all units every way to compute an op, of some of them the backends; for `-k`."""
         op = _OP_OF_ROWS.get(ROWS[group][0], ROWS[group][0])
         failed = {outcome.job.name: outcome.failed for outcome in self.runner.outcomes}
-        # What did not launch in time, and later was right, had to be compiled first.
+        # What did not launch in time, and was right later, had to be compiled first.
         broken = [b for b in GPU_BACKENDS if failed.get(f"launch-{b}-{op}") and failed.get(f"sizes-{op}-{b}", True)]
         chosen = "(dense or not (compile or reference))" if not self.rehearse else "not compile"
         return " and ".join([chosen, *(f"not -{backend}]" for backend in broken)])

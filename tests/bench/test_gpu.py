@@ -9,7 +9,7 @@ from _pytest.mark.expression import Expression
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from bench import gpu, step, varlen
+from bench import gpu, gpu_bundle, step, varlen
 from bench.jobs import Job, Outcome
 from bench.unpadded import UnpaddedClassifier
 from bench.workload import Workload, pack
@@ -138,31 +138,31 @@ def test_nothing_to_profile(session, capsys):
 
 
 def test_caches_travel_without_what_only_people_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "CACHES", tmp_path / "here")
-    gpu.pack_caches(tmp_path / "none.tar.gz")
+    monkeypatch.setattr(gpu_bundle, "CACHES", tmp_path / "here")
+    gpu_bundle.pack_caches(tmp_path / "none.tar.gz")
     assert not (tmp_path / "none.tar.gz").exists()
     (tmp_path / "here" / "triton" / "AB").mkdir(parents=True)
     for name in ("kernel.cubin", "kernel.ttgir", "__grp__kernel.json"):
         (tmp_path / "here" / "triton" / "AB" / name).write_text(name)
-    gpu.pack_caches(tmp_path / "caches.tar.gz")
-    monkeypatch.setattr(gpu, "CACHES", tmp_path / "there")
-    gpu.unpack_caches(tmp_path / "caches.tar.gz")
+    gpu_bundle.pack_caches(tmp_path / "caches.tar.gz")
+    monkeypatch.setattr(gpu_bundle, "CACHES", tmp_path / "there")
+    gpu_bundle.unpack_caches(tmp_path / "caches.tar.gz")
     assert {path.name for path in (tmp_path / "there").rglob("*.*")} == {"kernel.cubin", "__grp__kernel.json"}
-    monkeypatch.setattr(gpu, "_CACHES_SIZE", 10)
-    gpu.pack_caches(tmp_path / "caches.tar.gz")
+    monkeypatch.setattr(gpu_bundle, "_CACHES_SIZE", 10)
+    gpu_bundle.pack_caches(tmp_path / "caches.tar.gz")
     assert not (tmp_path / "caches.tar.gz").exists()
 
 
 def test_the_bundles_extension_is_taken_if_it_loads(tmp_path, monkeypatch, capsys):
     for folder in ("bundle", "root/earlybert_kernels"):
         (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setattr(gpu, "BUNDLE", tmp_path / "bundle")
-    monkeypatch.setattr(gpu, "ROOT", tmp_path / "root")
-    assert not gpu.take_extension()
-    suffix = gpu.sysconfig.get_config_var("EXT_SUFFIX")
+    monkeypatch.setattr(gpu_bundle, "BUNDLE", tmp_path / "bundle")
+    monkeypatch.setattr(gpu_bundle, "ROOT", tmp_path / "root")
+    assert not gpu_bundle.take_extension()
+    suffix = gpu_bundle.sysconfig.get_config_var("EXT_SUFFIX")
     (tmp_path / "bundle" / f"_cuda{suffix}").write_bytes(b"no library")
     (tmp_path / "bundle" / f"_build{suffix.removesuffix('.so')}.json").write_text("{}")
-    assert not gpu.take_extension()
+    assert not gpu_bundle.take_extension()
     assert "no CUDA extension that loads" in capsys.readouterr().out
     assert len(list((tmp_path / "root" / "earlybert_kernels").iterdir())) == 2
 

@@ -13,13 +13,15 @@ little on another machine of the kind. The exit status is the number of jobs tha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,15 @@ STEPS = {
 }
 
 
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """A mistake of this file costs a part, and not what comes after it."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+
+
 @dataclass(frozen=True)
 class Part:
     """Some commands that run between the same two points in time, at most `at_once` of them side by side."""
@@ -139,15 +150,20 @@ class Session:
 
     def run(self) -> int:
         """Runs all parts; returns how many commands failed."""
-        self.builds = not self.rehearse and not take_extension()
-        unpack_caches(self.first / "caches.tar.gz")
+        if not self.rehearse:
+            with _going_on():
+                unpack_caches(self.first / "caches.tar.gz")
+            self.builds = True
+            with _going_on():
+                self.builds = not take_extension()
         self.runner.extra |= {"command": self.which, "builds": self.builds, "parts": {}}
         end = self.begin
         for part in self.parts:
             end += self.patience * self.budgets()[part.name]
             now = time.monotonic() - self.begin
             print(f"\n== {part.name}: from {now:.0f} s to {end - self.begin:.0f} s at most", flush=True)
-            self.runner.run(part.jobs(), end, part.at_once)
+            with _going_on():
+                self.runner.run(part.jobs(), end, part.at_once)
             self.runner.extra["parts"][part.name] = [round(now, 1), round(time.monotonic() - self.begin, 1)]
         return self.finish(end)
 
@@ -159,7 +175,8 @@ class Session:
         (self.results / f"{self.which}.md").write_text(tables)
         print(tables)
         if self.which == "first" and end - time.monotonic() > 8:
-            pack_caches(self.results / "caches.tar.gz")
+            with _going_on():
+                pack_caches(self.results / "caches.tar.gz")
         failures = [outcome for outcome in self.runner.outcomes if outcome.failed]
         for outcome in failures:
             print(f"FAILED: {outcome}")

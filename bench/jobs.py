@@ -6,6 +6,7 @@ Of Python's standard library alone: whatever is wrong with the rest of an instal
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -112,9 +113,13 @@ class Runner:
 
     def _tar(self, path: Path) -> None:
         with tarfile.open(path, "w:gz", compresslevel=3) as tar:
-            for each in sorted(self.work.iterdir()):
-                if each.is_file():
-                    tar.add(each, each.name, recursive=False)
+            for each in sorted(path for path in self.work.iterdir() if path.is_file()):
+                # Other jobs are writing: a file may be gone by now, or about to be shorter than it was.
+                with contextlib.suppress(FileNotFoundError):
+                    content = each.read_bytes()
+                    entry = tarfile.TarInfo(each.name)
+                    entry.size, entry.mtime = len(content), int(time.time())
+                    tar.addfile(entry, io.BytesIO(content))
 
     def _run(self, job: Job, end: float) -> Outcome:
         begin = time.monotonic()
@@ -152,7 +157,10 @@ class Runner:
             log = self.work / f"{outcome.job.name}.log"
             if outcome.failed and log.exists():
                 print("\n".join(line[:300] for line in log.read_text(errors="replace").splitlines()[-12:]), flush=True)
-            self.keep()
+            try:
+                self.keep()
+            except OSError as error:  # the next may be kept again, and the last is
+                print(f"the results could not be kept: {error}", flush=True)
         return outcome
 
 

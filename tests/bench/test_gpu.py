@@ -41,6 +41,25 @@ def test_no_step_takes_the_time_of_the_next(session, which):
     assert all(part.at_once == 1 for part in own.parts if part.name in ("rows", "steps", "profile"))
 
 
+def test_a_mistake_costs_a_part_alone(session, capsys):
+    own = session(FIRST, rehearse=True)
+    begun = []
+
+    def part(name):
+        def jobs():
+            begun.append(name)
+            if name == "check":
+                raise ValueError("a mistake")
+            return []
+
+        return gpu.Part(name, jobs)
+
+    own.parts = [part(each.name) for each in own.parts]
+    assert own.run() == 0
+    assert begun == list(own.budgets()) and "ValueError: a mistake" in capsys.readouterr().out
+    assert set(json.loads((own.results / "first.json").read_text())["parts"]) == set(begun)
+
+
 def test_all_ops_are_run(session):
     assert set(gpu.OPS) == set(examples.EXAMPLES)
     names = {job.name for job in session(FIRST).launches()}

@@ -84,6 +84,26 @@ def test_jobs_side_by_side_and_those_that_are_not_begun(runner):
     assert late.status is None and late.failed and str(late) == "late: not begun, no time was left"
 
 
+def test_a_file_that_is_gone_when_it_is_to_be_kept(runner, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def gone(path):
+        if path.name == "one.txt":
+            path.unlink()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    (outcome,) = run(runner, job("one", ""))
+    assert outcome.status == 0 and set(kept(runner)) == {"one.log"}
+
+
+def test_results_that_cannot_be_written_end_nothing(runner, capsys):
+    runner.results = runner.results.parent / "none" / "first"
+    outcomes = run(runner, job("one", ""), job("two", ""))
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert "the results could not be kept" in capsys.readouterr().out
+
+
 def test_a_command_that_is_not_there(runner):
     (outcome,) = run(runner, Job("none", ("/no/such/program",), 5))
     assert outcome.status == 127 and "No such file" in kept(runner)["none.log"]

@@ -89,15 +89,6 @@ STEPS = {
 }
 
 
-@contextlib.contextmanager
-def _going_on() -> Iterator[None]:
-    """A mistake of this file costs a part, and not what comes after it."""
-    try:
-        yield
-    except Exception:
-        traceback.print_exc(file=sys.stdout)
-
-
 @dataclass(frozen=True)
 class Part:
     """Some commands that run between the same two points in time, at most `at_once` of them side by side."""
@@ -124,6 +115,7 @@ class Session:
         self.begin = time.monotonic()
         self.cores = 2 if rehearse else len(os.sched_getaffinity(0))
         self.builds = False
+        self.mistakes: list[str] = []
         self.runner = Runner(work, results / which, self._env(), ROOT)
         if which == "first":
             jobs = {"launch": self.launches, "check": self.checks, "rows": self.rows, "steps": self.steps}
@@ -151,10 +143,10 @@ class Session:
     def run(self) -> int:
         """Runs all parts; returns how many commands failed."""
         if not self.rehearse:
-            with _going_on():
+            with self._going_on():
                 unpack_caches(self.first / "caches.tar.gz")
             self.builds = True
-            with _going_on():
+            with self._going_on():
                 self.builds = not take_extension()
         self.runner.extra |= {"command": self.which, "builds": self.builds, "parts": {}}
         end = self.begin
@@ -162,10 +154,19 @@ class Session:
             end += self.patience * self.budgets()[part.name]
             now = time.monotonic() - self.begin
             print(f"\n== {part.name}: from {now:.0f} s to {end - self.begin:.0f} s at most", flush=True)
-            with _going_on():
+            with self._going_on():
                 self.runner.run(part.jobs(), end, part.at_once)
             self.runner.extra["parts"][part.name] = [round(now, 1), round(time.monotonic() - self.begin, 1)]
         return self.finish(end)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A mistake of this file costs a part, and not what comes after it."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc(file=sys.stdout)
+            self.mistakes.append(f"{type(error).__name__}: {error}")
 
     def finish(self, end: float) -> int:
         """Writes what the last part has made, and says what failed."""
@@ -175,11 +176,11 @@ class Session:
         (self.results / f"{self.which}.md").write_text(tables)
         print(tables)
         if self.which == "first" and end - time.monotonic() > 8:
-            with _going_on():
+            with self._going_on():
                 pack_caches(self.results / "caches.tar.gz")
-        failures = [outcome for outcome in self.runner.outcomes if outcome.failed]
-        for outcome in failures:
-            print(f"FAILED: {outcome}")
+        failures = [*self.mistakes, *(outcome for outcome in self.runner.outcomes if outcome.failed)]
+        for failure in failures:
+            print(f"FAILED: {failure}")
         print(f"== done after {time.monotonic() - self.begin:.0f} s, {len(failures)} failures", flush=True)
         return min(len(failures), 100)
 

@@ -55,8 +55,8 @@ def test_a_mistake_costs_a_part_alone(session, capsys):
         return gpu.Part(name, jobs)
 
     own.parts = [part(each.name) for each in own.parts]
-    assert own.run() == 0
-    assert begun == list(own.budgets()) and "ValueError: a mistake" in capsys.readouterr().out
+    assert own.run() == 1
+    assert begun == list(own.budgets()) and "FAILED: ValueError: a mistake" in capsys.readouterr().out
     assert set(json.loads((own.results / "first.json").read_text())["parts"]) == set(begun)
 
 

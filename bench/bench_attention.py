@@ -12,8 +12,8 @@ from transformers.masking_utils import create_bidirectional_mask
 
 import earlybert_kernels as ek
 
-from . import floors
-from .cases import Case, Problem
+from . import floors, varlen
+from .cases import VARLEN, Case, Problem
 from .subject import Subject, Tensors
 
 #: All that transformers' function reads of the module that calls it.
@@ -44,8 +44,12 @@ class Attention(Subject):
         self.attention_mask = create_bidirectional_mask(config, embeddings, self.padding_mask.long())
 
     def packed(self, inputs: Tensors, dropout_p: float, backend: str) -> Tensor:
-        """See `Subject.packed`."""
+        """See `Subject.packed`; torch's own attention of packed sequences is as good as a backend."""
         packing = self.packing
+        if backend in VARLEN:
+            return varlen.attention(
+                backend, *inputs.values(), packing.cu_seqlens, packing.max_seqlen, dropout_p=dropout_p
+            )
         return ek.ops.attention(
             **inputs,
             cu_seqlens=packing.cu_seqlens,

@@ -10,6 +10,7 @@ ratio of times, or a lower one on a share of what the machine can do.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from typing import Any
 
 from earlybert.files import read_json
 
-from .cases import TORCH_PROVIDERS
+from .cases import TORCH_PROVIDERS, VARLEN
 from .summary import paired_ratio
 from .tables import NONE, Result, table
-from .variants import COMPILED, CONVERTED
+from .variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
 
 #: What was measured, the bound, and with what.
 Finding = tuple[float, float | None, str]
@@ -71,6 +72,8 @@ def _limit(limit: float | None, bound: Bound) -> str:
     return f"at {'least' if bound.at_least else 'most'} {limit:.2f}"
 
 
+_PADDED = tuple(name for name in TORCH_PROVIDERS if name not in VARLEN)
+
 # Microbenchmarks. Rows of different units have no baseline in common: what is compared are their medians.
 
 
@@ -115,11 +118,16 @@ def _masked_attention(mix: str) -> Callable[[dict[str, Any]], Iterator[Finding]]
     return find
 
 
-def _packed_attention(content: dict[str, Any]) -> Iterator[Finding]:
-    rows = _rows(content, "attention", "full", "sst2", dropout=0.0)
-    base = _fastest_dense(rows)
-    for row in _ours(rows, "dense") if base else ():
-        yield _median(row) / _median(base), 0.6, _with(row, base)
+def _packed_attention(
+    peers: Sequence[str], limit: float | None, dropout: float | None = None
+) -> Callable[[dict[str, Any]], Iterator[Finding]]:
+    def find(content: dict[str, Any]) -> Iterator[Finding]:
+        rows = _rows(content, "attention", "full", "sst2", dropout=dropout)
+        base = _fastest_dense(rows, peers)
+        for row in _ours(rows, "dense") if base else ():
+            yield _median(row) / _median(base), limit, f"{_with(row, base)}, dropout {row['dropout']}"
+
+    return find
 
 
 def _masked_feed_forward(content: dict[str, Any]) -> Iterator[Finding]:
@@ -170,6 +178,19 @@ def _step_ratio(lengths: str, own: str, base: str, limit: float) -> Callable[[di
     return find
 
 
+def _unpadded_step(lengths: str) -> Callable[[dict[str, Any]], Iterator[Finding]]:
+    """Of ours, captured or not, to the stock model without padding, compiled or not."""
+
+    def find(content: dict[str, Any]) -> Iterator[Finding]:
+        variants = _steps(content, lengths)
+        for mine, theirs in itertools.product((CONVERTED, f"{CONVERTED}-captured"), (UNPADDED, UNPADDED_COMPILED)):
+            if mine in variants and theirs in variants:
+                ratio = paired_ratio(variants[mine]["seconds"], variants[theirs]["seconds"])
+                yield ratio["median"], None, f"{mine} / {theirs}; {_conditions(content)}"
+
+    return find
+
+
 def _matrix_share(content: dict[str, Any]) -> Iterator[Finding]:
     for name, variant in _steps(content, "full").items():
         if "matrix_rate_share" in variant:
@@ -179,11 +200,14 @@ def _matrix_share(content: dict[str, Any]) -> Iterator[Finding]:
 BOUNDS = (
     Bound("attention with some heads, 128 tokens, to all heads in torch", _masked_attention("128")),
     Bound("attention with some heads, 512 tokens, to all heads in torch", _masked_attention("512")),
-    Bound("attention packed, SST-2's lengths, no dropout, to torch padded", _packed_attention),
+    Bound("attention packed, SST-2's lengths, no dropout, to torch padded", _packed_attention(_PADDED, 0.6, 0.0)),
+    Bound("attention packed, SST-2's lengths, to torch packed", _packed_attention(VARLEN, None)),
     Bound("feed-forward with some neurons, to all of them in eager", _masked_feed_forward),
     Bound("dropout + add + layer norm forward, share of the copy rate", _copy_share("forward"), at_least=True),
     Bound("dropout + add + layer norm, share of the copy rate", _copy_share("full"), at_least=True),
     Bound("step, SST-2's lengths, to stock padded to 128 and compiled", _step_ratio("sst2", CONVERTED, COMPILED, 0.35)),
+    Bound("step, SST-2's lengths, to stock unpadded", _unpadded_step("sst2")),
+    Bound("step, all 128 long, to stock unpadded", _unpadded_step("full")),
     Bound("step, all 128 long, to stock compiled", _step_ratio("full", CONVERTED, COMPILED, 0.85)),
     Bound("step, compact to dense", _step_ratio("full", "ticket-compact", CONVERTED, 0.66)),
     Bound("step, searching to dense", _step_ratio("full", "search", CONVERTED, 1.03)),

@@ -24,8 +24,12 @@ SDPA_KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
+#: torch's attention of packed sequences, as `bench/varlen.py` calls it.
+VARLEN = ("varlen", "flash-varlen")
+#: What one may have instead of eager and compile: each of torch's kernels of attention.
+PEERS = (*SDPA_KERNELS, *VARLEN)
 #: The providers that are torch alone; the others are backends of our op.
-TORCH_PROVIDERS = (BASELINE, "compile", *SDPA_KERNELS)
+TORCH_PROVIDERS = (BASELINE, "compile", *PEERS)
 #: The batch that is measured: of the first ten, the one whose mean and longest are closest to an average batch's.
 _BATCH_SEED = 5
 #: Backends that take no tensors of the other device.
@@ -92,7 +96,7 @@ def providers(op: str, device: torch.device, unit: str = "dense") -> list[str]:
 
     For attention of all heads on a GPU, also torch's kernels.
     """
-    kernels = SDPA_KERNELS if (op, unit, device.type) == ("attention", "dense", "cuda") else ()
+    kernels = PEERS if (op, unit, device.type) == ("attention", "dense", "cuda") else ()
     return [BASELINE, "compile", *kernels, *(b for b in ek.ops.backends(op) if b in _BACKENDS_OF[device.type])]
 
 

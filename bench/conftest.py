@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from earlybert.files import write_json
 
 from . import record
 from .cases import UNITS, Case, make_cases
 from .floors import MODES
 from .lengths import HISTOGRAMS, is_known
 from .rates import measure_rates
-from .row import CannotRunError, Rates, measure_row
+from .row import CannotRunError, Rates, measure_row, profile_row
 from .shapes import SHAPES
 from .subject import Subject
 
@@ -46,6 +49,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dropout", type=float, help="default: BERT's in ops that have dropout")
     group.addoption("--dtype", choices=tuple(_DTYPES), default="float32", help=shown)
     group.addoption("--rounds", type=int, default=10, help=f"rounds of a row, of a slow one fewer; {shown}")
+    group.addoption(
+        "--rows-json",
+        type=Path,
+        help="file for the rows, written anew after each: whatever ends the session, those before it are kept",
+    )
+    group.addoption(
+        "--profile",
+        action="store_true",
+        help="time nothing, and run each row's call once between cudaProfilerStart and cudaProfilerStop, for ncu",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -81,6 +94,22 @@ def rates() -> Rates:
     return functools.cache(lambda dtype: measure_rates(record.pick_device(), dtype))
 
 
+@pytest.fixture(scope="session")
+def _rows() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def _keep_rows(request: pytest.FixtureRequest, _rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Writes `--rows-json`: of pytest-benchmark's JSON, which is written at the session's end, what reports read."""
+    benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
+    yield
+    path = request.config.getoption("rows_json")
+    if path is not None and benchmark is not None and "op" in benchmark.extra_info:
+        _rows.append({"name": request.node.name, "extra_info": benchmark.extra_info})
+        write_json(path, {"benchmarks": _rows})
+
+
 @pytest.fixture
 def measure(
     benchmark: Any, request: pytest.FixtureRequest, session_record: dict[str, Any], rates: Rates
@@ -89,6 +118,9 @@ def measure(
 
     def run(subject: type[Subject], case: Case) -> None:
         try:
+            if request.config.getoption("profile"):
+                profile_row(subject, case)
+                pytest.skip("profiled, and not timed")
             measure_row(benchmark, subject, case, request.config.getoption("rounds"), rates)
         except CannotRunError as error:
             pytest.skip(str(error))

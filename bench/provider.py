@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from .cases import BASELINE, SDPA_KERNELS, TORCH_PROVIDERS
+from .cases import BASELINE, SDPA_KERNELS, TORCH_PROVIDERS, VARLEN
 from .floors import MODES
 from .subject import Subject, Tensors
 
@@ -25,7 +25,7 @@ class Provider:
 
     def __init__(self, subject: Subject, name: str, dtype: torch.dtype | None = None) -> None:
         self._subject = subject
-        self._is_padded = name in TORCH_PROVIDERS
+        self._is_padded = name in TORCH_PROVIDERS and name not in VARLEN
         if name == "compile":
             # fullgraph also makes reaching the limit of recompilations an error, where eager would be run instead.
             self._forward = torch.compile(subject.padded, dynamic=False, fullgraph=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 from collections.abc import Callable, Sequence
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
-from .cases import BASELINE, SDPA_KERNELS, TORCH_PROVIDERS, Case, Problem
+from .cases import BASELINE, PEERS, TORCH_PROVIDERS, Case, Problem
 from .correctness import check_results
 from .floors import Floor
 from .paired import run_paired
 from .provider import Provider
+from .record import wait_for
 from .subject import Subject
 
 #: The machine's rates in a dtype, as `rates.measure_rates` gives them.
@@ -54,10 +56,12 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
     subject = bench.subject
     try:
         results = bench.results(case.provider)
-        if case.provider in SDPA_KERNELS:  # one may know no dropout, no mask, or no such size
+        if case.provider in PEERS:  # one may know no dropout, no mask, or no such size
             bench.provider(case.provider).prepare("full", subject.dropout)()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if case.provider in SDPA_KERNELS or "was asked for but cannot run this call" in str(error):
+        if case.provider in PEERS or "was asked for but cannot run this call" in str(error):
             raise CannotRunError(str(error)) from None
         raise
     errors = check_results(
@@ -97,6 +101,18 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
         **times,
         **floor_entries(subject.floors()[case.mode], times["seconds"], rates(problem.dtype)),
     )
+
+
+def profile_row(subject_class: type[Subject], case: Case) -> None:
+    """Runs a row's call three times, and on a GPU once more between cudaProfilerStart and cudaProfilerStop."""
+    subject, device = _bench(subject_class, case.problem).subject, case.problem.device
+    call = Provider(subject, case.provider).prepare(case.mode, subject.dropout)
+    for _ in range(3):
+        call()
+    wait_for(device)
+    with torch.cuda.profiler.profile() if device.type == "cuda" else contextlib.nullcontext():
+        call()
+        wait_for(device)
 
 
 def floor_entries(floor: Floor, seconds: Sequence[float], rates: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Times whole training steps of a BERT: stock, compiled, converted, gated, with a ticket, captured in a CUDA graph.
+"""Times whole training steps of a BERT: stock, compiled, unpadded, converted, gated, with a ticket, captured.
 
     python -m bench.step --model MODEL --lengths sst2 --data-dir GLUE/SST-2 --output step.json
     python -m bench.step --shape base --lengths full --memory --output step.json
@@ -7,26 +7,29 @@ Every variant takes the same batches, one after the other within each round and 
 machine whose speed drifts slows all of them down. A step is forward, backward, clipping and torch's fused AdamW
 (a search's L1 term, a few thousand numbers, is left out). What is printed are medians and quartiles over the rounds,
 and of the ratios to the stock and to the converted step of the same round. A variant whose logits or gradients are
-wrong is an error. Captured steps take the batches packed by `earlybert_kernels.PackedCollator`, those whose tokens
-differ in number filled up to few shapes, which are captured before. `python -m bench.report step.json` prints the table
-again.
+wrong, or that does not run, is left out, and the exit status is then 1. Captured and unpadded steps take the batches
+packed by `earlybert_kernels.PackedCollator`, those whose tokens differ in number filled up to few shapes, which are
+captured before. The file is written anew after every round, so that whatever ends the process leaves what it has
+measured. `python -m bench.report step.json` prints the table again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import random
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig
 
 from earlybert.files import write_json
 from earlybert.training.batches import Batch
@@ -36,7 +39,17 @@ from .memory import measure_apart
 from .rates import measure_rates
 from .summary import paired_ratio, quartiles
 from .training import training_step
-from .variants import CONVERTED, DENSE, STOCK, VARIANTS, build, check_all, is_captured
+from .variants import (
+    CONVERTED,
+    DENSE,
+    STOCK,
+    VARIANTS,
+    build,
+    cannot_run,
+    failed_checks,
+    is_captured,
+    is_packed,
+)
 from .workload import Workload, pack, quiet_transformers
 
 #: Rounds that do not count: what compiles does so in them, for two lengths and then for any.
@@ -64,16 +77,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         "arguments": {**asdict(workload), "model": _last_parts(args.model), "data_dir": _last_parts(args.data_dir)},
         "rounds": args.rounds,
         "warm_up": WARM_UP,
-        **measure(workload, [name for name in VARIANTS if name in args.variants], args.rounds, device),
         "rates": measure_rates(device, getattr(torch, args.dtype)),
     }
-    add_matrix_rates(result)
-    if args.memory:
-        for name, variant in result["variants"].items():
-            variant["memory"] = measure_apart(workload, name)
-    print(tables.step(result))
-    if args.output is not None:
-        write_json(args.output, result)
+
+    def keep(measured: dict[str, Any]) -> None:
+        result.update(measured)
+        add_matrix_rates(result)
+        if args.output is not None:
+            write_json(args.output, result)
+
+    measured = measure(workload, [name for name in VARIANTS if name in args.variants], args.rounds, device, keep)
+    if measured["variants"]:
+        if args.memory:
+            for name, variant in result["variants"].items():
+                variant["memory"] = measure_apart(workload, name)
+            keep({})
+        print(tables.step(result))
+    for name, reason in measured["failures"].items():
+        print(f"FAILED: {name}: {reason}", file=sys.stderr)
+    if measured["failures"]:
+        raise SystemExit(1)
 
 
 def _last_parts(path: str | Path | None) -> str | None:
@@ -81,7 +104,13 @@ def _last_parts(path: str | Path | None) -> str | None:
     return None if path is None else "/".join(Path(path).parts[-2:])
 
 
-def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    workload: Workload,
+    names: Sequence[str],
+    rounds: int,
+    device: torch.device,
+    keep: Callable[[dict[str, Any]], None] = lambda measured: None,
+) -> dict[str, Any]:
     """Checks and times variants.
 
     Args:
@@ -89,60 +118,90 @@ def measure(workload: Workload, names: Sequence[str], rounds: int, device: torch
         names: of `VARIANTS`.
         rounds: how many.
         device: where.
+        keep: given after every round what would be returned after it.
 
     Returns:
         `batches`: of each round's, `real_tokens`, `padded_tokens`, and the `dense_flops` of a step on its real tokens;
-        `variants`: what `summarize` says of each.
-
-    Raises:
-        AssertionError: a variant's logits or gradients are wrong.
+        `variants`: what `summarize` says of each; `failures`: of each variant that was wrong or did not run, why.
     """
     batches = workload.batches(WARM_UP + rounds, device)
-    models, config = _checked_models(workload, names, batches[0], device)
-    seconds = time_steps(models, batches, device, getattr(torch, workload.dtype))
-    masks = [batch["attention_mask"] for batch in batches[WARM_UP:]]
-    real_tokens = [int(mask.sum()) for mask in masks]
-    encoder = (config.num_hidden_layers, config.hidden_size, config.intermediate_size)
-    return {
-        "batches": {
-            "real_tokens": real_tokens,
-            "padded_tokens": [mask.numel() for mask in masks],
-            "dense_flops": [floors.training_step(mask.sum(1).tolist(), *encoder).flops for mask in masks],
-        },
-        "variants": summarize(seconds, real_tokens),
-    }
-
-
-def _checked_models(
-    workload: Workload, names: Sequence[str], batch: Batch, device: torch.device
-) -> tuple[dict[str, nn.Module], BertConfig]:
     base = workload.stock_model().to(device)
-    models = {name: build(name, copy.deepcopy(base)) for name in names}
-    check_all(models, lambda: copy.deepcopy(base), batch)
-    return models, base.config
+    reasons = {name: cannot_run(name, base, device) for name in names}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name}: left out, {reason}", file=sys.stderr)
+    models, failures = {}, {}
+    for name in (name for name in names if reasons[name] is None):
+        with _noting(name, failures):
+            models[name] = build(name, copy.deepcopy(base))
+    failures |= failed_checks(models, lambda: copy.deepcopy(base), batches[0])
+    models = {name: model for name, model in models.items() if name not in failures}
+    masks = [batch["attention_mask"] for batch in batches[WARM_UP:]]
+    encoder = (base.config.num_hidden_layers, base.config.hidden_size, base.config.intermediate_size)
+    of_batches = {
+        "real_tokens": [int(mask.sum()) for mask in masks],
+        "padded_tokens": [mask.numel() for mask in masks],
+        "dense_flops": [floors.training_step(mask.sum(1).tolist(), *encoder).flops for mask in masks],
+    }
+    measured: dict[str, Any] = {"batches": of_batches, "variants": {}, "failures": failures}
+    for seconds in time_steps(models, batches, device, getattr(torch, workload.dtype), failures):
+        done = max(map(len, seconds.values()))
+        measured["batches"] = {name: values[:done] for name, values in of_batches.items()}
+        measured["variants"] = summarize(seconds, of_batches["real_tokens"][:done])
+        keep(measured)
+    return measured
+
+
+@contextlib.contextmanager
+def _noting(name: str, failures: dict[str, str]) -> Iterator[None]:
+    """What goes wrong with a variant is noted, and the others go on."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        failures[name] = f"{type(error).__name__}: {error}"
 
 
 def time_steps(
-    models: dict[str, nn.Module], batches: list[Batch], device: torch.device, dtype: torch.dtype
-) -> dict[str, list[float]]:
-    """Seconds of each variant's step, round by round, without the first `WARM_UP` rounds."""
-    captured = [name for name in models if is_captured(name)]
-    steps = {name: training_step(model, device, dtype, captured=name in captured) for name, model in models.items()}
-    packed = pack(batches) if captured else []
-    for batch in {batch["input_ids"].shape: batch for batch in packed}.values():
-        for name in captured:
-            steps[name](batch)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    order, rng = list(steps.items()), random.Random(0)
+    models: dict[str, nn.Module],
+    batches: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    failures: dict[str, str],
+) -> Iterator[dict[str, list[float]]]:
+    """Seconds of each variant's step, after each of the rounds that follow the first `WARM_UP`.
+
+    A variant that fails before is noted in `failures` and left out; one that fails later ends the measurement.
+    """
+    steps, packed = {}, pack(batches) if any(map(is_packed, models)) else []
+    for name, model in models.items():
+        with _noting(name, failures):
+            step = training_step(model, device, dtype, captured=is_captured(name))
+            if is_captured(name):
+                for batch in {batch["input_ids"].shape: batch for batch in packed}.values():
+                    step(batch)
+            steps[name] = step
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order, rng = list(steps), random.Random(0)
     for number, batch in enumerate(batches):
         rng.shuffle(order)  # what ran before leaves its mark on caches and on the allocator
-        for name, step in order:
-            own = packed[number] if name in captured else batch
-            begin = time.perf_counter()
-            step(own)
-            if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+        times = {}
+        for name in order:
+            own = packed[number] if is_packed(name) else batch
+            with _noting(name, failures):
+                begin = time.perf_counter()
+                steps[name](own)
+                times[name] = time.perf_counter() - begin
+        if number < WARM_UP:
+            order = [name for name in order if name in times]
+            seconds = {name: [] for name in seconds if name in times}
+        elif len(times) < len(seconds):
+            return
+        else:
+            for name, own in times.items():
+                seconds[name].append(own)
+            if seconds:
+                yield seconds
 
 
 def summarize(seconds: dict[str, list[float]], real_tokens: list[int]) -> dict[str, Any]:

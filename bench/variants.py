@@ -1,4 +1,4 @@
-"""The ways in which a training step is run: stock, compiled, converted, gated, with a ticket, captured in a graph."""
+"""The ways in which a training step is run: stock, compiled, unpadded, converted, gated, with a ticket, captured."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import BertForSequenceClassification
 
 import earlybert_kernels as ek
 from earlybert.training.batches import Batch
 
 from .shapes import random_ticket
+from .unpadded import UnpaddedClassifier
+from .workload import pack
 
 STOCK, COMPILED, CONVERTED = "stock", "stock-compile", "converted"
+UNPADDED, UNPADDED_COMPILED = "stock-unpadded", "stock-unpadded-compile"
 #: What the names of variants end in whose step is an `earlybert_kernels.CapturedStep` on packed batches.
 _CAPTURED = "-captured"
 
@@ -20,6 +24,8 @@ _CAPTURED = "-captured"
 _MAKERS: dict[str, Callable[[nn.Module, ek.Ticket], nn.Module]] = {
     STOCK: lambda model, ticket: model,
     COMPILED: lambda model, ticket: torch.compile(model),
+    UNPADDED: lambda model, ticket: UnpaddedClassifier(model),
+    UNPADDED_COMPILED: lambda model, ticket: torch.compile(UnpaddedClassifier(model)),
     CONVERTED: lambda model, ticket: ek.convert(model),
     "search": lambda model, ticket: ek.enable_gates(ek.convert(model)),
     "ticket-masked": lambda model, ticket: ek.apply_ticket(ek.convert(model), ticket),
@@ -35,6 +41,9 @@ _CHECKED_SEQUENCES = 32
 
 #: Of float32 results that were computed in another order, absolute and relative.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
+#: Of logits in bfloat16, as a share of the largest. With random weights they say little of attention, which is checked
+#: where it is measured alone.
+_HALF_TOLERANCE = 5e-2
 
 
 def build(name: str, stock: nn.Module) -> nn.Module:
@@ -51,6 +60,20 @@ def build(name: str, stock: nn.Module) -> nn.Module:
 def is_captured(name: str) -> bool:
     """Whether a variant's step is captured in a CUDA graph, and takes packed batches."""
     return name.endswith(_CAPTURED)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a variant takes packed batches."""
+    return is_captured(name) or name in (UNPADDED, UNPADDED_COMPILED)
+
+
+def cannot_run(name: str, stock: nn.Module, device: torch.device) -> str | None:
+    """Why a variant is left out of what is measured, or None."""
+    if name not in (UNPADDED, UNPADDED_COMPILED):
+        return None
+    if device.type != "cuda":
+        return "torch's attention of packed sequences is of GPUs"
+    return None if isinstance(stock, BertForSequenceClassification) else "only classifiers are unpadded"
 
 
 def same_function(name: str) -> str:
@@ -77,32 +100,47 @@ def results(model: nn.Module, batch: Batch) -> torch.Tensor:
     return torch.cat([logits.detach(), *gradients])
 
 
-def check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def check(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float | None = None) -> None:
     """Compares the results of a variant with those of the one that it has to agree with.
 
     Raises:
         AssertionError: they differ by more than rounding.
     """
-    tolerance = _TOLERANCE[found.device.type]
+    tolerance = tolerance or _TOLERANCE[found.device.type]
     torch.testing.assert_close(
         found, expected, rtol=tolerance, atol=tolerance, msg=lambda message: f"{name}: wrong results. {message}"
     )
 
 
-def check_all(models: dict[str, nn.Module], stock: Callable[[], nn.Module], batch: Batch) -> None:
+def failed_checks(models: dict[str, nn.Module], stock: Callable[[], nn.Module], batch: Batch) -> dict[str, str]:
     """Checks every model on some sequences against stock modules; `stock` makes a fresh stock model on the device.
 
-    Not the compiled stock model, which is torch's own, and would be compiled once more for this.
+    Not the compiled stock models, which are torch's own, and would be compiled once more for this.
 
-    Raises:
-        AssertionError: a variant's results are wrong.
+    Returns:
+        What went wrong, of each variant whose results are not right or that does not run.
     """
     expected: dict[str, torch.Tensor] = {}
+    failures = {}
     batch = {name: tensor[:_CHECKED_SEQUENCES] for name, tensor in batch.items()}
     for name, model in models.items():
-        if name == COMPILED:
+        if name in (COMPILED, UNPADDED_COMPILED):
             continue
-        base = same_function(name)
-        if base not in expected:
-            expected[base] = results(build(base, stock()), batch)
-        check(name, results(model, batch), expected[base])
+        try:
+            if name == UNPADDED:
+                found, logits = _logits_in_half_precision(model, stock(), batch)
+                check(name, found, logits, _HALF_TOLERANCE * logits.abs().max().item())
+                continue
+            base = same_function(name)
+            if base not in expected:
+                expected[base] = results(build(base, stock()), batch)
+            check(name, results(model, batch), expected[base])
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}"
+    return failures
+
+
+def _logits_in_half_precision(unpadded: nn.Module, stock: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    (packed,) = pack([batch])
+    with torch.no_grad(), torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
+        return unpadded.eval()(**packed).logits.float(), stock.eval()(**batch).logits.float()

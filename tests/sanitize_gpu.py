@@ -1,14 +1,16 @@
 """Runs every op of the backends on GPUs, forward and backward, under tools of compute-sanitizer.
 
-    python tests/sanitize_gpu.py [memcheck racecheck ...]
+    python tests/sanitize_gpu.py [--tools memcheck racecheck] [--backends triton cuda] [--ops OP ...]
 
 racecheck is for the kernels in CUDA C++ alone: Triton places its own barriers. torch's allocator is switched off, so
 that the tool sees the ends of tensors; a deliberate fault comes first, to show that it would speak up. Where the
-tool is missing, or does not know the machine, that is said, and is no failure.
+tool is missing, or does not know the machine, that is said, and is no failure. What the tools say is printed as they
+say it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ OPTIONS = ("--error-exitcode", "1", "--report-api-errors", "no", "--print-limit"
 #: By tool, whose kernels run under it.
 BACKENDS = {"memcheck": ("triton", "cuda"), "racecheck": ("cuda",)}
 
-#: What runs under the tool: an activation of 100 values that is told that there are many more ...
+#: A kernel that reads and writes past its tensors: an activation of 100 values that is told that there are many more.
 FAULT = """
 import torch
 from earlybert_kernels.backends.triton import activation_kernels
@@ -32,48 +34,43 @@ launch(activation_kernels._forward, (50,), x, torch.empty_like(x), 100_000, ACTI
 torch.cuda.synchronize()
 """
 FINDING = "Invalid __global__"
-#: ... and every op, as the tests of threads call it.
-OPS = """
-import examples, torch
-import earlybert_kernels as ek
-ops = [op for op in examples.EXAMPLES if BACKEND in ek.ops.backends(op)]
-assert ops, ek.ops.dispatch.unavailable("dropout_add_layer_norm")
-for op in ops:
-    for dtype in examples.dtypes(op, BACKEND):
-        found = examples.results(op, BACKEND, dropout_p=0.1, device="cuda", dtype=dtype)
-        assert all(tensor.isfinite().all() for tensor in found)
-        print("ran", op, dtype, flush=True)
-"""
 
 
-def sanitized(tool: str, code: str) -> subprocess.CompletedProcess:
-    """Runs Python code under a tool of compute-sanitizer."""
-    folders = [ROOT, ROOT / "python", ROOT / "tests" / "ops"]
-    path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+def sanitized(tool: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """Runs Python with arguments under a tool of compute-sanitizer."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = [TOOL, "--tool", tool, *OPTIONS, sys.executable, "-c", code]
-    return subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [TOOL, "--tool", tool, *OPTIONS, sys.executable, *arguments]
+    return subprocess.run(command, env=env, stderr=subprocess.STDOUT, text=True, **options)
 
 
-def main(tools: list[str]) -> None:
-    """Exits with an error at the first finding."""
+def main(argv: list[str] | None = None) -> None:
+    """Exits with an error if a tool has found anything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tools", nargs="+", choices=tuple(BACKENDS), default=list(BACKENDS), help="default: all")
+    parser.add_argument("--backends", nargs="+", choices=("triton", "cuda"), default=["triton", "cuda"])
+    parser.add_argument("--ops", nargs="+", help="default: all")
+    args = parser.parse_args(argv)
     if TOOL is None:
         print("skipped: there is no compute-sanitizer on PATH or in /usr/local/cuda/bin")
         return
-    done = sanitized("memcheck", FAULT)
+    done = sanitized("memcheck", "-c", FAULT, stdout=subprocess.PIPE)
     if "not supported" in done.stdout:
         print(f"skipped: compute-sanitizer does not know this machine:\n{done.stdout}")
         return
     if done.returncode == 0 or FINDING not in done.stdout:
         raise SystemExit(f"a deliberate fault was not found ({FINDING}):\n{done.stdout}")
     print(f"found as it should be: {FINDING}", flush=True)
-    for tool in tools or BACKENDS:
-        for backend in BACKENDS.get(tool, ("triton", "cuda")):
-            done = sanitized(tool, OPS.replace("BACKEND", repr(backend)))
-            print(f"== {tool}, {backend}\n{done.stdout}", flush=True)
-            if done.returncode != 0:
-                raise SystemExit(f"{tool}, {backend}: see above")
+    ops = ["--ops", *args.ops] if args.ops else []
+    failed = []
+    for tool in args.tools:
+        for backend in (each for each in BACKENDS[tool] if each in args.backends):
+            print(f"== {tool}, {backend}", flush=True)
+            if sanitized(tool, str(ROOT / "tests" / "launches.py"), backend, *ops).returncode != 0:
+                failed.append(f"{tool}, {backend}")
+    if failed:
+        raise SystemExit(f"see above: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

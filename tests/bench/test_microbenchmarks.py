@@ -54,6 +54,25 @@ def test_the_report_has_every_row(content, tmp_path, capsys):
     assert (tmp_path / "plots" / "micro-attention.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_rows_are_kept_when_the_session_is_killed(tmp_path):
+    """By a plugin that ends the process, as a hang or a fault on a GPU does, when the third row is about to run."""
+    setup = "def pytest_runtest_setup(item, seen=[]):\n    seen.append(item)\n    len(seen) < 3 or os._exit(9)\n"
+    (tmp_path / "fatal_third_row.py").write_text(f"import os\n\n{setup}")
+    path = tmp_path / "rows.json"
+    done = run_pytest(
+        "bench/bench_attention.py", "-p", "fatal_third_row", "-o", f"pythonpath=. {tmp_path}", "--sizes", "tiny",
+        "--lengths", "8", "--units", "dense", "masked", "--batch-size", "2", "--rounds", "2",
+        "-k", "eager or reference", "--rows-json", str(path),
+    )  # fmt: skip
+    assert done.returncode == 9
+    rows = json.loads(path.read_text())["benchmarks"]
+    names = ["test_attention[tiny-8-dense-full-eager]", "test_attention[tiny-8-dense-full-reference]"]
+    assert [row["name"] for row in rows] == names
+    assert [len(row["extra_info"]["seconds"]) for row in rows] == [2, 2]
+    (_, markdown, _), *_ = report.sections({"benchmarks": rows})
+    assert markdown.count("| tiny | 8 | dense | full |") == 2
+
+
 def test_a_wrong_provider_has_no_row(monkeypatch):
     problem = Problem("feed_forward", "tiny", "sst2", "dense", 2, torch.float32, torch.device("cpu"))
     from bench.bench_feed_forward import FeedForward

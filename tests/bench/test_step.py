@@ -1,4 +1,5 @@
 import argparse
+import copy
 import json
 import statistics
 from pathlib import Path
@@ -7,13 +8,13 @@ import pytest
 import torch
 
 import earlybert_kernels as ek
-from bench import memory, plots, report, step, variants
+from bench import memory, plots, report, step, variants, varlen
 from bench.shapes import SHAPES, Shape
 from bench.workload import Workload, pack
 
 CPU = torch.device("cpu")
 #: What torch.compile needs a minute for is left to whoever measures.
-FAST = [name for name in variants.VARIANTS if name != "stock-compile"]
+FAST = [name for name in variants.VARIANTS if name != "stock-compile" and not name.startswith("stock-unpadded")]
 
 
 @pytest.fixture(autouse=True)
@@ -108,16 +109,75 @@ def test_batches(lengths, padding):
 def test_questions_are_checked_at_real_tokens():
     work = workload(lengths="squad", max_length=60)
     models = {name: variants.build(name, work.stock_model()) for name in FAST}
-    variants.check_all(models, work.stock_model, work.batches(1, CPU)[0])
+    assert not variants.failed_checks(models, work.stock_model, work.batches(1, CPU)[0])
 
 
-def test_a_variant_with_wrong_logits_is_an_error():
-    work = workload()
-    model = variants.build("converted", work.stock_model())
+def test_a_variant_with_wrong_logits_is_left_out_and_an_error(monkeypatch, tmp_path, capsys):
+    def build(name, stock):
+        model = variants.build(name, stock)
+        if name == "search":
+            with torch.no_grad():
+                model.classifier.bias += 0.01
+        return model
+
+    monkeypatch.setattr(step, "build", build)
+    path = tmp_path / "step.json"
+    names = ["--variants", "stock", "converted", "search"]
+    with pytest.raises(SystemExit) as raised:
+        step.main([*workload().flags(), "--rounds", "1", *names, "--output", str(path)])
+    assert raised.value.code == 1
+    assert "FAILED: search: AssertionError: search: wrong results" in capsys.readouterr().err
+    assert list(json.loads(path.read_text())["variants"]) == ["stock", "converted"]
+
+
+@pytest.mark.parametrize("fails_in", [1, step.WARM_UP + 2])
+def test_what_was_measured_before_a_failure_is_kept(fails_in):
+    calls, failures = [], {}
+
+    def train(model, device, dtype, *, captured):
+        def run(batch):
+            calls.append(model)
+            if calls.count("broken") == fails_in + 1 and model == "broken":
+                raise RuntimeError("a fault")
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "training_step", train)
+        models = {"stock": "works", "converted": "broken"}
+        batches = workload().batches(step.WARM_UP + 4, CPU)
+        rounds = [copy.deepcopy(each) for each in step.time_steps(models, batches, CPU, None, failures)]
+    assert failures == {"converted": "RuntimeError: a fault"}
+    if fails_in < step.WARM_UP:
+        assert [set(each) for each in rounds] == [{"stock"}] * 4 and len(rounds[-1]["stock"]) == 4
+    else:
+        assert [[len(own) for own in each.values()] for each in rounds] == [[1, 1], [2, 2]]
+
+
+def test_the_stock_model_without_padding(monkeypatch):
+    def attention(name, q, k, v, cu_seqlens, max_seqlen, *, dropout_p, scale):
+        return ek.ops.attention(q, k, v, cu_seqlens, max_seqlen, dropout_p=dropout_p, softmax_scale=scale)
+
+    work = workload(batch_size=8)
+    (batch,) = work.batches(1, CPU)
+    models = {"stock-unpadded": variants.build("stock-unpadded", work.stock_model())}
+    assert "NotImplementedError" in variants.failed_checks(models, work.stock_model, batch)["stock-unpadded"]
+    monkeypatch.setattr(varlen, "attention", attention)
+    assert not variants.failed_checks(models, work.stock_model, batch)
+    stock, unpadded = work.stock_model().eval(), models["stock-unpadded"].eval()
+    packed = pack([batch])[0]
+    for model, own in ((stock, batch), (unpadded, packed)):
+        model(**own).loss.backward()
+    for ours, theirs in zip(unpadded.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
     with torch.no_grad():
-        model.classifier.bias += 0.01
-    with pytest.raises(AssertionError, match="converted: wrong results"):
-        variants.check_all({"converted": model}, work.stock_model, work.batches(1, CPU)[0])
+        unpadded.model.classifier.bias += 0.01
+    assert "wrong results" in variants.failed_checks(models, work.stock_model, batch)["stock-unpadded"]
+
+
+def test_without_a_gpu_the_unpadded_stock_model_is_left_out(capsys):
+    assert set(step.measure(workload(), ["stock", "stock-unpadded-compile"], 1, CPU)["variants"]) == {"stock"}
+    assert "stock-unpadded-compile: left out, torch's attention of packed" in capsys.readouterr().err
 
 
 def test_variants_are_what_they_say():

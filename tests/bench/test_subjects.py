@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import earlybert_kernels as ek
-from bench import shapes
-from bench.cases import BASELINE, SDPA_KERNELS, UNITS, Problem, make_cases, providers
+from bench import shapes, varlen
+from bench.cases import BASELINE, PEERS, SDPA_KERNELS, UNITS, VARLEN, Problem, make_cases, providers
 from bench.correctness import check_results
 from bench.optimizers import parameter_shapes
 from bench.provider import Provider
@@ -97,9 +97,9 @@ def test_a_batch_of_so_many_tokens(lengths, sequences):
 
 def test_torchs_kernels_of_attention_are_providers_on_a_gpu():
     cuda = torch.device("cuda")
-    assert set(SDPA_KERNELS) < set(providers("attention", cuda))
+    assert set(PEERS) == {*SDPA_KERNELS, *VARLEN} < set(providers("attention", cuda))
     for others in (("attention", cuda, "masked"), ("attention", CPU), ("feed_forward", cuda)):
-        assert not set(SDPA_KERNELS) & set(providers(*others))
+        assert not set(PEERS) & set(providers(*others))
 
 
 def test_a_kernel_of_torchs_that_can_run_computes_the_same():
@@ -107,6 +107,21 @@ def test_a_kernel_of_torchs_that_can_run_computes_the_same():
     plain = Provider(subject, BASELINE).results()
     for name, ours in Provider(subject, "flash").results().items():  # torch has this one for a CPU, too
         torch.testing.assert_close(ours, plain[name])
+
+
+@pytest.mark.parametrize("name", VARLEN)
+def test_torchs_packed_attention_takes_the_packed_batch(name, monkeypatch):
+    def attention(given, q, k, v, cu_seqlens, max_seqlen, *, dropout_p):
+        assert (given, q.shape[0], dropout_p) == (name, subject.num_tokens, 0.0)
+        return ek.ops.attention(q, k, v, cu_seqlens, max_seqlen)
+
+    subject = subject_of("attention")(Problem("attention", "tiny", "sst2", "dense", 3, torch.float32, CPU))
+    with pytest.raises(NotImplementedError if name == "flash-varlen" else RuntimeError):
+        Provider(subject, name).results()  # not on a CPU
+    monkeypatch.setattr(varlen, "attention", attention)
+    plain = Provider(subject, BASELINE).results()
+    for key, ours in Provider(subject, name).results().items():
+        torch.testing.assert_close(ours, plain[key])
 
 
 def test_every_copy_of_the_inputs_has_a_place_of_its_own():

@@ -8,12 +8,14 @@ the Python and the platform as in the modules' own names; `python -m earlybert_k
 Environment variables:
 
     EARLYBERT_BUILD_CPU    auto (default): build if possible; 1: fail the installation if not; 0: leave out
-    EARLYBERT_BUILD_CUDA   the same for the CUDA extension; needs nvcc (in $CUDA_HOME/bin or on PATH), no GPU
+    EARLYBERT_BUILD_CUDA   the same for the CUDA extension; needs nvcc (in $CUDA_HOME/bin or on PATH). auto builds it
+                           where there is a GPU or EARLYBERT_CUDA_ARCHS is set: it takes minutes
     EARLYBERT_BUILD_CUDA_EMULATED
                            0 (default); 1: also the CUDA kernels for the processor, to test them without a GPU
     EARLYBERT_CUDA_ARCHS   GPU architectures, such as "80;90a". "100+PTX" adds portable code for newer GPUs;
-                           the lowest plain architecture always gets it. Default: those of the GPUs that
-                           nvidia-smi lists; without one, "80;86;89;90a;100" as far as nvcc knows them
+                           the lowest plain architecture always gets it. "common" stands for
+                           "80;86;89;90a;100" as far as nvcc knows them. Default: those of the GPUs that
+                           nvidia-smi lists; without one, where EARLYBERT_BUILD_CUDA is 1, "common"
     EARLYBERT_SANITIZE     1: what runs on the processor with AddressSanitizer and UndefinedBehaviorSanitizer, which
                            a process has to preload; see tests/sanitize.py
     CXX                    the C++ compiler, default g++, else c++
@@ -40,7 +42,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 #: The record of a build: one for each Python, whose modules stand side by side in a source tree.
 RECORD = f"_build{SUFFIX.removesuffix('.so')}.json"
 #: Ampere, Ada, Hopper, and Blackwell, whose code runs on all of compute capability 10.x.
-DEFAULT_ARCHS = ("80", "86", "89", "90a", "100")
+COMMON_ARCHS = ("80", "86", "89", "90a", "100")
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # GCC's own AVX-512 headers set off the last two warnings.
@@ -73,20 +75,23 @@ def cuda_archs_asked_for() -> str:
 
 def cuda_archs(nvcc: str) -> tuple[str, str]:
     """The architectures to compile for, and where the list comes from; CannotBuild where nvcc knows none of it."""
-    if cuda_archs_asked_for():
+    if cuda_archs_asked_for() not in ("", "common"):
         return cuda_archs_asked_for(), "EARLYBERT_CUDA_ARCHS"
     try:
         listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise CannotBuild(f"{nvcc} --list-gpu-arch does not run ({error})") from None
     known = set(re.findall(r"compute_(\d+)", listed))
-    here = [arch for arch in gpus_here() if arch.rstrip("a") in known]
-    if here:
-        return ";".join(here), "the GPUs that nvidia-smi lists"
-    default = [arch for arch in DEFAULT_ARCHS if arch.rstrip("a") in known]
-    if not default:
-        raise CannotBuild(f"{nvcc} knows none of the architectures {', '.join(DEFAULT_ARCHS)}")
-    return ";".join(default), "the default"
+    if not cuda_archs_asked_for():
+        here = gpus_here()
+        if not here and switch("EARLYBERT_BUILD_CUDA") == "auto":
+            raise CannotBuild("nvidia-smi lists no GPU here; EARLYBERT_BUILD_CUDA=1 builds it for the common ones")
+        if here := [arch for arch in here if arch.rstrip("a") in known]:
+            return ";".join(here), "the GPUs that nvidia-smi lists"
+    common = [arch for arch in COMMON_ARCHS if arch.rstrip("a") in known]
+    if not common:
+        raise CannotBuild(f"{nvcc} knows none of the architectures {', '.join(COMMON_ARCHS)}")
+    return ";".join(common), "the common ones"
 
 
 def gpus_here() -> list[str]:
@@ -268,7 +273,7 @@ class NinjaBuild(build_ext):
         return (ROOT if self.inplace else Path(self.build_lib).resolve()) / "earlybert_kernels"
 
     def run(self) -> None:
-        if cuda_archs_asked_for():
+        if cuda_archs_asked_for() not in ("", "common"):
             cuda_arch_flags(cuda_archs_asked_for())  # a mistake in the list is one even where nvcc is missing
         record = {"python": platform.python_version(), "platform": sysconfig.get_platform()}
         for name, make_plan in PLANS.items():

@@ -268,7 +268,7 @@ def fake(tmp_path_factory):
 
 
 LISTED = "\n".join(f"compute_{arch}" for arch in (75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121))
-DEFAULT = ("80;86;89;90a;100", "the default")
+COMMON = ("80;86;89;90a;100", "the common ones")
 HERE = "the GPUs that nvidia-smi lists"
 
 
@@ -276,14 +276,14 @@ HERE = "the GPUs that nvidia-smi lists"
 @pytest.mark.parametrize(
     ("listed", "gpus", "expected"),
     [
-        (LISTED, None, DEFAULT),
+        (LISTED, None, COMMON),
         (LISTED, "9.0", ("90a", HERE)),
         (LISTED, "8.0\n8.0\n12.0", ("80;120", HERE)),
         (LISTED, "10.0\n9.0", ("90a;100", HERE)),
-        # What nvcc does not know yet, or no more, can only run portable code, which the default has.
-        (LISTED, "13.0", DEFAULT),
-        (LISTED, "No devices were found", DEFAULT),
-        ("compute_80\ncompute_86\ncompute_89\ncompute_90", None, ("80;86;89;90a", "the default")),
+        # What nvcc does not know yet, or no more, can only run portable code, which the common ones have.
+        (LISTED, "13.0", COMMON),
+        (LISTED, "No devices were found", COMMON),
+        ("compute_80\ncompute_86\ncompute_89\ncompute_90", None, ("80;86;89;90a", "the common ones")),
     ],
 )
 def test_without_a_list_it_is_built_for_the_gpus_here(tree, fake, listed, gpus, expected):
@@ -301,15 +301,26 @@ def test_without_a_list_it_is_built_for_the_gpus_here(tree, fake, listed, gpus, 
 def test_a_driver_that_fails_is_no_gpu(tree, fake):
     fake("nvcc", "--list-gpu-arch", LISTED)
     fake("nvidia-smi", "--query-gpu", "9.0", status=9)
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
+    assert done.returncode == 0 and record["_cuda"]["archs"] == COMMON[0], done.stderr
+
+
+@needs_build_tools
+def test_without_a_gpu_it_is_built_where_it_is_asked_for(tree, fake):
+    """It takes minutes, and most machines without a GPU have no use for it."""
+    fake("nvcc", "--list-gpu-arch", LISTED)
     done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0")
-    assert done.returncode == 0 and record["_cuda"]["archs"] == DEFAULT[0], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert record["_cuda"]["reason"].startswith("nvidia-smi lists no GPU here; EARLYBERT_BUILD_CUDA=1 builds it")
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_CUDA_ARCHS="common")
+    assert done.returncode == 0 and (record["_cuda"]["archs"], record["_cuda"]["archs_from"]) == COMMON, done.stderr
 
 
 @needs_build_tools
 @pytest.mark.parametrize(("listed", "status"), [("compute_70", 0), ("", 1)])
 def test_an_nvcc_that_knows_no_architecture_is_named(tree, fake, listed, status):
     fake("nvcc", "--list-gpu-arch", listed, status)
-    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0")
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_CUDA_ARCHS="common")
     reason = "--list-gpu-arch does not run" if status else "knows none of the architectures 80, 86, 89, 90a, 100"
     assert done.returncode == 0 and reason in record["_cuda"]["reason"]
 

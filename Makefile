@@ -2,21 +2,23 @@
 #   make demo    EarlyBERT against dense and stock training, on a built-in task
 #   make test    the tests
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-peer lint sanitize clean
+.PHONY: help install demo test test-oldest test-peer lint sanitize clean
 
 help:
 	@sed -n '2,3s/^#//p' Makefile
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*/*)
 	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (minutes, the first time)"
 	$(PYTHON) -m venv $(VENV)
-	EARLYBERT_BUILD_CUDA_EMULATED=1 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,bench]'
+	EARLYBERT_BUILD_CUDA_EMULATED=1 $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev,bench]'
 	@echo "== What this installation has:"
 	$(BIN)/python -m earlybert_kernels.env
 	@touch $@
@@ -34,6 +36,11 @@ test: lint
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 
+# The same with the oldest versions that pyproject.toml accepts, on Python 3.12. PyPI's torch brings CUDA's libraries
+# (about 5 GB).
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PYTHON=$(PYTHON312) CONSTRAINTS=constraints-oldest.txt
+
 # Downloads transformers' source distribution for its common model tests.
 test-peer: install
 	@echo "== Running transformers' own model tests on stock, converted, gated, masked and compact models"
@@ -44,4 +51,4 @@ sanitize: install
 	$(BIN)/python tests/sanitize.py
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.*.json
+	rm -rf .venv .venv-oldest build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.*.json

@@ -2,14 +2,16 @@
 #   make demo    EarlyBERT against dense and stock training, on a built-in task
 #   make test    the tests
 PYTHON ?= python3
+PYTHON312 ?= python3.12
+CONSTRAINTS := constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_TESTS := $(VENV)/.installed-for-tests
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
+SOURCES := pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*/*)
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e
 
-.PHONY: help install install-for-tests demo test test-peer lint sanitize clean
+.PHONY: help install install-for-tests demo test test-oldest test-peer lint sanitize clean
 
 help:
 	@sed -n '2,3s/^#//p' Makefile
@@ -50,6 +52,11 @@ test: lint
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 
+# The same with the oldest versions that pyproject.toml accepts, on Python 3.12. PyPI's torch brings CUDA's libraries
+# (about 5 GB).
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PYTHON=$(PYTHON312) CONSTRAINTS=constraints-oldest.txt
+
 # Downloads transformers' source distribution for its common model tests.
 test-peer: install-for-tests
 	@echo "== Running transformers' own model tests on stock, converted, gated, masked and compact models"
@@ -60,4 +67,4 @@ sanitize: install-for-tests
 	$(BIN)/python tests/sanitize.py
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.*.json
+	rm -rf .venv .venv-oldest build runs *.egg-info earlybert_kernels/*.so earlybert_kernels/_build.*.json

@@ -99,6 +99,10 @@ def _extensions() -> Iterator[tuple[str, str]]:
             yield "  flags", " ".join(record["flags"])
         if name == "_cpu":
             yield "  instruction set", f"{module.instruction_set()} of {', '.join(module.instruction_sets())}"
+            own, others = cpu.openmp_runtimes()
+            yield "  OpenMP runtime", own or "unknown"
+            for other in others:
+                yield "  not used for it", f"{other}, another package's"
 
 
 def _ops() -> Iterator[tuple[str, str]]:

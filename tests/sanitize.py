@@ -45,7 +45,7 @@ PYTEST = ("-m", "pytest", "-q", "-o", f"pythonpath={BUILD / 'lib'} . tests/ops t
 # Not run: what never calls the extension; what compiles with torch or starts processes of its own (slow, and no
 # further call of it); tests of layer norm's accuracy (with checks in them its sums are not vectorised: one long chain
 # of roundings).
-NOT_RUN = ["[reference]", "gradcheck", "compiles_into", "opcheck", "own_process", "only_one_openmp"]
+NOT_RUN = ["[reference]", "gradcheck", "compiles_into", "opcheck", "own_process"]
 NOT_RUN += ["match_the_reference", "every_instruction_set", "does_not_cancel", "is_layer_norm_of_the_sum", "triton"]
 
 

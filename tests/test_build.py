@@ -379,5 +379,7 @@ def test_the_installed_cuda_extension_imports_without_a_gpu():
 
 def test_the_report_names_extensions_and_ops():
     done = subprocess.run([sys.executable, "-m", "earlybert_kernels.env"], capture_output=True, text=True, check=True)
+    if cpu.extension is not None:
+        assert re.search(r"^ *OpenMP runtime +/.*omp", done.stdout, re.MULTILINE)
     for part in ("torch", "_cpu", "_cuda", "dropout_add_layer_norm", "reference", "EARLYBERT_BUILD_CUDA"):
         assert part in done.stdout

@@ -107,3 +107,30 @@ for ours, parents in zip(loader, expected, strict=True):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_openmp_is_torchs_whatever_else_is_loaded_own_process():
+    """The extension brings no runtime, and takes torch's also where scikit-learn has loaded its own before."""
+    alone = f"""
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("_cpu", {cpu.extension.__file__!r})
+importlib.util.module_from_spec(spec)
+"""
+    beside = """
+import sklearn.metrics, torch
+import earlybert_kernels.backends.cpu as cpu
+print(*cpu.openmp_runtimes(), sep="\\n")
+"""
+    loaded = "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'omp.so' in line or 'omp-' in line})"
+    torchs, with_ours = (python(f"import torch; {loaded}"), python(alone + loaded))
+    assert with_ours == torchs != ""
+    own, others = python(beside).splitlines()
+    assert own in torchs.split()
+    assert own not in others
+    if others == "[]":
+        pytest.skip("scikit-learn has no OpenMP runtime of its own here")
+
+
+def python(code):
+    """What a new process prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

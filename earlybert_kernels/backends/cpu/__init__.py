@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,6 +37,26 @@ if extension is not None and os.environ.get("EARLYBERT_INSTRUCTION_SET"):
 def unavailable() -> str | None:
     """Why no op can run on this backend in this process, or None."""
     return missing
+
+
+def openmp_runtimes() -> tuple[str | None, list[str]]:
+    """The file of the OpenMP runtime that the extension computes with, and the files of others in the process.
+
+    Others come with packages that bring one of their own, as scikit-learn does, and compute for those alone. Where the
+    system does not list what a process has loaded (it has no /proc), None and nothing.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None, []
+    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    address = None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+    own, loaded = None, set()
+    for start, end, file in re.findall(r"^(\w+)-(\w+) .*?(/.*)$", maps.read_text(), re.MULTILINE):
+        if re.match(r"lib(gomp|iomp|omp)\b", Path(file).name):
+            loaded.add(file)
+        if address is not None and int(start, 16) <= address < int(end, 16):
+            own = file
+    return own, sorted(loaded - {own})
 
 
 def refuses(*tensors: Tensor | None, **facts: int) -> str | None:

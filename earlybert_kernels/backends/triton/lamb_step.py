@@ -21,8 +21,10 @@ from .launch import launch
 CHUNK = 8192
 # Numbers that are loaded at once.
 BLOCK = 512
-# Tensors, or chunks of one tensor, that are looked at at once.
-ROWS = 512
+# Tensors that are looked up at once; with more, Triton 3.6 runs out of registers.
+ROWS = 128
+# Chunks of one tensor whose squares are summed at once.
+SUMMED = 512
 
 _TRITON = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -86,7 +88,7 @@ def lamb_step(
     )  # fmt: skip
     if adapt:
         rates = torch.empty(count, dtype=torch.float32, device=device)
-        launch(_rates_kernel, (count,), table, squares, lr, rates, ROWS=ROWS)
+        launch(_rates_kernel, (count,), table, squares, lr, rates, SUMMED=SUMMED)
         launch(_apply_kernel, (chunks,), table, scales, rates, eps, weight_decay, count, **per_chunk)
 
     for tensor, copy in zip(written, [*dense[0], *dense[2], *dense[3]], strict=True):
@@ -229,15 +231,15 @@ def _advance_kernel(
 
 
 @triton.jit
-def _rates_kernel(table, squares, lr, rates, ROWS: tl.constexpr):
+def _rates_kernel(table, squares, lr, rates, SUMMED: tl.constexpr):
     """The learning rate of each tensor: times |parameter| / |update|, where neither is 0."""
     tensor = tl.program_id(0)
     first = tl.load(table + tensor - 1, mask=tensor > 0, other=0)
     last = tl.load(table + tensor)
-    param_squares = tl.zeros((ROWS,), tl.float32)
-    update_squares = tl.zeros((ROWS,), tl.float32)
-    for start in range(first, last, ROWS):
-        chunk = start + tl.arange(0, ROWS)
+    param_squares = tl.zeros((SUMMED,), tl.float32)
+    update_squares = tl.zeros((SUMMED,), tl.float32)
+    for start in range(first, last, SUMMED):
+        chunk = start + tl.arange(0, SUMMED)
         param_squares += tl.load(squares + 2 * chunk, mask=chunk < last, other=0.0)
         update_squares += tl.load(squares + 2 * chunk + 1, mask=chunk < last, other=0.0)
     param_norm, update_norm = tl.sqrt(tl.sum(param_squares)), tl.sqrt(tl.sum(update_squares))

@@ -205,6 +205,10 @@ def matmul_activation_backward(
 def _launch(a, b, out, tile, used, bias, preactivation, activated, sums, epilogue, activation, add, parts):
     rows, columns, inner = a.shape[0], b.shape[1], a.shape[1]
     dimension, amount = used or ("", Used(None, 1))
+    if any(stride % 16 for stride in (*a.stride(), *b.stride(), out.stride(-2)) if stride != 1):
+        # Rows begin anywhere, so that every value is read or stored by itself, and the addresses of a whole tile do not
+        # fit into the registers.
+        tile = tile._replace(n=max(tile.n // 2, 16))
     part = triton.cdiv(inner, parts * tile.k) * tile.k
     launch(
         _matmul,

@@ -199,7 +199,8 @@ def feed_forward(everything: bool) -> None:
         return
     for tokens, masked in product((FEW, MANY), (False, True)):
         _feed_forward(768, 3072, BF16, tokens, gated=masked, masked=masked)
-    _feed_forward(768, 1843, BF16, MANY)
+    for tokens, masked in ((FEW, False), (MANY, False), (MANY, True)):
+        _feed_forward(768, 1843, BF16, tokens, masked=masked)
     _feed_forward(768, 3072, FP32, MANY)
     _feed_forward(768, 3072, FP32, FEW, gated=True, masked=True)
     _feed_forward(768, 3072, BF16, MANY, "gelu_tanh")

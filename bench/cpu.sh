@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All CPU measurements of the README, in about 35 minutes on 2 cores that do nothing else:
+# All CPU measurements of docs/results.md, in about 35 minutes on 2 cores that do nothing else:
 #   bench/cpu.sh RESULTS_DIR MODEL SST2_DIR SQUAD_DIR
 # MODEL is a folder or hub name of a BERT; the others hold the files of the distributions. Goes on after a failure and
 # says at the end what failed; `python -m bench.report RESULTS_DIR/*.json` prints all tables again.

@@ -114,7 +114,7 @@ def step(result: Result) -> str:
 
 
 def end_to_end(result: Result) -> str:
-    """Conditions, table and verdicts of `bench.end_to_end`, as the README shows them."""
+    """Conditions, table and verdicts of `bench.end_to_end`, as docs/results.md shows them."""
     comparison = result["comparison"]
     has_stock = any(row["seconds_over_stock_dense"] is not None for row in comparison["rows"])
     kernels = {"off": "stock transformers", "auto": "this library"}

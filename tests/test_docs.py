@@ -1,0 +1,149 @@
+"""What README.md and docs/ tell users to type: Python blocks run, in order; commands and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification
+
+import earlybert_kernels as ek
+from earlybert import cli
+from earlybert.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+NAMES = [page.name for page in PAGES]
+
+
+#: What each command does, taken out in the test of its arguments.
+TARGETS = {
+    "finetune": "earlybert.programs.finetune.finetune",
+    "compare": "earlybert.programs.compare.compare",
+    "demo": "earlybert.programs.demo.demo",
+    "verify": "earlybert.programs.verify.verify",
+    "plot": "earlybert.programs.plots.plot",
+    "draw": "earlybert.search.drawing.read_gates",
+    "env": "earlybert_kernels.env.report",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for name, text in fenced if name == language]
+
+
+def commands() -> Iterator[list[str]]:
+    """Every command line in a block without a language, comments gone, with line ends behind a backslash joined."""
+    for page in PAGES:
+        for block in blocks(page, ""):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.startswith((" ", "|")):
+                    yield shlex.split(line, comments=True)
+
+
+def loader(tiny_bert: str, toy_sst2: str) -> DataLoader:
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    return DataLoader(examples(tiny_bert, toy_sst2), 8, collate_fn=DataCollatorWithPadding(tokenizer))
+
+
+def examples(tiny_bert: str, toy_sst2: str) -> list[dict]:
+    from transformers import AutoTokenizer
+
+    sentences = TASKS["sst2"].read(Path(toy_sst2) / "train.tsv")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    return [
+        {**tokenizer(text, truncation=True, max_length=16), "labels": label}
+        for (text,), label in zip(sentences.texts, sentences.labels, strict=True)
+    ]
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: DataLoader) -> None:
+    for batch in batches:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(
+    page: Path, tiny_bert: str, toy_sst2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "loader": loader(tiny_bert, toy_sst2),
+        "train": train,
+        "data": examples(tiny_bert, toy_sst2),
+        "model": AutoModelForSequenceClassification.from_pretrained(tiny_bert),
+    }
+    for block in blocks(page, "python"):
+        small = block.replace('"bert-base-uncased"', repr(tiny_bert)).replace("max_length=128", "max_length=16")
+        exec(compile(small, str(page), "exec"), names)
+    assert ek.is_converted(names["model"])
+    if page.name == "by-hand.md":
+        batch = next(iter(names["loader"]))
+        with torch.no_grad():
+            expected = names["model"].eval()(**batch).logits
+            for other in ("small", "stock"):
+                torch.testing.assert_close(names[other].eval()(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_there_are_commands_to_check() -> None:
+    programs = {command[0].partition("=")[0] for command in commands()}
+    assert programs >= {"earlybert", "pip", "make", "python", "pytest"}
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "earlybert"], ids=" ".join)
+def test_commands_are_understood(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as arguments go: what they would do is taken out."""
+    done = []
+
+    def reached(name: str):
+        def stop(*_, **__):
+            done.append(name)
+            raise KeyboardInterrupt
+
+        return stop
+
+    for name, target in TARGETS.items():
+        monkeypatch.setattr(target, reached(name))
+    assert cli.main(command[1:]) == cli.EXIT_INTERRUPTED
+    assert done == [command[1]]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[:2] == ["python", "-m"]], ids=" ".join)
+def test_modules_know_their_flags(command: list[str]) -> None:
+    flags = [argument for argument in command if argument.startswith("--")]
+    if not flags:
+        return
+    shown = subprocess.run([sys.executable, "-m", command[2], "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert shown.returncode == 0, shown.stderr
+    assert not [flag for flag in flags if flag not in shown.stdout]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "make"], ids=" ".join)
+def test_targets_of_make_exist(command: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in command[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:bench|csrc|tests|python|earlybert_kernels)/[\w./-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

@@ -10,8 +10,8 @@ from .errors import UsageError
 METHODS = ("earlybert", "dense", "random", "inverted")
 KERNELS = ("auto", "off")
 CUDA_GRAPHS = ("auto", "off")
-#: Of epochs and rates, so that whatever is computed of them stays a finite number.
-_MOST = 1e9
+#: So that steps can be counted, and that what float32 makes of a rate is a number.
+_MOST_EPOCHS, _HIGHEST_RATE = 1e9, 1e30
 PADDINGS = ("none", "longest", "max_length")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -123,12 +123,12 @@ class FinetuneArguments:
         _expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
         for name in ("num_train_epochs", "search_epochs"):
             value = getattr(self, name)
-            _expect(value is None or 0 < value <= _MOST, self, name, f"more than 0 and at most {_MOST:g}")
+            _expect(value is None or 0 < value <= _MOST_EPOCHS, self, name, f"more than 0 and at most {_MOST_EPOCHS:g}")
         for name in ("learning_rate", "search_learning_rate", "gate_learning_rate"):
             value = getattr(self, name)
-            _expect(value is None or 0 < value <= _MOST, self, name, f"more than 0 and at most {_MOST:g}")
+            _expect(value is None or 0 < value <= _HIGHEST_RATE, self, name, f"more than 0 and at most {_HIGHEST_RATE:g}")
         for name in ("weight_decay", "gate_l1"):
-            _expect(0 <= getattr(self, name) <= _MOST, self, name, f"0 or more and at most {_MOST:g}")
+            _expect(0 <= getattr(self, name) <= _HIGHEST_RATE, self, name, f"0 or more and at most {_HIGHEST_RATE:g}")
         for name in ("head_ratio", "neuron_ratio", "early_bird_threshold", "warmup_ratio"):
             _expect(0 <= getattr(self, name) < 1, self, name, "a share from 0 to less than 1")
         _expect(0 <= self.min_search_share <= 1, self, "min_search_share", "a share from 0 to 1")

@@ -4,8 +4,8 @@ r"""Whole fine-tuning runs with their quality: `earlybert compare`, recorded wit
         --kernels auto off --seeds 1 2 3
 
 All arguments are those of `earlybert compare`; only that all its methods are run where none are named. Like it, this
-continues where it was interrupted. Writes `end_to_end.json` into the output folder and prints the table of docs/results.md, which
-`python -m bench.report` prints again.
+continues where it was interrupted. Writes `end_to_end.json` into the output folder and prints the table of
+docs/results.md, which `python -m bench.report` prints again.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ class FinetuneArguments:
             _expect(value is None or 0 < value <= _MOST_EPOCHS, self, name, f"more than 0 and at most {_MOST_EPOCHS:g}")
         for name in ("learning_rate", "search_learning_rate", "gate_learning_rate"):
             value = getattr(self, name)
-            _expect(value is None or 0 < value <= _HIGHEST_RATE, self, name, f"more than 0 and at most {_HIGHEST_RATE:g}")
+            holds = value is None or 0 < value <= _HIGHEST_RATE
+            _expect(holds, self, name, f"more than 0 and at most {_HIGHEST_RATE:g}")
         for name in ("weight_decay", "gate_l1"):
             _expect(0 <= getattr(self, name) <= _HIGHEST_RATE, self, name, f"0 or more and at most {_HIGHEST_RATE:g}")
         for name in ("head_ratio", "neuron_ratio", "early_bird_threshold", "warmup_ratio"):

@@ -353,12 +353,16 @@ def backward(
                 top = tl.load(stats + rows)
             weights = tl.where((cols < end)[:, None], tl.exp2(scores - top[None, :]), 0.0)
             grads = _load_rows(grad_out, rows, count_q, grad_out_token, HEAD_SIZE, BLOCK_D)
-            grad_weights = _dot(values, tl.trans(grads), None)
             dropped = weights
             if THRESHOLD > 0:
                 dropped = tl.where(kept, weights, 0.0)
+            if ONE_BLOCK:  # the order of the next two products in which nothing is spilled
+                grad_values = _dot(dropped.to(grads.dtype), grads, grad_values)
+            grad_weights = _dot(values, tl.trans(grads), None)
+            if THRESHOLD > 0:
                 grad_weights = tl.where(kept, grad_weights, 0.0)
-            grad_values = _dot(dropped.to(grads.dtype), grads, grad_values)
+            if not ONE_BLOCK:
+                grad_values = _dot(dropped.to(grads.dtype), grads, grad_values)
             delta = tl.sum(weights * grad_weights, 0) * factor if ONE_BLOCK else tl.load(delta_stats + rows)
             grad_scores = (weights * (grad_weights * factor - delta[None, :])).to(queries.dtype)
             grad_keys = _dot(grad_scores, queries, grad_keys)

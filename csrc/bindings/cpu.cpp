@@ -150,7 +150,7 @@ AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu
   const auto& [sequences, head_count, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q] = sizes;
   const int64_t longest = longest_of("cu_seqlens", cu_seqlens, sequences, tokens, max_seqlen);
   const int64_t longest_q = longest_of("cu_seqlens_q", cu_seqlens_q, sequences, tokens_q, max_seqlen_q);
-  return {sequences, head_count, head_size, tokens_q, max_seqlen, longest, longest_q, at<const int32_t>(cu_seqlens),
+  return {sequences, head_count, head_size, tokens_q, longest, longest_q, at<const int32_t>(cu_seqlens),
           at<const int32_t>(cu_seqlens_q), heads(0), heads(1), heads(2), at<const bool>(head_mask),
           at<const float>(head_gates), at<const int64_t>(seed), dropout_p, static_cast<float>(scale)};
 }
@@ -271,9 +271,10 @@ void lamb_step(const std::vector<LambTensorAt>& all, double lr, double beta1, do
 }
 
 std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2,
-                                                                uint32_t c3, uint32_t k0, uint32_t k1) {
-  const Words w = philox(Words{c0, c1, c2, c3}, k0, k1);
-  return {w.w0, w.w1, w.w2, w.w3};
+                                                                uint32_t c3, uint32_t k0, uint32_t k1,
+                                                                int rounds) {
+  const auto [w] = philox(Words{{c0, c1, c2, c3}}, k0, k1, rounds);
+  return {w[0], w[1], w[2], w[3]};
 }
 
 }  // namespace
@@ -283,7 +284,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_sets", &instruction_sets, "Those that this processor can run, best first.");
   m.def("instruction_set", [] { return current(); }, "The one in use.");
   m.def("use_instruction_set", &use_instruction_set, "Switches to one of instruction_sets(), for tests.");
-  m.def("philox", &philox_words, "Philox-4x32-10 of a counter (4 words) under a key (2 words).");
+  m.def("philox", &philox_words, "Philox-4x32 of a counter (4 words) under a key (2 words), and the number of rounds.");
 
   using release = py::call_guard<py::gil_scoped_release>;
   m.def("attention_forward", &attention_forward, release());

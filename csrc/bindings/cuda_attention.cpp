@@ -24,10 +24,10 @@ struct Problem {
 Problem problem(int dtype, const HeadsTuple& q, const HeadsTuple& k, const HeadsTuple& v, Address cu_seqlens,
                 Address cu_seqlens_q, Address head_mask, Address head_gates, Address seed, int64_t sequences,
                 int64_t heads, int64_t head_size, int64_t tokens_q, int64_t max_keys, int64_t max_queries,
-                int64_t dropout_width, double dropout_p, double scale, bool zero_pruned) {
+                double dropout_p, double scale, bool zero_pruned) {
   return {{heads_of(q), heads_of(k), heads_of(v), at<int32_t>(cu_seqlens), at<int32_t>(cu_seqlens_q),
            at<bool>(head_mask), at<float>(head_gates), at<int64_t>(seed), sequences, heads, tokens_q, max_keys,
-           max_queries, dropout_width, dropout_p, scale, zero_pruned},
+           max_queries, dropout_p, scale, zero_pruned},
           static_cast<Dtype>(dtype), head_size};
 }
 

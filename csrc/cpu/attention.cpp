@@ -81,12 +81,11 @@ static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_
   }
 }
 
-// The dropout factors of one query's weights. An element's index is that in a (heads, tokens_q, max_seqlen rounded
-// up to 4) tensor, whichever heads are computed.
+// The dropout factors of one query's weights. Its row is that in a (heads, tokens_q, keys) tensor, whichever heads are
+// computed.
 static inline void dropout_row(const AttentionInputs& in, const Dropout& dropout, int64_t head, int64_t query,
                                int64_t keys, float* factors) {
-  const uint64_t row = static_cast<uint64_t>(head * in.tokens_q + query);  // unsigned: max_seqlen may be huge
-  dropout_scales(dropout, row * ((static_cast<uint64_t>(in.max_seqlen) + 3) / 4 * 4), keys, factors);
+  dropout_scales(dropout, static_cast<uint64_t>(head * in.tokens_q + query), 0, keys, factors);
 }
 
 // One sequence: its first token and its length, of queries or keys.

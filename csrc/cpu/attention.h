@@ -16,7 +16,7 @@ struct Heads {
 // What forward and backward are both given.
 struct AttentionInputs {
   int64_t sequences, heads, head_size;
-  int64_t tokens_q, max_seqlen;
+  int64_t tokens_q;
   int64_t longest, longest_q;  // keys and queries in the longest sequence that there is
   const int32_t *cu_seqlens, *cu_seqlens_q;  // (sequences + 1,)
   Heads q, k, v;

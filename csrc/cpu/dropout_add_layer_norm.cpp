@@ -21,7 +21,7 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a) {
 
     float sum = 0.0f;
     if (dropping) {
-      dropout_scales(dropout, static_cast<uint64_t>(r * cols), cols, out);
+      dropout_scales(dropout, static_cast<uint64_t>(r), 0, cols, out);
 #pragma omp simd reduction(+ : sum)
       for (int64_t c = 0; c < cols; ++c) {
         out[c] = residual[c] + x[c] * out[c];
@@ -49,7 +49,7 @@ static inline void backward_row(const DropoutAddLayerNormBackward& a, const Drop
   // The outputs' rows are the scratch: first grad_residual holds the norm's argument and grad_x the dropout scales.
   if (a.seed != nullptr) {
     float* __restrict scales = a.grad_x + r * cols;
-    dropout_scales(dropout, static_cast<uint64_t>(r * cols), cols, scales);
+    dropout_scales(dropout, static_cast<uint64_t>(r), 0, cols, scales);
 #pragma omp simd
     for (int64_t c = 0; c < cols; ++c) grad_residual[c] = residual[c] + x[c] * scales[c];
   } else {

@@ -35,7 +35,7 @@ static inline void drop(const Dropout& dropout, int64_t token, int64_t cols, flo
   float scales[256];
   for (int64_t begin = 0; begin < cols; begin += 256) {
     const int64_t count = cols - begin < 256 ? cols - begin : 256;
-    dropout_scales(dropout, static_cast<uint64_t>(token * cols + begin), count, scales);
+    dropout_scales(dropout, static_cast<uint64_t>(token), begin, count, scales);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) row[begin + i] *= scales[i];
   }

@@ -28,7 +28,6 @@ struct AttentionProblem {
   const int64_t* seed;                       // one value in device memory, or null: no dropout
   int64_t sequences, heads, tokens_q;
   int64_t max_keys, max_queries;             // of a sequence
-  int64_t dropout_width;                     // weights that dropout numbers for each query, a multiple of 4
   double dropout_p, scale;
   bool zero_pruned;                          // write zeros for pruned heads, or nothing at all
 };

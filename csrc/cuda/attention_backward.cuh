@@ -71,6 +71,7 @@ __device__ __forceinline__ void backward_of_queries(const AttentionBackward& a, 
   }
 
   const uint64_t seed = p.seed == nullptr ? 0 : static_cast<uint64_t>(*p.seed);
+  const uint64_t drawn_row = at.row(p, begin + row + g);
   const float factor = at.gate(p) * c.kept_scale;
   float sums[kSize / 8][4] = {};
   in_steps<kBackwardStep>(at.count_k, [&](auto step, int first) {
@@ -78,10 +79,8 @@ __device__ __forceinline__ void backward_of_queries(const AttentionBackward& a, 
     float scores[kKeys / 8][4], grad_weights[kKeys / 8][4];
     times_transposed<kKeys>(scores, queries, keys, first);
     times_transposed<kKeys>(grad_weights, grads, values, first);
-    Kept kept{{~0u, ~0u, ~0u, ~0u}};
-    if (p.seed != nullptr) {
-      kept = kept_by_query<kKeys>(seed, c.threshold, at.group(p, begin + row, first), p.dropout_width / 4);
-    }
+    Kept<kKeys, false> kept{{}, c.threshold};
+    if (p.seed != nullptr) kept.draws = draws_by_query<kKeys>(seed, drawn_row, first);
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
@@ -92,7 +91,7 @@ __device__ __forceinline__ void backward_of_queries(const AttentionBackward& a, 
                            .grad_score;
       }
     }
-    add_times<kKeys>(sums, scores, keys, first);
+    add_times(sums, rounded<T, kKeys>(scores), keys, first);
   });
   const SharedRows<T, kSize> mine{own_q.data + row * kSize};
   store_rows(sums, c.scale, c.scale, mine, grad_q + row * a.grad_q.token, a.grad_q.token, end - begin - row);
@@ -183,10 +182,8 @@ __device__ __forceinline__ void backward_of_keys(const AttentionBackward& a, con
       float scores[kQueries / 8][4], grad_weights[kQueries / 8][4];
       times_transposed<kQueries>(scores, keys, queries, first);
       times_transposed<kQueries>(grad_weights, values, grads, first);
-      Kept kept{{~0u, ~0u, ~0u, ~0u}};
-      if (p.seed != nullptr) {
-        kept = kept_by_key<kQueries>(seed, c.threshold, at.group(p, first, begin + row), p.dropout_width / 4);
-      }
+      Kept<kQueries, true> kept{{}, c.threshold};
+      if (p.seed != nullptr) kept.draws = draws_by_key<kQueries>(seed, at.row(p, first), begin + row);
 #pragma unroll
       for (int n = 0; n < kQueries / 8; ++n) {
 #pragma unroll
@@ -198,8 +195,8 @@ __device__ __forceinline__ void backward_of_keys(const AttentionBackward& a, con
           grad_weights[n][i] = weight.dropped;
         }
       }
-      add_times<kQueries>(sums_v, grad_weights, grads, first);
-      add_times<kQueries>(sums_k, scores, queries, first);
+      add_times(sums_v, rounded<T, kQueries>(grad_weights), grads, first);
+      add_times(sums_k, rounded<T, kQueries>(scores), queries, first);
     });
   }
   __syncthreads();  // nobody needs the statistics any more

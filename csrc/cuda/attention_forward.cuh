@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) forward_kernel(const Attentio
   Left<T, kSize> queries;
   queries.load(own, row);
   const uint64_t seed = p.seed == nullptr ? 0 : static_cast<uint64_t>(*p.seed);
+  const uint64_t drawn_row = at.row(p, begin + row + lane_id() / 4);
   const int in_quad = lane_id() % 4;
   float sums[kSize / 8][4] = {};
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of rows g and g + 8
@@ -80,15 +81,9 @@ __global__ void __launch_bounds__(kMostThreads, 2) forward_kernel(const Attentio
         total[i / 2] += weights[n][i];
       }
     }
-    if (p.seed != nullptr) {
-      const Kept kept = kept_by_query<kKeys>(seed, c.threshold, at.group(p, begin + row, first), p.dropout_width / 4);
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) weights[n][i] = kept(n, i) ? weights[n][i] : 0.0f;
-      }
-    }
-    add_times<kKeys>(sums, weights, values, first);
+    Pairs<kKeys> pairs = rounded<T, kKeys>(weights);
+    if (p.seed != nullptr) drop(pairs, draws_by_query<kKeys>(seed, drawn_row, first), c.threshold);
+    add_times(sums, pairs, values, first);
   });
 
   const float factor = at.gate(p) * c.kept_scale;

@@ -42,9 +42,9 @@ struct Place {
   __device__ __forceinline__ T* of_keys(const Heads& heads, int row) const {
     return static_cast<T*>(heads.data) + (first_k + row) * heads.token + head * heads.head;
   }
-  // The number of the group of four weights that begins with a query's `key`, which is a multiple of 4.
-  __device__ __forceinline__ uint64_t group(const AttentionProblem& p, int query, int key) const {
-    return (static_cast<uint64_t>(head) * p.tokens_q + first_q + query) * (p.dropout_width / 4) + key / 4;
+  // The row of a query's weights in the tensor that dropout sees: (heads, tokens_q, keys).
+  __device__ __forceinline__ uint64_t row(const AttentionProblem& p, int query) const {
+    return static_cast<uint64_t>(head) * p.tokens_q + first_q + query;
   }
   __device__ __forceinline__ bool pruned(const AttentionProblem& p) const {
     return p.head_mask != nullptr && !p.head_mask[head];

@@ -80,21 +80,38 @@ __device__ __forceinline__ void times_transposed(float (&d)[kOthers / 8][4], con
   }
 }
 
-// d (16 x kSize) += weights (16 x kOthers), rounded, times rows[first ... first + kOthers).
+// 16 x kOthers weights, rounded, as the left factor of a product; or two random draws in the place of each two.
+template <int kOthers>
+struct Pairs {
+  uint32_t a[kOthers / 16][4];
+
+  // That of d[n][2 * half] and d[n][2 * half + 1], of row g + 8 * half.
+  __device__ __forceinline__ uint32_t& of(int n, int half) { return a[n / 2][n % 2 * 2 + half]; }
+};
+
+template <typename T, int kOthers>
+__device__ __forceinline__ Pairs<kOthers> rounded(const float (&weights)[kOthers / 8][4]) {
+  Pairs<kOthers> pairs;
+#pragma unroll
+  for (int n = 0; n < kOthers / 8; ++n) {
+    pairs.of(n, 0) = pack<T>(weights[n][0], weights[n][1]);
+    pairs.of(n, 1) = pack<T>(weights[n][2], weights[n][3]);
+  }
+  return pairs;
+}
+
+// d (16 x kSize) += weights (16 x kOthers) times rows[first ... first + kOthers).
 template <int kOthers, typename T, int kSize>
-__device__ __forceinline__ void add_times(float (&d)[kSize / 8][4], const float (&weights)[kOthers / 8][4],
+__device__ __forceinline__ void add_times(float (&d)[kSize / 8][4], const Pairs<kOthers>& weights,
                                           const SharedRows<T, kSize>& rows, int first) {
 #pragma unroll
   for (int k = 0; k < kOthers / 16; ++k) {
-    const uint32_t a[4] = {pack<T>(weights[2 * k][0], weights[2 * k][1]), pack<T>(weights[2 * k][2], weights[2 * k][3]),
-                           pack<T>(weights[2 * k + 1][0], weights[2 * k + 1][1]),
-                           pack<T>(weights[2 * k + 1][2], weights[2 * k + 1][3])};
 #pragma unroll
     for (int n = 0; n < kSize / 16; ++n) {
       uint32_t b[4];
       load_transposed(b, rows.as_a(first + k * 16, n * 16));
-      mma<T>(d[2 * n], a, b[0], b[1]);
-      mma<T>(d[2 * n + 1], a, b[2], b[3]);
+      mma<T>(d[2 * n], weights.a[k], b[0], b[1]);
+      mma<T>(d[2 * n + 1], weights.a[k], b[2], b[3]);
     }
   }
 }
@@ -132,50 +149,76 @@ __device__ __forceinline__ void zero_rows(T* head, int64_t stride, int first, in
   }
 }
 
-// Which weights of a tile dropout keeps: bit 4n of w[i] is that of d[n][i]. Every lane draws the random numbers of whole
-// groups of four weights, one of each n, and lanes exchange the bits that others need.
-struct Kept {
-  uint32_t w[4];
+// The draws of a tile of 16 queries x kOthers keys, where `rounded` has the weights. `row`: of the weights
+// of the lane's query g; `first`: the first key, a multiple of kOthers. A block has the draws of just the
+// columns that a lane has.
+template <int kOthers>
+__device__ __forceinline__ Pairs<kOthers> draws_by_query(uint64_t seed, uint64_t row, int first) {
+  constexpr int kWords = kOthers < kDropoutGroup ? kOthers / 8 : 4;  // of a block: 16 keys are half a group
+  const bool upper = first % kDropoutGroup != 0;
+  Pairs<kOthers> draws;
+#pragma unroll
+  for (int n = 0; n < kOthers / 8; n += kWords) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Words block = random_words(seed, row + 8 * half,
+                                       (first / kDropoutGroup + n / 4) * 4 + lane_id() % 4);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        draws.of(n + i, half) = kWords < 4 && upper ? block.w[i + 4 - kWords] : block.w[i];
+      }
+    }
+  }
+  return draws;
+}
 
-  __device__ __forceinline__ bool operator()(int n, int i) const { return (w[i] >> (4 * n)) & 1u; }
+// Makes 0 of the weights that dropout drops.
+template <int kOthers>
+__device__ __forceinline__ void drop(Pairs<kOthers>& weights, const Pairs<kOthers>& draws, uint32_t threshold) {
+  const uint32_t least = threshold * 0x00010001u;
+  if (threshold <= kHalfInfinity) {
+#pragma unroll
+    for (int i = 0; i < kOthers / 4; ++i) weights.a[i / 4][i % 4] &= halves_at_least(draws.a[i / 4][i % 4], least);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kOthers / 4; ++i) {
+      // The highest bit of a half says that the rest of it is not below the threshold: 1 or 0 times all bits.
+      weights.a[i / 4][i % 4] &= ((((draws.a[i / 4][i % 4] | 0x80008000u) - least) >> 15) & 0x00010001u) * 0xFFFFu;
+    }
+  }
+}
+
+// Which weights of a tile dropout keeps, one by one.
+template <int kOthers, bool kByKey>
+struct Kept {
+  Pairs<kOthers> draws;
+  uint32_t threshold;
+
+  // Whether that of d[n][i] is. Two neighbours' draws are in a word where those are keys; else those of rows g, g + 8.
+  __device__ __forceinline__ bool operator()(int n, int i) {
+    return draw_of(draws.of(n, kByKey ? i % 2 : i / 2), kByKey ? i / 2 : i % 2) >= threshold;
+  }
 };
 
-// Bit i: whether the weight of number 4 * group + i is kept.
-__device__ __forceinline__ uint32_t kept_of_group(uint64_t seed, uint64_t group, uint32_t threshold) {
-  const Words w = random_words(seed, group);
-  return (w.w0 >= threshold ? 1u : 0u) | (w.w1 >= threshold ? 2u : 0u) | (w.w2 >= threshold ? 4u : 0u) |
-         (w.w3 >= threshold ? 8u : 0u);
-}
-
-// Of a tile of 16 queries x kOthers keys. `first`: the group of the first query's first key; `step`: groups of a query.
+// Of a tile of 16 keys x kOthers queries the draws for `Kept`. `row`: of the first query's weights; `first`: the first
+// key, a multiple of 16.
 template <int kOthers>
-__device__ __forceinline__ Kept kept_by_query(uint64_t seed, uint32_t threshold, uint64_t first, int64_t step) {
-  const int lane = lane_id();
-  // Two neighbours need the same groups of two queries: each draws those of one.
-  const uint64_t own = first + (lane / 4 + 8 * (lane & 1)) * step + (lane >> 1 & 1);
-  uint32_t bits = 0;
+__device__ __forceinline__ Pairs<kOthers> draws_by_key(uint64_t seed, uint64_t row, int first) {
+  Pairs<kOthers> draws;
+  const int g = lane_id() / 4, odd = g % 2;
+  const bool upper = first % kDropoutGroup != 0;
+  const uint32_t mine = odd ? 0x7632 : 0x5410, others = mine ^ 0x2222;
 #pragma unroll
-  for (int n = 0; n < kOthers / 8; ++n) bits |= kept_of_group(seed, own + 2 * n, threshold) << (4 * n);
-  const uint32_t others = __shfl_xor_sync(0xFFFFFFFFu, bits, 1);
-  const bool odd = lane & 1;
-  const uint32_t g = (odd ? others : bits) >> (odd ? 2 : 0), g_8 = (odd ? bits : others) >> (odd ? 2 : 0);
-  return {{g, g >> 1, g_8, g_8 >> 1}};
-}
-
-// Of a tile of 16 keys x kOthers queries. `first`: the group of the first key's weight for the first query.
-template <int kOthers>
-__device__ __forceinline__ Kept kept_by_key(uint64_t seed, uint32_t threshold, uint64_t first, int64_t step) {
-  const int lane = lane_id(), turn = lane / 4 % 4;
-  // The four lanes of four neighbouring keys need the same four groups for d[n][0 ... 3]: each draws one.
-  const uint64_t own = first + (2 * (lane % 4) + (turn & 1)) * step + lane / 16 + 2 * (turn >> 1);
-  uint32_t bits = 0;
-#pragma unroll
-  for (int n = 0; n < kOthers / 8; ++n) bits |= kept_of_group(seed, own + 8 * n * step, threshold) << (4 * n);
-  const uint32_t by_1 = __shfl_xor_sync(0xFFFFFFFFu, bits, 4), by_2 = __shfl_xor_sync(0xFFFFFFFFu, bits, 8),
-                 by_3 = __shfl_xor_sync(0xFFFFFFFFu, bits, 12);
-  const bool odd = turn & 1, upper = turn & 2;
-  const uint32_t a = odd ? by_1 : bits, b = odd ? bits : by_1, c = odd ? by_3 : by_2, d = odd ? by_2 : by_3;
-  return {{(upper ? c : a) >> turn, (upper ? d : b) >> turn, (upper ? a : c) >> turn, (upper ? b : d) >> turn}};
+  for (int n = 0; n < kOthers / 8; ++n) {
+    // The lanes of keys 2c and 2c + 1 need the same blocks of two queries, each half of them: each draws that of one.
+    const Words block = random_words(seed, row + n * 8 + lane_id() % 4 * 2 + odd, first / kDropoutGroup * 4 + g / 2);
+    const uint32_t of_g = upper ? block.w[2] : block.w[0], of_g_8 = upper ? block.w[3] : block.w[1];
+    const uint32_t own = __byte_perm(of_g, of_g_8, mine);
+    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, __byte_perm(of_g, of_g_8, others), 4);
+    draws.of(n, 0) = odd ? got : own;
+    draws.of(n, 1) = odd ? own : got;
+  }
+  return draws;
 }
 
 // The sum over the four lanes that share a row.

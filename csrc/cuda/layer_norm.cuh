@@ -67,22 +67,39 @@ struct Dropout {
 };
 
 inline Dropout dropout_of(const int64_t* seed, double p) {
-  return {seed, dropout_threshold(p), seed == nullptr ? 1.0f : static_cast<float>(1.0 / (1.0 - p))};
+  const double applied = seed == nullptr ? 0.0 : p;
+  return {seed, dropout_threshold(applied), static_cast<float>(dropout_scale(applied))};
 }
 
 // Which elements of a thread's part of row `row` are kept: bit i * kVector + j is that of vector i's element j. One bit
 // an element costs a single register, and a loop that is not unrolled none for the numbers that are drawn meanwhile.
+// All threads of a warp call it together. Eight of them have a group of 32 columns of each vector: each draws one of the
+// four blocks of every second group, and they exchange the bits.
 template <typename L>
 __device__ __forceinline__ uint32_t kept_of_part(const Dropout& dropout, int64_t row, int lane, int cols) {
   static_assert(L::kItems * kVector <= 32, "the bits of one word");
+  static_assert(8 * kVector == kDropoutGroup, "eight threads share a group");
   if (dropout.seed == nullptr) return ~0u;
   const uint64_t seed = static_cast<uint64_t>(*dropout.seed);
-  uint32_t kept = 0;
+  const int of_eight = lane % 8, first = lane - of_eight;
+  uint32_t drawn = 0;  // in byte k the bits of a block of vector 2k + of_eight / 4
 #pragma unroll 1
-  for (int i = 0; i < L::kItems; ++i) {
-    const int col = column_of<L>(i, lane);
-    if (col >= cols) break;
-    kept |= kept_of_vector(seed, static_cast<uint64_t>(row * cols + col), dropout.threshold) << (i * kVector);
+  for (int k = 0; 2 * k < L::kItems && column_of<L>(2 * k, 0) < cols; ++k) {
+    const int group = column_of<L>(2 * k + of_eight / 4, first) / kDropoutGroup;
+    const Words block = random_words(seed, static_cast<uint64_t>(row), group * 4 + of_eight % 4);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) bits |= (draw_of(block.w[i / 2], i % 2) >= dropout.threshold ? 1u : 0u) << i;
+    drawn |= bits << (8 * k);
+  }
+  uint32_t kept = 0;
+#pragma unroll
+  for (int parity = 0; parity < 2; ++parity) {
+    // The thread's columns are those of two blocks' word of_eight / 2.
+    const int source = first % 32 + 4 * parity + of_eight % 2 * 2;
+    const uint32_t low = __shfl_sync(0xFFFFFFFFu, drawn, source), high = __shfl_sync(0xFFFFFFFFu, drawn, source + 1);
+    const int word = of_eight / 2 * 2;
+    kept |= ((low >> word & 0x03030303u) | (high >> word & 0x03030303u) << 2) << (4 * parity);
   }
   return kept;
 }

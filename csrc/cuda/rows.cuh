@@ -1,5 +1,5 @@
 // Device helpers for kernels in which a group of threads shares a row and each thread holds vectors of 4
-// neighbouring columns: 4 because that is one Philox block, and at most 16 bytes.
+// neighbouring columns: 4 because that is at most 16 bytes.
 #pragma once
 
 #include <cstdint>
@@ -49,21 +49,6 @@ __device__ __forceinline__ void store(T* row, int col, int cols, bool aligned, c
       if (col + j < cols) store_result(row + col + j, from_float<T>(v[j]));
     }
   }
-}
-
-// Which of the elements first ... first + 3 dropout keeps: bit j is that of first + j.
-__device__ __forceinline__ uint32_t kept_of_vector(uint64_t seed, uint64_t first, uint32_t threshold) {
-  const Words a = random_words(seed, first / 4);
-  const unsigned skip = static_cast<unsigned>(first % 4);
-  Words w = a;
-  if (skip != 0) {  // the four straddle two blocks
-    const Words b = random_words(seed, first / 4 + 1);
-    if (skip == 1) w = Words{a.w1, a.w2, a.w3, b.w0};
-    if (skip == 2) w = Words{a.w2, a.w3, b.w0, b.w1};
-    if (skip == 3) w = Words{a.w3, b.w0, b.w1, b.w2};
-  }
-  return (w.w0 >= threshold ? 1u : 0u) | (w.w1 >= threshold ? 2u : 0u) | (w.w2 >= threshold ? 4u : 0u) |
-         (w.w3 >= threshold ? 8u : 0u);
 }
 
 // The sum of `v` over the kThreads threads that share a row, the same in each of them and in every run.

@@ -16,6 +16,8 @@
 
 namespace earlybert {
 
+constexpr uint32_t kHalfInfinity = 0x7C00;  // of fp16, the most that `halves_at_least` takes as `least`
+
 #if defined(EARLYBERT_EMULATED)
 
 template <typename T>
@@ -45,6 +47,7 @@ float2 unpack(uint32_t bits) {
   return {to_float(pair[0]), to_float(pair[1])};
 }
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline uint32_t halves_at_least(uint32_t bits, uint32_t least) { return emulator::set_abs_geu_f16x2(bits, least); }
 
 #else
 
@@ -113,6 +116,14 @@ __device__ __forceinline__ float2 unpack(uint32_t bits) {
   } else {
     return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xFFFF0000u));
   }
+}
+
+// For two numbers of 15 bits, each in the low bits of a half, whether it is at least `least`'s: all bits of the half, or
+// none. As fp16 without signs they have the same order up to infinity; beyond are NaNs, which count as more than all.
+__device__ __forceinline__ uint32_t halves_at_least(uint32_t bits, uint32_t least) {
+  uint32_t mask;
+  asm("{.reg .b32 value; abs.f16x2 value, %1; set.geu.u32.f16x2 %0, value, %2;}" : "=r"(mask) : "r"(bits), "r"(least));
+  return mask;
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {

@@ -133,6 +133,16 @@ T __shfl_sync(unsigned mask, T value, int lane) {
   return emulator::shuffle<T, emulator::lane_at>(mask, value, lane);
 }
 
+// Byte i of the result is the one of x (0-3) and y (4-7) that the selector's hexadecimal digit i says.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = x | static_cast<uint64_t>(y) << 32;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xFF) << (8 * i);
+  }
+  return result;
+}
+
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   struct Own {
     int predicate;

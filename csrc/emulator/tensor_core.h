@@ -20,6 +20,15 @@ float half_of(uint32_t bits, int i) {
   return number(pair[i]);
 }
 
+// By `abs.f16x2` and `set.geu.u32.f16x2`: all bits of a half of whose values the first is no less, or either is none.
+inline uint32_t set_abs_geu_f16x2(uint32_t a, uint32_t b) {
+  uint32_t mask = 0;
+  for (int i = 0; i < 2; ++i) {
+    if (!(half_of<__half>(a & 0x7FFF7FFFu, i) < half_of<__half>(b, i))) mask |= 0xFFFFu << (16 * i);
+  }
+  return mask;
+}
+
 // d += a b, with a row-major 16 x 16 and b column-major 16 x 8, over the lanes of the warp.
 template <typename T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

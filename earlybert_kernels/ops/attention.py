@@ -127,7 +127,7 @@ def _run_compiled(
 
 
 # The dispatcher's side. With a seed, the weight of query t (its packed row), key j (its place in the sequence) and
-# head h is kept where `counter_rng.keep_mask(seed, (H, Tq, max_seqlen rounded up to a multiple of 4), p)[h, t, j]` is.
+# head h is kept where `counter_rng.keep_mask(seed, (H, Tq, max_seqlen), p)[h, t, j]` is.
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_q, SymInt max_seqlen_q,"

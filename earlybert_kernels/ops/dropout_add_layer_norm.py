@@ -38,8 +38,8 @@ def dropout_add_layer_norm(
         x: `(..., E)`, any floating dtype: a sublayer's output.
         residual: the same shape, any floating dtype: the sublayer's input.
         weight, bias: `(E,)`, any floating dtype.
-        dropout_p: probability of dropping an element of x, the kept ones being scaled by 1 / (1 - p). Applied
-            whenever it is above 0, so pass 0 to evaluate.
+        dropout_p: probability of dropping an element of x, the kept ones being scaled by 1 / (1 - p), to within
+            2^-16 (`reference.counter_rng`). Applied whenever it is above 0, so pass 0 to evaluate.
         eps: added to the variance; BERT's is 1e-12.
         backend: one of `ops.backends("dropout_add_layer_norm")`; default: the best that takes these tensors.
             `cpu` takes float32; `cuda` takes float32, float16 and bfloat16, E up to 8192.

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .counter_rng import kept_scale
+
 
 def dropout_add_layer_norm(
     x: Tensor,
@@ -28,5 +30,5 @@ def dropout_add_layer_norm(
     result = torch.promote_types(x.dtype, residual.dtype)
     compute = torch.promote_types(result, torch.float32)
     x, residual, weight, bias = x.to(compute), residual.to(compute), weight.to(compute), bias.to(compute)
-    dropped = F.dropout(x, dropout_p) if keep is None else x * keep / (1.0 - dropout_p)
+    dropped = F.dropout(x, dropout_p) if keep is None else x * keep * kept_scale(dropout_p)
     return F.layer_norm(residual + dropped, x.shape[-1:], weight, bias, eps).to(result)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .counter_rng import kept_scale
+
 
 def embedding_layer_norm(
     input_ids: Tensor,
@@ -30,4 +32,4 @@ def embedding_layer_norm(
     total = F.embedding(input_ids, word, padding_id) + F.embedding(token_type_ids, token_type)
     total = total + F.embedding(position_ids, position)
     out = F.layer_norm(total, total.shape[-1:], weight, bias, eps)
-    return F.dropout(out, dropout_p) if keep is None else torch.where(keep, out / (1.0 - dropout_p), 0.0)
+    return F.dropout(out, dropout_p) if keep is None else torch.where(keep, out * kept_scale(dropout_p), 0.0)

@@ -21,8 +21,7 @@ class Case:
         *self.qkv, self.grad_out = (torch.randn(shape).to(dtype).double() for shape in shapes)
         self.mask = None if mask is None else torch.tensor(mask)
         self.gates = None if gates is None else torch.tensor(gates)
-        width = (max(lengths) + 3) // 4 * 4
-        self.keep = keep_mask(SEED, (heads, sum(self.lengths_q), width), p) if p else None
+        self.keep = keep_mask(SEED, (heads, sum(self.lengths_q), max(lengths)), p) if p else None
 
     def defined(self, dtype):
         """Output and gradients by the definition."""

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from earlybert_kernels.reference.counter_rng import kept_scale
+
 
 def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None, keep=None, dropout_p=0.0):
     """Softmax attention of each sequence and head alone; `lengths` are host integers.
@@ -23,7 +25,7 @@ def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None, keep=Non
             weights = torch.exp(scores - scores.max(dim=1, keepdim=True).values)
             weights = weights / weights.sum(dim=1, keepdim=True)
             if keep is not None:
-                weights = weights * keep[h, start_q : start_q + length_q, :length] / (1 - dropout_p)
+                weights = weights * keep[h, start_q : start_q + length_q, :length] * kept_scale(dropout_p)
             out = weights @ v[start : start + length, h]
             per_head.append(out if gates is None else out * gates[h])
         rows.append(torch.stack(per_head, dim=1))

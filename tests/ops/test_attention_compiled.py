@@ -46,7 +46,7 @@ def with_seed(q, k, v, gates, packing, dropout_p, mask=None):
 
 
 def known_keep(q, longest, dropout_p):
-    return keep_mask(SEED, (q.shape[1], q.shape[0], -(-longest // 4) * 4), dropout_p)
+    return keep_mask(SEED, (q.shape[1], q.shape[0], longest), dropout_p)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])

@@ -16,7 +16,7 @@ import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.ops.seeds import draw_seed
-from earlybert_kernels.reference.counter_rng import keep_mask
+from earlybert_kernels.reference.counter_rng import keep_mask, kept_scale
 
 # The same examples in every run: a test that fails for one reader fails for all.
 examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -125,7 +125,7 @@ def test_attention(backend, data):
 
     torch.manual_seed(seed)
     drawn = draw_seed(dropout_p, q.device)
-    keep = None if drawn is None else keep_mask(drawn, (heads, tokens_q, -(-longest // 4) * 4), dropout_p)
+    keep = None if drawn is None else keep_mask(drawn, (heads, tokens_q, longest), dropout_p)
     kept = torch.ones(heads, dtype=torch.bool) if mask is None else mask
 
     def defined(q, k, v, gates=None):
@@ -139,7 +139,7 @@ def test_attention(backend, data):
     for expected in (truth, plain):
         expected[4:] = [torch.where(kept, each, 0.0) for each in expected[4:]]
     # Gradients of scores are differences of values of this size, and exactly 0 where there is one key.
-    weights = torch.einsum("qhd,khd->hqk", grad_out, v).abs().max() * size**-0.5 / (1 - dropout_p)
+    weights = torch.einsum("qhd,khd->hqk", grad_out, v).abs().max() * size**-0.5 * kept_scale(dropout_p)
     differences = weights * max(1.0, gates.abs().max()) * max(q.abs().max(), k.abs().max())
     for t in (q, k, v):
         t[:, ~kept] = float("nan")
@@ -217,9 +217,9 @@ def test_dropout_add_layer_norm(backend, data):
     differences = 0.0
     if grad_out.numel():  # gradients of x are differences of values of this size
         x, residual, weight, _ = (t.double() for t in tensors)
-        total = residual + x * (1.0 if keep is None else keep / (1 - dropout_p))
+        total = residual + x * (1.0 if keep is None else keep * kept_scale(dropout_p))
         rstd = (total.var(-1, keepdim=True, unbiased=False) + eps).rsqrt()
-        differences = (rstd * grad_out * weight).abs().max() / (1 - dropout_p)
+        differences = (rstd * grad_out * weight).abs().max() * kept_scale(dropout_p)
     torch.manual_seed(seed)
     with poisoned_memory():
         ours = results(called, tensors, grad_out)

@@ -10,7 +10,7 @@ from targets import Target
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu
-from earlybert_kernels.reference.counter_rng import keep_mask
+from earlybert_kernels.reference.counter_rng import keep_mask, kept_scale
 
 CPU = Target("cpu", "cpu")
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
@@ -50,7 +50,7 @@ def attention_by_hand(tensors, kept=None, first_token_only=False, keeps=(None, N
     options = {"gates": gates * mask, "keep": keeps[0], "dropout_p": dropout_p}
     context = oracles.attention(q, k, v, LENGTHS, lengths_q, **options)
     h = context.flatten(1) @ w_out.T + b_out
-    h = h if keeps[1] is None else h * keeps[1] / (1 - dropout_p)
+    h = h if keeps[1] is None else h * keeps[1] * kept_scale(dropout_p)
     return F.layer_norm(queries + h, (HIDDEN,), norm_weight, norm_bias, 1e-12)
 
 
@@ -60,7 +60,7 @@ def keeps_of(kept, first_token_only, dropout_p):
         return None, None
     computed = list(range(HEADS)) if kept is None else kept
     queries = len(LENGTHS) if first_token_only else TOKENS
-    longest = -(-max(LENGTHS) // 4) * 4
+    longest = max(LENGTHS)
     weights = torch.ones(HEADS, queries, longest, dtype=torch.bool)
     weights[computed] = keep_mask(SEEDS[0], (len(computed), queries, longest), dropout_p)
     return weights, keep_mask(SEEDS[1], (queries, HIDDEN), dropout_p)

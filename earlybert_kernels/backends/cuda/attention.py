@@ -130,7 +130,7 @@ def _problem(
     problem = cuda.extension.AttentionProblem(
         cuda.code(q), q_place, k_place, v_place, cu_seqlens.data_ptr(), cu_seqlens_q.data_ptr(), address(head_mask),
         address(head_gates), address(seed), cu_seqlens.shape[0] - 1, q.shape[1], q.shape[2], q.shape[0],
-        *_longest(q, k, max_seqlen, max_seqlen_q), (max_seqlen + 3) // 4 * 4, dropout_p, scale, zero_pruned,
+        *_longest(q, k, max_seqlen, max_seqlen_q), dropout_p, scale, zero_pruned,
     )  # fmt: skip
     return problem, (q, k, v)
 

@@ -152,7 +152,7 @@ def forward(
         (sequences * blocks * heads,),
         *(q, k, v, out, logsumexp, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
         *_steps(q, k, v),
-        *(heads, tokens_q, blocks, _dropout_width(max_seqlen), scale),
+        *(heads, tokens_q, blocks, scale),
         STAY=stay,
         **constants,
     )
@@ -220,15 +220,10 @@ def backward(
         *(grad_out, out, logsumexp, q, k, v, grad_q, grad_k, grad_v, grad_gates, partial_q, stats),
         *(cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
         *_steps(grad_out, q, k, v, grad_q, grad_k, grad_v),
-        *(heads, tokens_q, shares, share_keys, stat_blocks, _dropout_width(max_seqlen), scale),
+        *(heads, tokens_q, shares, share_keys, stat_blocks, scale),
         ONE_TILE=one_block and queries <= tiles.queries,
         **constants,
     )
     if partial_q is not None:
         torch.mul(partial_q[0] if shares == 1 else partial_q.sum(0), scale, out=grad_q)
     return grad_q, grad_k, grad_v, grad_gates if head_gates is None else grad_gates.sum(0)
-
-
-def _dropout_width(max_seqlen: int) -> int:
-    """Weights that dropout numbers for each query: what the longest sequence has keys, in whole groups of four."""
-    return triton.cdiv(max_seqlen, 4) * 4

@@ -11,13 +11,13 @@ import math
 import triton
 import triton.language as tl
 
-from .counter_rng import keep
+from .counter_rng import keep, keep_rows
 
 _LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 _LN_2: tl.constexpr = tl.constexpr(math.log(2.0))
 
 # Sizes that change from batch to batch: no reason to compile anew for those divisible by 16.
-_SIZES = ["heads", "tokens_q", "blocks", "shares", "share_keys", "stat_blocks", "width"]
+_SIZES = ["heads", "tokens_q", "blocks", "shares", "share_keys", "stat_blocks"]
 
 
 @triton.jit
@@ -58,20 +58,28 @@ def _zero_rows(head, begin, count, stride, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.
 
 
 @triton.jit
-def _first_element(head, first_row, rows, tokens_q, width):
-    """The index of each query's first weight among all `(heads, tokens_q, width)`, for `keep`."""
-    return (tl.cast(head, tl.int64) * tokens_q + first_row + rows) * width
+def _drawn_row(head, first_row, rows, tokens_q):
+    """The row of each query's weights among all `(heads, tokens_q, keys)`, for `keep`."""
+    return tl.cast(head, tl.int64) * tokens_q + first_row + rows
 
 
 @triton.jit
-def _attend(queries, keys, values, there, scale, seed, first_element, BLOCK_N: tl.constexpr, THRESHOLD: tl.constexpr):
+def _drop(weights, seed, row, cols, scale, THRESHOLD: tl.constexpr):
+    """The weights of queries `row` and keys `cols` that dropout keeps, 0 in place of the others."""
+    if THRESHOLD > 0:
+        # A 0 that the compiler does not know: it would round the weights first, and could not do so by twos any more.
+        weights = tl.where(keep(seed, row[:, None], cols[None, :], THRESHOLD), weights, scale * 0.0)
+    return weights
+
+
+@triton.jit
+def _attend(queries, keys, values, there, scale, seed, row, BLOCK_N: tl.constexpr, THRESHOLD: tl.constexpr):
     """Attention to all keys at once: values' sums by unnormalised weights, the weights' sums, and the top scores."""
     scores = tl.where(there[None, :], _dot(queries, tl.trans(keys), None) * scale, float("-inf"))
     top = tl.max(scores, 1)
     weights = tl.exp2(scores - top[:, None])
     total = tl.sum(weights, 1)
-    if THRESHOLD > 0:
-        weights = tl.where(keep(seed, first_element, BLOCK_N, THRESHOLD), weights, 0.0)
+    weights = _drop(weights, seed, row, tl.arange(0, BLOCK_N), scale, THRESHOLD)
     return _dot(weights.to(values.dtype), values, None), total, top
 
 
@@ -114,7 +122,6 @@ def forward(
     heads,
     tokens_q,
     blocks,
-    width,
     scale,
     HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -177,17 +184,17 @@ def forward(
             for start in range(begin, count_q, blocks * BLOCK_M):
                 rows = start + tl.arange(0, BLOCK_M)
                 queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
-                first = _first_element(head, first_q, rows, tokens_q, width)
-                result, total, top = _attend(queries, keys, values, there, scale, seed_value, first, BLOCK_N, THRESHOLD)
+                drawn = _drawn_row(head, first_q, rows, tokens_q)
+                result, total, top = _attend(queries, keys, values, there, scale, seed_value, drawn, BLOCK_N, THRESHOLD)
                 _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
         else:
             queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
-            first = _first_element(head, first_q, rows, tokens_q, width)
-            result, total, top = _attend(queries, keys, values, there, scale, seed_value, first, BLOCK_N, THRESHOLD)
+            drawn = _drawn_row(head, first_q, rows, tokens_q)
+            result, total, top = _attend(queries, keys, values, there, scale, seed_value, drawn, BLOCK_N, THRESHOLD)
             _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
     else:
         queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
-        first = _first_element(head, first_q, rows, tokens_q, width)
+        drawn = _drawn_row(head, first_q, rows, tokens_q)
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -201,8 +208,7 @@ def forward(
             shrink = tl.exp2(top - new_top)
             total = total * shrink + tl.sum(weights, 1)
             top = new_top
-            if THRESHOLD > 0:
-                weights = tl.where(keep(seed_value, first + start, BLOCK_N, THRESHOLD), weights, 0.0)
+            weights = _drop(weights, seed_value, drawn, cols, scale, THRESHOLD)
             values = _load_rows(v, cols, count_k, v_token, HEAD_SIZE, BLOCK_D)
             result = _dot(weights.to(values.dtype), values, result * shrink[:, None])
         _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
@@ -246,7 +252,6 @@ def backward(
     shares,
     share_keys,
     stat_blocks,
-    width,
     scale,
     HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -338,8 +343,8 @@ def backward(
         for start in range(0, BLOCK_M if ONE_TILE else count_q, BLOCK_M):
             rows = start + tl.arange(0, BLOCK_M)
             if THRESHOLD > 0:
-                first_element = _first_element(head, first_q, rows, tokens_q, width) + key
-                kept = tl.trans(keep(seed_value, first_element, BLOCK_N, THRESHOLD))
+                drawn = _drawn_row(head, first_q, rows, tokens_q)
+                kept = tl.trans(keep_rows(seed_value, drawn, key, BLOCK_N, THRESHOLD))
             queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
             scores = _dot(keys, tl.trans(queries), None) * base_2_scale
             if ONE_BLOCK:
@@ -348,12 +353,16 @@ def backward(
                 top = tl.load(stats + rows)
             weights = tl.where((cols < end)[:, None], tl.exp2(scores - top[None, :]), 0.0)
             grads = _load_rows(grad_out, rows, count_q, grad_out_token, HEAD_SIZE, BLOCK_D)
-            grad_weights = _dot(values, tl.trans(grads), None)
             dropped = weights
             if THRESHOLD > 0:
                 dropped = tl.where(kept, weights, 0.0)
+            if ONE_BLOCK:  # the order of the next two products in which nothing is spilled
+                grad_values = _dot(dropped.to(grads.dtype), grads, grad_values)
+            grad_weights = _dot(values, tl.trans(grads), None)
+            if THRESHOLD > 0:
                 grad_weights = tl.where(kept, grad_weights, 0.0)
-            grad_values = _dot(dropped.to(grads.dtype), grads, grad_values)
+            if not ONE_BLOCK:
+                grad_values = _dot(dropped.to(grads.dtype), grads, grad_values)
             delta = tl.sum(weights * grad_weights, 0) * factor if ONE_BLOCK else tl.load(delta_stats + rows)
             grad_scores = (weights * (grad_weights * factor - delta[None, :])).to(queries.dtype)
             grad_keys = _dot(grad_scores, queries, grad_keys)

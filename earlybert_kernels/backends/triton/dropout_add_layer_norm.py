@@ -47,7 +47,7 @@ def _forward_kernel(
         added = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         tile = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
         if THRESHOLD > 0:
-            added *= tl.where(keep_tile(key, row, chunk, E, COLS, THRESHOLD), KEPT_SCALE, 0.0)
+            added *= tl.where(keep_tile(key, row, chunk, COLS, THRESHOLD), KEPT_SCALE, 0.0)
         sums = sums + (tile + added,)
     normalised, row_mean, row_rstd = normalise(sums, eps, E, COLS, CHUNKS)
     for chunk in tl.static_range(CHUNKS):
@@ -106,7 +106,7 @@ def _backward_kernel(
             tile = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
             grad_tile = tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
             if THRESHOLD > 0:
-                kept_tile = keep_tile(key, row, chunk, E, COLS, THRESHOLD)
+                kept_tile = keep_tile(key, row, chunk, COLS, THRESHOLD)
                 added *= tl.where(kept_tile, KEPT_SCALE, 0.0)
                 kept |= tl.where(kept_tile, 1 << chunk, 0)  # a bit a tile: one register, not one a tile
             tile = (tile + added - row_mean[:, None]) * row_rstd[:, None]

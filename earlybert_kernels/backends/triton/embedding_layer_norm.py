@@ -80,7 +80,7 @@ def _forward_kernel(
         mask = live[:, None] & (col < E)[None, :]
         tile = normalised[chunk] * load_for_rows(weight, row, col, mask) + load_for_rows(bias, row, col, mask)
         if THRESHOLD > 0:
-            tile *= tl.where(keep_tile(key, row, chunk, E, COLS, THRESHOLD), KEPT_SCALE, 0.0)
+            tile *= tl.where(keep_tile(key, row, chunk, COLS, THRESHOLD), KEPT_SCALE, 0.0)
         tl.store(out + row[:, None] * E + col[None, :], tile.to(out.dtype.element_ty), mask=mask)
     tl.store(mean + row, row_mean, mask=live)
     tl.store(rstd + row, row_rstd, mask=live)
@@ -141,7 +141,7 @@ def _backward_kernel(
             tile = _sum_of_tables(word, position, token_type, w, p, t, col, mask & known[:, None], E)
             grad_tile = tl.load(grad_out + row[:, None] * E + col[None, :], mask=mask, other=0.0).to(tl.float32)
             if THRESHOLD > 0:
-                grad_tile *= tl.where(keep_tile(key, row, chunk, E, COLS, THRESHOLD), KEPT_SCALE, 0.0)
+                grad_tile *= tl.where(keep_tile(key, row, chunk, COLS, THRESHOLD), KEPT_SCALE, 0.0)
             tile = (tile - row_mean[:, None]) * row_rstd[:, None]
             new_weight_sums = new_weight_sums + (weight_sums[chunk] + grad_tile * tile,)
             new_bias_sums = new_bias_sums + (bias_sums[chunk] + grad_tile,)

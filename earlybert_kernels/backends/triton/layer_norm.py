@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .counter_rng import keep, keep_each
+from .counter_rng import keep_rows
 from .rows import row_sum
 
 
@@ -49,10 +49,6 @@ def input_gradient(grad, normalised, rstd, E: tl.constexpr, CHUNKS: tl.constexpr
 
 
 @triton.jit
-def keep_tile(seed, row, chunk: tl.constexpr, E: tl.constexpr, COLS: tl.constexpr, THRESHOLD: tl.constexpr):
-    """Which elements dropout keeps of tile `chunk` of the rows `row`, int64 `(ROWS,)`, of E elements."""
-    first = row * E + chunk * COLS
-    if E % 4 == 0:
-        return keep(seed, first, COLS, THRESHOLD)
-    else:  # noqa: RET505 - Triton compiles one of the two
-        return keep_each(seed, first[:, None] + tl.arange(0, COLS)[None, :], THRESHOLD)
+def keep_tile(seed, row, chunk: tl.constexpr, COLS: tl.constexpr, THRESHOLD: tl.constexpr):
+    """Which elements dropout keeps of tile `chunk` of the rows `row`, int64 `(ROWS,)`."""
+    return keep_rows(seed, row, chunk * COLS, COLS, THRESHOLD)

@@ -37,6 +37,13 @@ def test_random_packings_masks_and_gates(data):
     case.check(results)
 
 
+@pytest.mark.parametrize("p", [0.96875, 0.969, 0.98])
+def test_probabilities_about_those_that_take_another_comparison(p):
+    case = Case((40, 70), 2, 64, torch.float16, gates=[0.5, -2.0], p=p)
+    grad_out, arguments = case.inputs()
+    case.check(run(cuda.attention, grad_out, arguments))
+
+
 def test_what_it_cannot_take_is_said():
     _, arguments = Case((3, 5), dtype=torch.float16).inputs()
     q, k, v = arguments[:3]

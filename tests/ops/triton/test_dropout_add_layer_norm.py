@@ -5,7 +5,7 @@ from guarded import Guarded
 
 from earlybert_kernels import reference
 from earlybert_kernels.backends import triton
-from earlybert_kernels.reference.counter_rng import keep_mask
+from earlybert_kernels.reference.counter_rng import keep_mask, kept_scale
 
 if triton.unavailable() is not None:
     pytest.skip(f"triton: {triton.unavailable()}", allow_module_level=True)
@@ -83,10 +83,10 @@ def test_drops_what_the_shared_rule_drops_forward_and_backward(shape):
     seed = torch.tensor(SEED, device=DEVICE)
     out, mean, _ = op.forward(x, residual, torch.ones_like(weight), torch.zeros_like(bias), seed, 0.4, EPS)
     assert torch.equal(out > out.mean(-1, keepdim=True), keep & ~keep.all(-1, keepdim=True))
-    torch.testing.assert_close(mean, keep.float().mean(-1) * 1e6 / 0.6)
+    torch.testing.assert_close(mean, keep.float().mean(-1) * 1e6 * kept_scale(0.4))
     x = torch.randn_like(x)
     _, grad_x, grad_residual, *_ = computed(x, residual, weight, bias, grad_out, 0.4)
-    torch.testing.assert_close(grad_x, torch.where(keep, grad_residual / 0.6, 0.0))
+    torch.testing.assert_close(grad_x, torch.where(keep, grad_residual * kept_scale(0.4), 0.0))
     assert not grad_x[~keep].any()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert as hf
 
 from .compact_classes import COMPACT_CLASSES
@@ -40,7 +41,26 @@ def check_config(config) -> None:
             f"hidden_act={config.hidden_act!r} cannot be converted; the fused feed-forward computes "
             f"{', '.join(ACTIVATIONS)}"
         )
+    implementation = getattr(config, "_attn_implementation", None) or "eager"
+    function = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    if implementation != "eager" and not getattr(function, "__module__", "").startswith("transformers."):
+        raise ValueError(
+            f"the attention function {implementation!r} is none of transformers' own, and a converted model would not "
+            "run it: call model.set_attn_implementation('sdpa') first"
+        )
     _check_fields(config)
+
+
+def check_attention(name: str, attention: hf.BertSelfAttention) -> None:
+    """Raises ValueError unless a self-attention computes what the fused one does: bidirectional, scores as usual."""
+    if attention.is_causal or attention.is_decoder:
+        raise ValueError(f"{name} is causal, and the fused attention is bidirectional: restore the model first")
+    usual = attention.attention_head_size**-0.5
+    if attention.scaling != usual:
+        raise ValueError(
+            f"{name}.scaling is {attention.scaling}, and the fused attention scales by {usual}: scale the query's "
+            "weight and bias instead"
+        )
 
 
 def check_base(base: hf.BertModel) -> None:

@@ -219,6 +219,8 @@ def _labelled_rows_forward(
     head = model.cls.predictions
     hidden = head.transform(x.index_select(0, rows))
     loss = ops.masked_lm_loss(hidden, labels, head.decoder.weight, head.decoder.bias, max_labelled=max_labelled)
+    # The op's loss of no label at all is 0; the mean of nothing is not a number, as in the stock head.
+    loss = torch.where((labels != _NO_LABEL).any(), loss, torch.nan)
     return MaskedLMOutput(loss=loss, hidden_states=hidden_states, attentions=attentions)
 
 

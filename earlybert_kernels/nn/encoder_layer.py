@@ -116,7 +116,7 @@ class EncoderLayer(nn.Module):
             active_heads=weights.active_heads,
             head_gates=weights.head_gates,
             first_token_only=first_token_only,
-            attention_dropout_p=_rate(parts.attention_dropout),
+            attention_dropout_p=parts.attention_dropout.p if parts.self_attention.training else 0.0,
             dropout_p=_rate(parts.attention_output_dropout),
             eps=parts.attention_norm.eps,
         )

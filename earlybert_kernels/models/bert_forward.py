@@ -11,7 +11,8 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
-from ..nn import Packing
+from ..nn import Packing, PaddingFreeEncoder
+from ..nn.plain import extension
 from .attention_weights import attention_weights
 from .bert_checks import check_attention
 from .doors import OFFSETS, find_packing, read_offsets, refuse_tracing
@@ -54,6 +55,10 @@ def packed_forward(
         TypeError: offsets are not int32.
         RuntimeError: the model is traced, or exported with a mask (see `refuse_tracing`).
     """
+    if not isinstance(base.encoder, PaddingFreeEncoder):  # restored, under a forward that was wrapped while converted
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        decoding = (encoder_hidden_states, encoder_attention_mask, past_key_values)
+        return type(base).forward(base, *inputs, *decoding, use_cache=use_cache, **kwargs)
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -262,15 +267,10 @@ def _is_plain(embeddings: nn.Module) -> bool:
     return (
         type(embeddings) is hf.BertEmbeddings
         and all(type(modules[name]) is cls for name, cls in children.items())
-        and not any(map(_is_extended, (embeddings, *modules.values())))
+        and not any(map(extension, (embeddings, *modules.values())))
         and not any(
             m.max_norm is not None or m.scale_grad_by_freq or m.sparse
             for m in modules.values()
             if isinstance(m, nn.Embedding)
         )
     )
-
-
-def _is_extended(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .gates import remove_gates
 from .masking import check_ticket, clear_ticket, release_masks
-from .models import find_base, layer_parts
+from .models import find_base, layer_parts, refuse_distributed
 from .nn import LayerParts
 from .nn.cut import cut
 from .ticket import Ticket
@@ -36,13 +36,16 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
             training the removed Parameters: build it afterwards, or pass it.
 
     Raises:
-        ValueError: the ticket does not fit the model, the model does not agree with its config (layers that were cut,
+        ValueError: the model is wrapped in DistributedDataParallel already, the ticket does not fit the model, the
+            model does not agree with its config (layers that were cut,
             added or repeated, embeddings of another size, weights tied or untied), so that it could not be loaded
             again, or the optimizer holds none of its Parameters.
         TypeError: the model's family has no adapter, a class in it has no compact counterpart to be saved as, or
-            the optimizer keeps state of another shape than the Parameter's (Adafactor, say), which cannot be cut.
+            the optimizer keeps state of another shape than the Parameter's (Adafactor, say), or a list of them
+            (LBFGS), neither of which can be cut.
     """
     family, base = find_base(model)
+    refuse_distributed(model, "compact")
     family.check_compactable(model, base)
     family.check_agreement(model, base)
     check_ticket(model, ticket)
@@ -67,7 +70,7 @@ def to_stock(model: nn.Module) -> nn.Module:
 
     Returns:
         A new model of the transformers class (`BertForSequenceClassification`, say), on the same device, in the
-        same dtype and mode, that needs no earlybert_kernels.
+        same mode, each Parameter in the same dtype and as frozen or not, that needs no earlybert_kernels.
 
     Raises:
         ValueError: the model does not agree with its config, as for `compact`.
@@ -75,7 +78,8 @@ def to_stock(model: nn.Module) -> nn.Module:
     """
     family, base = find_base(model)
     family.check_agreement(model, base)
-    stock = family.dense_stock(model, base)
+    with torch.random.fork_rng(devices=[]):  # initial weights that are overwritten below
+        stock = family.dense_stock(model, base)
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = {n: t.clone() for n, t in model.state_dict().items() if not n.endswith(("head_gates", "neuron_gates"))}
     original = family.dense_ticket(base)
@@ -100,8 +104,12 @@ def to_stock(model: nn.Module) -> nn.Module:
             full = torch.zeros_like(getattr(dense, attribute), device=value.device, dtype=value.dtype)
             places = theirs[unit].to(value.device)[ours[unit]]
             state[names[parameter]] = full.index_copy(dim, places, value.index_select(dim, ours[unit]))
-    weight = base.get_input_embeddings().weight
-    stock.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
+    trained = dict(model.named_parameters(remove_duplicate=False))
+    stock.to(device=base.get_input_embeddings().weight.device)
+    for name, parameter in stock.named_parameters():
+        parameter.data = parameter.to(state[name].dtype)
+        parameter.requires_grad_(trained[name].requires_grad)
+    stock.load_state_dict(state)
     return stock.train(model.training)
 
 
@@ -112,6 +120,11 @@ def _kept(parts: LayerParts, heads: Iterable[int], neurons: Iterable[int]) -> di
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:
+    if hasattr(optimizer, "_params"):
+        raise TypeError(
+            f"{type(optimizer).__name__} keeps a list of its Parameters, which cannot be exchanged: build a new "
+            "optimizer after compact"
+        )
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if not held.intersection(base.parameters()):
         raise ValueError("the optimizer holds none of the model's Parameters: pass the one that trains this model")

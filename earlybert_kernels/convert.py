@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import nn
@@ -22,23 +21,26 @@ class _Conversion:
 
     stock_encoder: nn.Module
     layers: list[tuple[EncoderLayer, nn.Module]]  # each with the stock layer that it was made of
-    disconnect: Callable[[], None]
+    connected: list = field(default_factory=list)  # see the family's `connect`
 
 
 def convert(model: Model) -> Model:
     """Swaps fused, padding-free encoder layers into a BERT model, in place, and returns it.
 
     The model keeps its class, its Parameters, its `state_dict` keys and its outputs at every real token; padding
-    positions of token-wise outputs become 0. Converting a converted model changes nothing.
+    positions of token-wise outputs become 0. Converting a converted model connects heads that
+    were not in it before (two may share one BertModel) and changes nothing else.
 
     What stands on padding counts nowhere: ids, types and positions there are not read, labels are as if they were
     -100, answers to questions as if they lay outside. A row without mask whose `position_ids` begin again is a
     packed batch, as transformers' `DataCollatorWithFlattening` makes it. Restore the model before `torch.jit.trace` or
     `torch.onnx.export`, which are refused.
 
-    A fused layer reads the weights of the modules inside it and does not call them: forward hooks that are put on
-    those modules later do not run, and replacing one of them (by an adapter or a quantised layer) makes the next
-    forward raise; restore the model first. Across GPUs use DistributedDataParallel: `torch.nn.DataParallel`
+    A fused layer reads the weights of the modules inside it and does not call them: replacing one of those modules (by
+    an adapter or a quantised layer) or putting hooks or another forward on it makes the next forward raise; restore
+    the model first. (Not under `torch.compile`, which does not see such changes: make them before converting.)
+
+    Across GPUs use DistributedDataParallel: `torch.nn.DataParallel`
     copies modules in a way that does not reach inside, and the forward says so.
 
     Args:
@@ -46,7 +48,8 @@ def convert(model: Model) -> Model:
 
     Raises:
         TypeError: the model's family has no adapter, or one of its modules is not what transformers puts there
-            (a quantised or wrapped layer, say); the message names it, and nothing has been changed.
+            (a quantised or wrapped layer, one with hooks or a forward put on it), or a head that scores tokens has a
+            class with a forward of its own; the message names it, and nothing has been changed.
         ValueError: a variant that the fused layers do not compute (a decoder, an unknown activation, relative
             positions), or the encoder or the embeddings do not agree with the config (layers that were cut, added or
             repeated, embeddings of another size), so that a saved model could not be loaded again.
@@ -55,8 +58,10 @@ def convert(model: Model) -> Model:
     family.check_config(base.config)
     family.check_base(base)
     family.check_agreement(model, base, whole=False)
+    family.check_heads(model)
     if is_converted(model):
         _check_fused(base)
+        family.connect(base, model, base._earlybert.connected)
         return model
     family.check_encoder(base)
     stock = base.encoder
@@ -66,7 +71,8 @@ def convert(model: Model) -> Model:
     base.encoder = PaddingFreeEncoder(nn.ModuleList(layer for _, layer in fused))
     _copy_mode(stock, base.encoder)
     layers = [(layer, stock_layer) for stock_layer, layer in fused]
-    base._earlybert = _Conversion(stock, layers, family.connect(base, model))
+    base._earlybert = _Conversion(stock, layers)
+    family.connect(base, model, base._earlybert.connected)
     return model
 
 
@@ -80,7 +86,7 @@ def restore(model: Model) -> Model:
         TypeError: the model's family has no adapter.
         ValueError: a ticket is applied, which stock modules cannot run; or a layer was added or repeated since.
     """
-    _, base = find_base(model)
+    family, base = find_base(model)
     if not is_converted(model):
         return model
     _check_fused(base)
@@ -95,7 +101,7 @@ def restore(model: Model) -> Model:
     for stock_layer, layer in zip(stock_layers, base.encoder.layer, strict=True):
         _hand_over(layer, stock_layer, layer.parts)
     base.encoder = conversion.stock_encoder
-    conversion.disconnect()
+    family.disconnect(conversion.connected)
     del base._earlybert
     return model
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .models import find_base, layer_parts
+from .models import find_base, layer_parts, refuse_distributed
 from .nn.layer_gates import add_gates, detach_gates
 from .units import fold_gates
 
@@ -25,8 +25,10 @@ def enable_gates(model: Model) -> Model:
 
     Raises:
         TypeError: the model's family has no adapter.
+        ValueError: the model is wrapped in DistributedDataParallel already.
     """
     layers = layer_parts(model)
+    refuse_distributed(model, "enable_gates")
     find_base(model)[0].set_gated(model, True)
     for layer, parts in layers:
         add_gates(layer, parts)

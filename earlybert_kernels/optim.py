@@ -39,6 +39,7 @@ class _OneCall(torch.optim.Optimizer):
             What `closure` returns, or None.
 
         Raises:
+            ValueError: a group has been told to use amsgrad or to maximize.
             RuntimeError: a gradient is sparse; or a backend was forced that cannot run the step.
         """
         loss = None
@@ -46,6 +47,7 @@ class _OneCall(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            self._check_variant(group)  # schedulers and callbacks write into groups
             alike = defaultdict(list)
             for param in group["params"]:
                 if param.grad is None:
@@ -79,7 +81,9 @@ class _OneCall(torch.optim.Optimizer):
         for number, param in zip(saved, own, strict=True):
             if self.state.get(param):
                 saved_state = state_dict["state"][number]
-                self.state[param]["step"] = saved_state["step"].to(param.device, torch.float32)
+                self.state[param]["step"] = torch.as_tensor(
+                    saved_state["step"], dtype=torch.float32, device=param.device
+                ).clone()
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.state[param][name] = saved_state[name].to(param.device, _state_dtype(param))
 
@@ -123,6 +127,13 @@ class _OneCall(torch.optim.Optimizer):
             raise ValueError(
                 f"{name}: betas are {options['betas']}, expected two numbers of at least 0 and less than 1"
             )
+        self._check_variant(options)
+
+    def _check_variant(self, options: dict[str, Any]) -> None:
+        """Raises ValueError for variants of the step that torch's optimizers have and these do not."""
+        for option in ("amsgrad", "maximize"):
+            if options.get(option):
+                raise ValueError(f"{type(self).__name__}: it has no {option}; take torch.optim.AdamW for that")
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:
@@ -214,9 +225,3 @@ class AdamW(_OneCall):
 
     def _adapts(self, group: dict[str, Any]) -> bool:
         return False
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        super()._check_options(options)
-        for option in ("amsgrad", "maximize"):
-            if options.get(option):
-                raise ValueError(f"AdamW: it has no {option}; take torch.optim.AdamW for that")

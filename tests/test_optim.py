@@ -350,3 +350,30 @@ def test_a_checkpoint_from_before_the_penalty_is_taken():
     param.grad = torch.ones(3)
     optimizer.step()
     assert optimizer.param_groups[0]["l1"] == 0.0
+
+
+@pytest.mark.parametrize("make", [ek.AdamW, ek.Lamb])
+@pytest.mark.parametrize("option", ["amsgrad", "maximize"])
+def test_a_variant_that_is_put_into_a_group_later_is_refused(make, option):
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = make([parameter], lr=0.1)
+    optimizer.param_groups[0][option] = True
+    with pytest.raises(ValueError, match=f"it has no {option}"):
+        optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_a_state_whose_step_is_a_number_is_taken():
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    theirs, ours = torch.optim.AdamW(parameters[:1], lr=0.1), ek.AdamW(parameters[1:], lr=0.1)
+    parameters[0].grad = torch.ones(3)
+    theirs.step()
+    state = copy.deepcopy(theirs.state_dict())
+    state["state"][0]["step"] = int(state["state"][0]["step"])
+    ours.load_state_dict(state)
+    parameters[1].data.copy_(parameters[0].data)
+    for parameter, optimizer in zip(parameters, (theirs, ours), strict=True):
+        parameter.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    torch.testing.assert_close(parameters[1], parameters[0])

@@ -9,13 +9,14 @@ from __future__ import annotations
 from types import ModuleType
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..nn import EncoderLayer, LayerParts
 from . import bert
 
 FAMILIES: tuple[ModuleType, ...] = (bert,)
 
-__all__ = ["FAMILIES", "check_convertible", "find_base", "layer_parts"]
+__all__ = ["FAMILIES", "check_convertible", "find_base", "layer_parts", "refuse_distributed"]
 
 
 def check_convertible(config) -> None:
@@ -50,6 +51,15 @@ def find_base(model: nn.Module) -> tuple[ModuleType, nn.Module]:
     if len(found) > 1:
         raise TypeError(f"{type(model).__name__} holds {len(found)} encoders; call this on each of them")
     return found[0]
+
+
+def refuse_distributed(model: nn.Module, verb: str) -> None:
+    """Raises ValueError for a model in DistributedDataParallel, which would not reduce Parameters made since."""
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            f"{verb} changes which Parameters there are, and DistributedDataParallel goes on reducing those that it "
+            f"was made with: call {verb} before wrapping the model"
+        )
 
 
 def layer_parts(model: nn.Module) -> list[tuple[nn.Module, LayerParts]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.models.bert import modeling_bert as hf
 
 from ..ticket import Ticket
@@ -31,6 +31,11 @@ MODEL_TYPES = ("bert", "compact_bert")
 def check_encoder(base: hf.BertModel) -> None:
     """Raises TypeError unless a base model that is not converted has the encoder that transformers gives it."""
     check_plain("encoder", base.encoder, hf.BertEncoder)
+    if "forward" in vars(base):
+        raise TypeError(
+            f"a forward was put on this {type(base).__name__} (to run it under autocast, say), which a converted model "
+            "would not run: convert it first, then wrap its forward"
+        )
 
 
 def check_compactable(model: nn.Module, base: hf.BertModel) -> None:
@@ -66,32 +71,57 @@ def dense_stock(model: nn.Module, base: hf.BertModel) -> nn.Module:
     return cls(config, **arguments)
 
 
-def connect(base: hf.BertModel, model: nn.Module) -> Callable[[], None]:
+def check_heads(model: nn.Module) -> None:
+    """Raises TypeError for heads of classes with a forward of their own, in which padding would count as zeros."""
+    for module in model.modules():
+        if isinstance(module, bert_heads.SCORES_TOKENS) and bert_heads.stock_class(module) is None:
+            raise TypeError(
+                f"{type(module).__qualname__} has a forward of its own, in which padding might be scored, as zeros: "
+                "convert the BertModel inside it (earlybert_kernels.convert(model.bert)), whose output is 0 there, if "
+                "that is what its loss leaves out"
+            )
+
+
+#: A module that runs packed tokens, and the handle of the hook that prepares what it is called with.
+Connection = tuple[nn.Module, RemovableHandle | None]
+
+
+def connect(base: hf.BertModel, model: nn.Module, connected: list[Connection]) -> None:
     """Routes the base model, and the heads in `model` that gain by it, through packed tokens.
 
     Forwards are replaced on the instances alone: every class, and with it what `save_pretrained`, pipelines and
-    `Trainer` find out about the model, stays what it was.
+    `Trainer` find out about the model, stays what it was. A forward that was on a head already (Accelerate's, under
+    autocast) is what the new one calls.
 
-    Returns:
-        A function that undoes it.
+    Args:
+        connected: what has been connected, to which the rest is added.
     """
-    pooled_is_read = any(bert_heads.stock_class(head) in bert_heads.READS_POOLED_TOKEN for head in model.modules())
-    base.forward = functools.partial(packed_forward, base, pooled_is_read=pooled_is_read)
-    handles, rerouted = [], [base]
+    before = {module for module, _ in connected}
+    if base not in before:
+        base.forward = functools.partial(packed_forward, base)
+        connected.append((base, None))
     for head in model.modules():
-        if (stock_class := bert_heads.stock_class(head)) is None:
+        if head in before or (stock_class := bert_heads.stock_class(head)) is None:
             continue
         names = tuple(inspect.signature(stock_class.forward).parameters)[1:-1]  # neither self nor **kwargs
         prepare = functools.partial(bert_heads.prepare, names)
-        handles.append(head.register_forward_pre_hook(prepare, with_kwargs=True))
+        connected.append((head, head.register_forward_pre_hook(prepare, with_kwargs=True)))
         if stock_class in bert_heads.FORWARDS:
-            head.forward = functools.partial(bert_heads.FORWARDS[stock_class], head)
-            rerouted.append(head)
-    return functools.partial(_disconnect, handles, rerouted)
+            head.forward = functools.partial(bert_heads.FORWARDS[stock_class], head, vars(head).get("forward"))
 
 
-def _disconnect(handles: list, rerouted: list[nn.Module]) -> None:
-    for handle in handles:
-        handle.remove()
-    for module in rerouted:
+def disconnect(connected: list[Connection]) -> None:
+    """Undoes `connect`. A forward that was wrapped since stays: what it calls sees that the model is restored."""
+    for module, handle in connected:
+        if handle is not None:
+            handle.remove()
+        forward = vars(module).get("forward")
+        if not isinstance(forward, functools.partial) or forward.func not in _FORWARDS:
+            continue
+        _, *previous = forward.args
         del module.forward
+        if previous and previous[0] is not None:
+            module.forward = previous[0]
+
+
+_FORWARDS = (packed_forward, *bert_heads.FORWARDS.values())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert as hf
 
+from ..nn.plain import extension
 from .compact_classes import COMPACT_CLASSES
 from .compact_config import CompactBertConfig
 
@@ -40,7 +41,26 @@ def check_config(config) -> None:
             f"hidden_act={config.hidden_act!r} cannot be converted; the fused feed-forward computes "
             f"{', '.join(ACTIVATIONS)}"
         )
+    implementation = getattr(config, "_attn_implementation", None) or "eager"
+    function = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    if implementation != "eager" and not getattr(function, "__module__", "").startswith("transformers."):
+        raise ValueError(
+            f"the attention function {implementation!r} is none of transformers' own, and a converted model would not "
+            "run it: call model.set_attn_implementation('sdpa') first"
+        )
     _check_fields(config)
+
+
+def check_attention(name: str, attention: hf.BertSelfAttention) -> None:
+    """Raises ValueError unless a self-attention computes what the fused one does: bidirectional, scores as usual."""
+    if attention.is_causal or attention.is_decoder:
+        raise ValueError(f"{name} is causal, and the fused attention is bidirectional: restore the model first")
+    usual = attention.attention_head_size**-0.5
+    if attention.scaling != usual:
+        raise ValueError(
+            f"{name}.scaling is {attention.scaling}, and the fused attention scales by {usual}: scale the query's "
+            "weight and bias instead"
+        )
 
 
 def check_base(base: hf.BertModel) -> None:
@@ -50,13 +70,13 @@ def check_base(base: hf.BertModel) -> None:
 
 
 def check_plain(name: str, module: nn.Module, cls: type) -> None:
-    """Raises TypeError unless a module is of the very class that transformers puts there, without hooks."""
+    """Raises TypeError unless a module is of the very class that transformers puts there, and nothing was put on it."""
     if type(module) is not cls:
         found = _full_name(type(module))
         advice = "; merge the adapter first (model.merge_and_unload())" if found.startswith("peft.") else ""
         raise TypeError(f"{name} is a {found}, expected a plain {_full_name(cls)}{advice}")
-    if any(map(_is_foreign, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()])):
-        raise TypeError(f"{name} carries forward hooks, which a converted model would not run; remove them")
+    if (found := extension(module)) is not None:
+        raise TypeError(f"{name} {found}, which a converted model would not run; remove it first")
 
 
 def check_agreement(model: nn.Module, base: hf.BertModel, *, whole: bool = True) -> None:
@@ -212,9 +232,3 @@ def _others(names: list[str]) -> str:
 
 def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _is_foreign(hook: Callable) -> bool:
-    """Whether a hook is neither our gates' nor the one with which transformers records outputs of stock layers."""
-    function = hook.func if isinstance(hook, functools.partial) else hook
-    return not function.__module__.startswith(("transformers.utils.output_capturing", "earlybert_kernels."))

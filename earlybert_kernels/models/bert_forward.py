@@ -11,9 +11,14 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
-from ..nn import Packing
+from ..nn import Packing, PaddingFreeEncoder
+from ..nn.plain import extension
 from .attention_weights import attention_weights
+from .bert_checks import check_attention
 from .doors import OFFSETS, find_packing, read_offsets, refuse_tracing
+
+#: Arguments that transformers passes along and that change nothing in a BERT encoder.
+_HARMLESS = frozenset({"num_items_in_batch", "output_router_logits", "return_dict", "use_cache"})
 
 
 @can_return_tuple
@@ -50,6 +55,10 @@ def packed_forward(
         TypeError: offsets are not int32.
         RuntimeError: the model is traced, or exported with a mask (see `refuse_tracing`).
     """
+    if not isinstance(base.encoder, PaddingFreeEncoder):  # restored, under a forward that was wrapped while converted
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        decoding = (encoder_hidden_states, encoder_attention_mask, past_key_values)
+        return type(base).forward(base, *inputs, *decoding, use_cache=use_cache, **kwargs)
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -120,11 +129,15 @@ def encode(
     Raises:
         ValueError: not exactly one of the inputs was given, mask or offsets do not fit the batch, a row begins with
             padding or is nothing else where its first token is needed, there is no such hidden state, or the batch
-            has no columns or is on another device than the model.
-        TypeError: offsets are not int32.
+            has no columns or is on another device than the model; or an attention was made causal or scaled.
+        TypeError: offsets are not int32, ids, types or positions neither int64 nor int32, or there is an argument
+            that would change what is computed, or is unknown.
         RuntimeError: the model is traced, or exported with a mask.
     """
     refuse_tracing(attention_mask)
+    _check_options(kwargs)
+    for layer in base.encoder.layer:
+        check_attention("attention.self", layer.attention.self)
     if output_attentions is None:
         output_attentions = base.config.output_attentions
     if output_hidden_states is None:
@@ -132,6 +145,9 @@ def encode(
     selection = _selected(output_hidden_states, len(base.encoder.layer) + 1)
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+    for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        if ids is not None and ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} are {ids.dtype}, expected torch.int64 or torch.int32")
     tokens = input_ids if input_ids is not None else inputs_embeds
     device = base.get_input_embeddings().weight.device
     if tokens.device != device:
@@ -169,6 +185,17 @@ def encode(
     states = [] if selection or output_attentions else None
     x = base.encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
     return _encoded(base, packing, x, states, selection, output_attentions)
+
+
+def _check_options(kwargs: dict) -> None:
+    """Raises TypeError for arguments that would be swallowed, where stock attention may heed them."""
+    for name, value in kwargs.items():
+        if value is None or name in _HARMLESS or (name == "is_causal" and not value):
+            continue
+        raise TypeError(
+            f"a converted model takes no argument {name}={value!r}: its attention is bidirectional, scaled as usual "
+            "and dropped out as the config says. Call earlybert_kernels.restore(model) first"
+        )
 
 
 def _selected(output_hidden_states: bool | int | Iterable[int], count: int) -> set[int]:
@@ -240,15 +267,10 @@ def _is_plain(embeddings: nn.Module) -> bool:
     return (
         type(embeddings) is hf.BertEmbeddings
         and all(type(modules[name]) is cls for name, cls in children.items())
-        and not any(map(_is_extended, (embeddings, *modules.values())))
+        and not any(map(extension, (embeddings, *modules.values())))
         and not any(
             m.max_norm is not None or m.scale_grad_by_freq or m.sparse
             for m in modules.values()
             if isinstance(m, nn.Embedding)
         )
     )
-
-
-def _is_extended(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__

@@ -1,6 +1,8 @@
 """The BERT heads: what stands on padding counts in none of them, and some gain by knowing which tokens are real."""
 
 # Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
+import functools
+from collections.abc import Callable
 from typing import Unpack
 
 import torch
@@ -11,7 +13,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
-from ..nn import Packing
+from ..nn import Packing, PaddingFreeEncoder
 from .bert_forward import encode
 from .doors import OFFSETS, read_offsets, refuse_tracing
 
@@ -23,11 +25,11 @@ READS_FIRST_TOKEN = (
     hf.BertForMultipleChoice,
     hf.BertForNextSentencePrediction,
 )
-#: Heads that cannot do without the pooled token, which a row that begins with padding does not have.
-READS_POOLED_TOKEN = (*READS_FIRST_TOKEN, hf.BertForPreTraining)
-
 #: Heads whose `labels` belong to tokens.
 LABELS_TOKENS = (hf.BertForPreTraining, hf.BertLMHeadModel, hf.BertForMaskedLM, hf.BertForTokenClassification)
+
+#: Heads in which every token is scored, so that padding has to be left out.
+SCORES_TOKENS = (*LABELS_TOKENS, hf.BertForQuestionAnswering)
 
 
 def stock_class(head: nn.Module) -> type | None:
@@ -74,6 +76,8 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
         raise ValueError("BertForMultipleChoice takes no packed batch, in which its choices could not be told apart")
     if cls in READS_FIRST_TOKEN:
         kwargs["first_token_only"] = True
+    if cls is hf.BertForPreTraining:
+        kwargs["pooled_is_read"] = True
     if cls in LABELS_TOKENS:
         for name in ("labels", "shift_labels"):
             if kwargs.get(name) is not None:
@@ -107,6 +111,7 @@ def _counting(labels: Tensor, mask: Tensor | None, offsets: Tensor | None, predi
 @can_return_tuple
 def question_answering_forward(
     model: hf.BertForQuestionAnswering,
+    previous: Callable | None,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
@@ -126,18 +131,27 @@ def question_answering_forward(
 
     Of a packed batch the logits are `(1, T)`. The positions `(sequences,)` are counted within each sequence; one at
     its length or beyond does not count.
+
+    Args:
+        previous: the forward that was on the model before it was converted, which computes the logits; None for its
+            class's.
     """
-    outputs = model.bert(
-        input_ids,
-        attention_mask=attention_mask,
-        token_type_ids=token_type_ids,
-        position_ids=position_ids,
-        inputs_embeds=inputs_embeds,
-        cu_seq_lens_q=cu_seq_lens_q,
-        max_length_q=max_length_q,
-        **{**kwargs, "return_dict": True},
-    )
-    logits = model.qa_outputs(outputs.last_hidden_state)
+    forward = previous or functools.partial(type(model).forward, model)
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
+        **kwargs,
+        "return_dict": True,
+    }
+    if not is_fused(model):
+        return forward(**inputs, start_positions=start_positions, end_positions=end_positions)
+    if cu_seq_lens_q is not None:
+        inputs |= {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+    outputs = forward(**inputs)
+    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
     lowest = torch.finfo(logits.dtype).min
     padding = None
     if attention_mask is not None:
@@ -153,6 +167,8 @@ def question_answering_forward(
             real = torch.arange(rows.shape[1], device=rows.device) < cu_seq_lens_q.diff().unsqueeze(1)
         elif padding is not None:
             real = ~padding.squeeze(-1)
+        if previous is not None:  # logits may come from under its autocast, where losses are float32
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         loss = sum(
             _answer_loss(scores, positions, real)
             for scores, positions in zip(rows.unbind(-1), (start_positions, end_positions), strict=True)
@@ -167,6 +183,11 @@ def question_answering_forward(
     )
 
 
+def is_fused(head: nn.Module) -> bool:
+    """Whether the BERT of a head is converted; forwards that were wrapped meanwhile outlive `restore`."""
+    return isinstance(head.bert.encoder, PaddingFreeEncoder)
+
+
 def _answer_loss(scores: Tensor, positions: Tensor, real: Tensor | None) -> Tensor:
     """Cross-entropy of scores `(rows, length)` at `positions`, those outside or where `real` is False left out."""
     length = scores.shape[1]
@@ -179,6 +200,7 @@ def _answer_loss(scores: Tensor, positions: Tensor, real: Tensor | None) -> Tens
 
 def masked_lm_forward(
     model: hf.BertForMaskedLM,
+    previous: Callable | None,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
@@ -192,6 +214,8 @@ def masked_lm_forward(
     """`BertForMaskedLM.forward`, with the head and the decoder on the labelled rows alone when `skip_logits`.
 
     Args:
+        previous: the forward that was on the model before it was converted, which is called where logits are wanted;
+            None for its class's.
         labels: `(B, S)`, or `(1, T)` of a packed batch; -100 where there is no label. On padding they do not count.
         skip_logits: return the loss without logits, which are then never computed for unlabelled tokens.
         max_labelled: with `skip_logits`, at least the number of labels, where the caller knows one: the host then
@@ -199,12 +223,19 @@ def masked_lm_forward(
             are left out (an error on the CPU).
 
     Raises:
+        TypeError: `skip_logits` of a model with a forward of its own, or one that has been restored.
         ValueError: `skip_logits` without labels, or more labels than `max_labelled` (on the CPU).
     """
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
     if not skip_logits:
         names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-        return type(model).forward(model, **dict(zip(names, inputs, strict=True)), labels=labels, **kwargs)
+        forward = previous or functools.partial(type(model).forward, model)
+        return forward(**dict(zip(names, inputs, strict=True)), labels=labels, **kwargs)
+    if previous is not None or not is_fused(model):
+        raise TypeError(
+            "skip_logits=True needs a converted model whose forward was not wrapped before: convert it first, then "
+            "prepare it (with Accelerate, say)"
+        )
     if labels is None:
         raise ValueError("skip_logits=True needs labels: without a loss and without logits nothing is left to compute")
     return _labelled_rows_forward(model, inputs, labels, max_labelled, **kwargs)
@@ -219,6 +250,8 @@ def _labelled_rows_forward(
     head = model.cls.predictions
     hidden = head.transform(x.index_select(0, rows))
     loss = ops.masked_lm_loss(hidden, labels, head.decoder.weight, head.decoder.bias, max_labelled=max_labelled)
+    # The op's loss of no label at all is 0; the mean of nothing is not a number, as in the stock head.
+    loss = torch.where((labels != _NO_LABEL).any(), loss, torch.nan)
     return MaskedLMOutput(loss=loss, hidden_states=hidden_states, attentions=attentions)
 
 

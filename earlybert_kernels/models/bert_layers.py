@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 from transformers.models.bert import modeling_bert as hf
 
 from ..nn import LayerParts
-from .bert_checks import ACTIVATIONS, check_plain
+from .bert_checks import ACTIVATIONS, check_attention, check_plain
 
 
 def parts(layer: nn.Module, name: str) -> LayerParts:
@@ -16,6 +16,7 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
     Raises:
         TypeError: a module is not the one transformers puts there, or carries hooks, which a fused layer
             would pass by; the message names it.
+        ValueError: the attention is causal or scales its scores in a way of its own.
     """
     attention = layer.attention
     hidden_act = attention.self.config.hidden_act
@@ -42,7 +43,9 @@ def parts(layer: nn.Module, name: str) -> LayerParts:
     }
     for suffix, (module, cls) in expected.items():
         check_plain(name + suffix, module, cls)
+    check_attention(f"{name}.attention.self", attention.self)
     return LayerParts(
+        self_attention=attention.self,
         query=attention.self.query,
         key=attention.self.key,
         value=attention.self.value,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..units import unit_list
 from .parts import LayerParts
+from .plain import extension
 
 
 class LayerWeights(NamedTuple):
@@ -94,7 +95,7 @@ class EncoderLayer(nn.Module):
             `(T, E)`, or `(B, E)` when `first_token_only`.
 
         Raises:
-            TypeError: a module inside the layer was replaced after the layer was made.
+            TypeError: a module inside the layer was replaced or extended after the layer was made.
         """
         for parent, name, child in () if torch.compiler.is_compiling() else self._children:
             # The weights are read from `parts`: a module put in another's place would silently not count.
@@ -102,6 +103,11 @@ class EncoderLayer(nn.Module):
                 raise TypeError(
                     f"{type(parent).__name__}.{name} was replaced after the model was converted; call "
                     "earlybert_kernels.restore(model) before changing its modules, and convert it again"
+                )
+            if (found := extension(child)) is not None:
+                raise TypeError(
+                    f"{type(parent).__name__}.{name} {found}, put there after the model was converted, which does not "
+                    "run it; call earlybert_kernels.restore(model) first"
                 )
         parts = self.parts
         weights = own_weights(self) if weights is None else weights
@@ -116,7 +122,7 @@ class EncoderLayer(nn.Module):
             active_heads=weights.active_heads,
             head_gates=weights.head_gates,
             first_token_only=first_token_only,
-            attention_dropout_p=_rate(parts.attention_dropout),
+            attention_dropout_p=parts.attention_dropout.p if parts.self_attention.training else 0.0,
             dropout_p=_rate(parts.attention_output_dropout),
             eps=parts.attention_norm.eps,
         )

@@ -16,9 +16,11 @@ class LayerParts:
     The modules stay the model's own; pruning swaps the Parameters inside them. Widths are read from the
     weights, so that uneven layers need nothing more. The units of a layer are its heads (`head_size` rows of
     query, key and value, and as many columns of `attention_output`) and its neurons (one row of
-    `intermediate` and one column of `output` each).
+    `intermediate` and one column of `output` each). Whether the attention weights are dropped out is up to the mode
+    of `self_attention`, as in transformers, and not to that of `attention_dropout`.
     """
 
+    self_attention: nn.Module
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from .transforms import refuse_transforms
+
 #: The device types a backend has kernels for; Triton's run on the CPU under its interpreter, CUDA's by the emulator.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu")}
 
@@ -73,6 +75,7 @@ def define(
         backward = getattr(getattr(torch.ops.earlybert, f"{name}_backward"), backend)
 
         def defined_gradients(ctx, *grads, backward=backward):
+            refuse_transforms(f"{name}_backward", *(g for g in grads if torch.is_tensor(g)))
             if grads[0] is None:  # nothing that depends on the output has a gradient
                 return (None,) * len(ctx.needs_input_grad)
             return gradients(ctx, backward, *grads)

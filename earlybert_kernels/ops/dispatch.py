@@ -11,6 +11,7 @@ import torch
 
 from ..backends import DEFAULT_ARCHITECTURE, architecture_of
 from . import choices
+from .transforms import refuse_transforms
 
 #: All backends, best first where the table of choices says nothing.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -19,6 +20,8 @@ _OFF_GPUS = ("cpu", "reference")
 
 # A plain global and no ContextVar: torch.compile cannot trace the latter.
 _forced: str | None = None
+# Contexts of `use_backend` that are open, the newest last: those of other threads may close in any order.
+_open: list[list[str]] = []
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,26 @@ def use_backend(backend: str) -> Iterator[None]:
         RuntimeError: raised by an op inside the context that `backend` cannot run; nothing else falls back.
     """
     global _forced
-    before, _forced = _forced, _known(backend)
+    own = [_known(backend)]
+    _open.append(own)
+    _forced = backend
     try:
         yield
     finally:
-        _forced = before
+        _open[:] = [other for other in _open if other is not own]
+        _forced = _open[-1][0] if _open else None
 
 
 def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
-    """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s."""
-    return _implementations[op][pick(op, backend, *tensors, size=size, **facts)].run
+    """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s.
+
+    Raises:
+        NotImplementedError: a kernel would lose forward-mode tangents, or stands in a torch.func transform.
+    """
+    chosen = pick(op, backend, *tensors, size=size, **facts)
+    if chosen != "reference":
+        refuse_transforms(op, *tensors)
+    return _implementations[op][chosen].run
 
 
 def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> str:

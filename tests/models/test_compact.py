@@ -340,3 +340,25 @@ def test_a_saved_compact_model_says_how_it_is_loaded(tmp_path):
     readme.write_text("mine")
     model.save_pretrained(tmp_path)
     assert readme.read_text() == "mine"
+
+
+def test_an_optimizer_that_keeps_a_list_of_its_parameters_is_refused():
+    model = ek.convert(tiny_model())
+    keys = {name: p.shape for name, p in model.named_parameters()}
+    with pytest.raises(TypeError, match="LBFGS keeps a list.*build a new optimizer after compact"):
+        ek.compact(model, some_ticket(model), torch.optim.LBFGS(model.parameters()))
+    assert {name: p.shape for name, p in model.named_parameters()} == keys
+
+
+def test_to_stock_keeps_random_numbers_frozen_parameters_and_dtypes():
+    model = ek.compact(ek.convert(tiny_model(cls=transformers.BertForMaskedLM)), some_ticket(tiny_model()))
+    model.bert.embeddings.requires_grad_(False)
+    model.bert.encoder.layer[0].bfloat16()
+    state = torch.get_rng_state()
+    stock = ek.to_stock(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    ours = dict(model.named_parameters())
+    for name, parameter in stock.named_parameters():
+        assert (parameter.dtype, parameter.requires_grad) == (ours[name].dtype, ours[name].requires_grad), name
+    assert {p.dtype for p in stock.parameters()} == {torch.float32, torch.bfloat16}
+    assert stock.cls.predictions.decoder.weight is stock.bert.embeddings.word_embeddings.weight

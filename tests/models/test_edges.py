@@ -48,7 +48,8 @@ def test_a_batch_of_padding_alone_has_no_labels(options):
     model = converted("BertForMaskedLM")
     loss = model(**all_padding(), labels=torch.ones(2, 3, dtype=torch.long), skip_logits=True, **options).loss
     loss.backward()
-    assert loss == 0 and not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+    assert loss.isnan()  # the mean of nothing, as in stock
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -110,3 +111,26 @@ def test_torch_export_takes_packed_batches_and_no_mask(name):
     theirs = model(**inputs)
     for field, value in program(**inputs).items():
         torch.testing.assert_close(value, theirs[field], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [(True, False), (False, True)])
+def test_attention_dropout_follows_the_mode_that_stock_follows(training) -> None:
+    """Stock reads the mode of the attention, and not that of the Dropout module inside it."""
+    random = []
+    for convert in (lambda model: model, ek.convert):
+        model = convert(tiny_model())
+        for layer in model.bert.encoder.layer:
+            attention = layer.attention.self
+            attention.dropout.p = 0.5
+            attention.training, attention.dropout.training = training
+        random.append(not torch.equal(model(**batch()).logits, model(**batch()).logits))
+    assert random == [training[0]] * 2
+
+
+def test_a_masked_lm_loss_of_no_label_is_not_a_number_as_in_stock() -> None:
+    stock = tiny_model(cls=transformers.BertForMaskedLM)
+    labels = torch.full_like(batch()["input_ids"], -100)
+    assert stock(**batch(), labels=labels).loss.isnan()
+    model = ek.convert(stock)
+    for more in ({}, {"skip_logits": True}, {"skip_logits": True, "max_labelled": 3}):
+        assert model(**batch(), labels=labels, **more).loss.isnan()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_bert import batch, packed, tiny_config, tiny_model
+from tiny_bert import batch, packed, some_ticket, tiny_config, tiny_model
 from transformers import (
+    AttentionInterface,
     BertForMaskedLM,
     BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
 )
 
 import earlybert_kernels as ek
@@ -118,3 +122,80 @@ def test_offsets_still_pack() -> None:
 def test_a_batch_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the batch has no tokens: its shape is \(2, 0\)"):
         ek.convert(tiny_model())(input_ids=torch.zeros(2, 0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("is_causal", True), ("dropout", 0.5), ("scaling", 3.0), ("sliding_window", 2), ("unheard_of", 1)],
+)
+def test_attention_of_another_kind_is_not_swallowed(name, value) -> None:
+    for cls in (BertForSequenceClassification, BertForMaskedLM, BertForQuestionAnswering, BertModel):
+        model = ek.convert(tiny_model(cls=cls))
+        with pytest.raises(TypeError, match=f"takes no argument {name}=.*restore"):
+            model(**batch(), **{name: value})
+
+
+def test_arguments_that_change_nothing_are_taken() -> None:
+    model = ek.convert(tiny_model())
+    harmless = {"num_items_in_batch": torch.tensor(4), "return_dict": True, "use_cache": False, "is_causal": False}
+    out = model(**batch(), **harmless, output_router_logits=False, output_attentions=False, cache_position=None)
+    assert torch.equal(out.logits, model(**batch()).logits)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [("is_causal", True, "causal"), ("scaling", 1.0, "scaling is")])
+def test_attention_that_was_changed_is_refused(name, value, message) -> None:
+    stock = tiny_model()
+    setattr(stock.bert.encoder.layer[1].attention.self, name, value)
+    with pytest.raises(ValueError, match=rf"layer\.1\.attention\.self.*{message}|{message}"):
+        ek.convert(stock)
+    model = ek.convert(tiny_model())
+    setattr(model.bert.encoder.layer[1].attention.self, name, value)
+    with pytest.raises(ValueError, match=message):
+        model(**batch())
+
+
+def test_an_attention_function_of_ones_own_is_refused() -> None:
+    def mine(module, query, key, value, mask, **kwargs):
+        raise AssertionError
+
+    AttentionInterface.register("mine_of_this_test", mine)
+    model = tiny_model()
+    model.config._attn_implementation = "mine_of_this_test"
+    with pytest.raises(ValueError, match="'mine_of_this_test' is none of transformers' own.*set_attn_implementation"):
+        ek.convert(model)
+    for known in ("eager", "sdpa"):
+        model.config._attn_implementation = known
+        ek.restore(ek.convert(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8, torch.int16])
+@pytest.mark.parametrize("name", ["input_ids", "token_type_ids", "position_ids"])
+def test_ids_of_a_dtype_that_would_be_cut_are_refused(name, dtype) -> None:
+    inputs = {**batch(), "position_ids": torch.arange(9).expand(4, 9)}
+    inputs[name] = inputs[name].to(dtype)
+    with pytest.raises(TypeError, match=f"{name} are {dtype}"):
+        ek.convert(tiny_model())(**inputs)
+
+
+@pytest.mark.parametrize("verb", ["enable_gates", "compact"])
+def test_parameters_made_inside_a_distributed_wrapper_are_refused(verb, tmp_path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(ek.convert(tiny_model()))
+        with pytest.raises(ValueError, match=f"call {verb} before wrapping"):
+            ek.enable_gates(model) if verb == "enable_gates" else ek.compact(model, some_ticket(model.module))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("transform", ["jvp", "grad"])
+def test_transforms_of_a_model_are_refused(transform) -> None:
+    model = ek.convert(tiny_model())
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (), {**batch(), "labels": torch.tensor([0, 1, 2, 0])}).loss
+
+    with pytest.raises(NotImplementedError, match="restore"):
+        torch.func.jvp(loss, (parameters,), (parameters,)) if transform == "jvp" else torch.func.grad(loss)(parameters)
+    torch.testing.assert_close(loss(parameters), model(**batch(), labels=torch.tensor([0, 1, 2, 0])).loss)

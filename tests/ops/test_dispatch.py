@@ -204,3 +204,14 @@ def test_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("EARLYBERT_BACKEND", "gpu")
     with pytest.raises(ValueError, match="no backend named 'gpu'"):
         add_norm()
+
+
+def test_contexts_of_several_threads_leave_nothing_forced():
+    """Contexts that overlap, as those of two threads do, need not close in the order in which they were opened."""
+    first, second = ek.use_backend("reference"), ek.use_backend("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert dispatch._forced == "cpu"
+    second.__exit__(None, None, None)
+    assert dispatch._forced is None

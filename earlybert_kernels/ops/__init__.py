@@ -2,7 +2,7 @@
 
 from .attention import attention
 from .attention_sublayer import attention_sublayer
-from .dispatch import backends, use_backend
+from .dispatch import backends, record_backends, use_backend
 from .dropout_add_layer_norm import dropout_add_layer_norm
 from .embedding_layer_norm import embedding_layer_norm
 from .feed_forward import feed_forward
@@ -26,6 +26,7 @@ __all__ = [
     "lamb_step",
     "masked_lm_loss",
     "pad",
+    "record_backends",
     "ticket_distance",
     "ticket_masks",
     "unpad",

@@ -22,6 +22,8 @@ _OFF_GPUS = ("cpu", "reference")
 _forced: str | None = None
 # Contexts of `use_backend` that are open, the newest last: those of other threads may close in any order.
 _open: list[list[str]] = []
+#: What `record_backends` fills while it is open.
+_record: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,17 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced = _open[-1][0] if _open else None
 
 
+@contextlib.contextmanager
+def record_backends() -> Iterator[dict[str, str]]:
+    """Within the context, notes by op which backend runs it, of several the last; gives the notes."""
+    global _record
+    before, _record = _record, {}
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
 def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
     """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s.
 
@@ -120,6 +133,8 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: in
         NotImplementedError: a kernel would lose forward-mode tangents, or stands in a torch.func transform.
     """
     chosen = pick(op, backend, *tensors, size=size, **facts)
+    if _record is not None:
+        _record[op] = chosen
     if chosen != "reference":
         refuse_transforms(op, *tensors)
     return _implementations[op][chosen].run

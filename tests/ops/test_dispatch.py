@@ -215,3 +215,14 @@ def test_contexts_of_several_threads_leave_nothing_forced():
     assert dispatch._forced == "cpu"
     second.__exit__(None, None, None)
     assert dispatch._forced is None
+
+
+def test_what_ran_is_recorded() -> None:
+    x, row = torch.zeros(4, 8), torch.zeros(8)
+    with ek.ops.record_backends() as outer:
+        ek.ops.dropout_add_layer_norm(x, x, row, row)
+        with ek.ops.record_backends() as inner, ek.use_backend("reference"):
+            ek.ops.feed_forward(x, torch.zeros(16, 8), torch.zeros(16), torch.zeros(8, 16), row)
+    ek.ops.feed_forward(x, torch.zeros(16, 8), torch.zeros(16), torch.zeros(8, 16), row)
+    assert outer == {"dropout_add_layer_norm": ek.ops.backends("dropout_add_layer_norm")[-2]}
+    assert inner == {"feed_forward": "reference"}

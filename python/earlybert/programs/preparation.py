@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel
 
 import earlybert_kernels as ek
 
@@ -18,10 +19,6 @@ from ..errors import MissingFileError, UsageError
 from ..loading import read_config, read_tokenizer
 from ..run_directory import RunDirectory
 from ..tasks import Task, TaskData, get_task
-
-#: The ops that a converted model for sequence classification is made of: on a CPU whole sublayers, elsewhere parts.
-SUBLAYERS = ("embedding_layer_norm", "attention_sublayer", "feed_forward_sublayer")
-PARTS = ("embedding_layer_norm", "attention", "feed_forward", "dropout_add_layer_norm")
 
 
 @dataclass(frozen=True)
@@ -140,47 +137,25 @@ def unit_counts(config: Any) -> tuple[list[int], list[int]]:
 
 
 def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Which backend will run each op of a converted model here, found by running it on a few tokens.
+    """Which backend will run each op of a converted model here: what a layer of its sizes does with four tokens.
 
     Raises:
         UsageError: `EARLYBERT_BACKEND` names a backend that cannot.
     """
-    hidden, neurons = config.hidden_size, config.intermediate_size
-    head_size = hidden // config.num_attention_heads
-    x = torch.zeros(4, hidden, device=device, dtype=dtype)
-    qkv = x.view(4, -1, head_size)
-    square, row = torch.zeros(hidden, hidden, device=device, dtype=dtype), x[0]
-    weight = torch.zeros(hidden, neurons, device=device, dtype=dtype)
-    block = (x, weight.t(), weight[0], weight, row)
-    ids = torch.zeros(4, dtype=torch.int64, device=device)
-    packing = (torch.tensor([0, 4], dtype=torch.int32, device=device), 4)
-    tiny = {
-        "embedding_layer_norm": partial(ek.ops.embedding_layer_norm, ids, ids, ids, x, x, x, row, row),
-        "attention": partial(ek.ops.attention, qkv, qkv, qkv, *packing),
-        "attention_sublayer": partial(
-            ek.ops.attention_sublayer, x, *packing, *(square, row) * 4, row, row, head_size=head_size
-        ),
-        "feed_forward": partial(ek.ops.feed_forward, *block),
-        "feed_forward_sublayer": partial(ek.ops.feed_forward_sublayer, *block, row, row),
-        "dropout_add_layer_norm": partial(ek.ops.dropout_add_layer_norm, x, x, row, row),
-    }
-    forced = os.environ.get("EARLYBERT_BACKEND")
-    in_use = {}
-    for op in SUBLAYERS if device.type == "cpu" else PARTS:
-        reasons = []
-        for backend in [forced] if forced else ek.ops.backends(op):
-            try:
-                with torch.inference_mode():
-                    tiny[op](backend=backend)
-            except (RuntimeError, ValueError) as error:
-                reasons.append(str(error))
-                continue
-            in_use[op] = backend
-            break
-        else:
-            what = f"EARLYBERT_BACKEND={forced}" if forced else "--kernels auto"
-            raise UsageError(f"{what} cannot be used on device {device}: {'; '.join(reasons)}")
-    return in_use
+    small = copy.deepcopy(config.dense() if hasattr(config, "dense") else config)
+    small.num_hidden_layers = 1
+    small.vocab_size, small.max_position_embeddings = (small.pad_token_id or 0) + 2, 4
+    model = ek.convert(AutoModel.from_config(small)).to(device)
+    tokens = torch.arange(4, device=device)[None]
+    offsets = {"cu_seq_lens_q": torch.tensor([0, 4], dtype=torch.int32, device=device), "max_length_q": 4}
+    try:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), ek.ops.record_backends() as used:
+            model(torch.ones_like(tokens), position_ids=tokens, **offsets)
+    except (RuntimeError, ValueError) as error:
+        forced = os.environ.get("EARLYBERT_BACKEND")
+        what = f"EARLYBERT_BACKEND={forced}" if forced else "--kernels auto"
+        raise UsageError(f"{what} cannot be used on device {device}: {error}") from None
+    return used
 
 
 def _device(args: FinetuneArguments) -> torch.device:

@@ -208,7 +208,7 @@ def _launch(a, b, out, tile, used, bias, preactivation, activated, sums, epilogu
     if any(stride % 16 for stride in (*a.stride(), *b.stride(), out.stride(-2)) if stride != 1):
         # Rows begin anywhere, so that every value is read or stored by itself, and the addresses of a whole tile do not
         # fit into the registers.
-        tile = tile._replace(n=max(tile.n // 2, 16))
+        tile = tile._replace(n=min(max(tile.n // 2, 16), 64))
     part = triton.cdiv(inner, parts * tile.k) * tile.k
     launch(
         _matmul,

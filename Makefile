@@ -21,7 +21,7 @@ install: $(INSTALLED)
 install-for-tests: $(INSTALLED_FOR_TESTS)
 
 $(INSTALLED): $(SOURCES)
-	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (2 minutes on 2 cores)"
+	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (minutes, the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[demo]'
 	@echo "== What this installation has:"
@@ -30,7 +30,7 @@ $(INSTALLED): $(SOURCES)
 
 # What no GPU is needed to test as well: the CUDA kernels for the processor, and what nvcc, if it is here, makes of them.
 $(INSTALLED_FOR_TESTS): $(SOURCES)
-	@echo "== Creating $(VENV) and installing what the tests need (6 minutes on 2 cores where there is nvcc)"
+	@echo "== Creating $(VENV) and installing what the tests need (minutes, the first time)"
 	$(PYTHON) -m venv $(VENV)
 	EARLYBERT_BUILD_CUDA_EMULATED=1 EARLYBERT_CUDA_ARCHS=$${EARLYBERT_CUDA_ARCHS:-common} \
 	  $(INSTALL) '.[demo,dev,bench]'

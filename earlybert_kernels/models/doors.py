@@ -77,7 +77,7 @@ def read_offsets(
     starts = (positions[1:] <= positions[:-1]).nonzero().squeeze(1) + 1
     if not starts.numel():
         return {}
-    if (positions[starts] != positions[0]).any():
+    if starts.numel() == len(positions) - 1 or (positions[starts] != positions[0]).any():  # no two tokens of one
         raise ValueError(
             "position_ids of the row neither rise throughout nor begin again where they began, so that they do not "
             f"say where its sequences are: {_GIVE_OFFSETS}"

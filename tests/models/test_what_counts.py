@@ -191,6 +191,7 @@ def test_a_flattened_batch_that_cannot_be_read_is_refused(name):
     for wrong in (
         {"position_ids": torch.tensor([[0, 1, 1, 2]])},
         {"position_ids": torch.tensor([[1, 2, 0, 1]])},
+        {"position_ids": torch.zeros(1, 4, dtype=torch.int64)},
         {"seq_idx": torch.tensor([[0, 0, 1, 1]])},
     ):
         with pytest.raises(ValueError, match="return_flash_attn_kwargs=True"):

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PYTHON312 ?= python3.12
 CONSTRAINTS := constraints.txt
+CUDA_ARCHS ?= 80;90a
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -28,11 +29,12 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m earlybert_kernels.env
 	@touch $@
 
-# What no GPU is needed to test as well: the CUDA kernels for the processor, and what nvcc, if it is here, makes of them.
+# What no GPU is needed to test as well: the CUDA kernels for the processor, and what nvcc, if it is here, makes of them:
+# for two architectures, which takes 3 minutes less than all of them, CUDA_ARCHS=common.
 $(INSTALLED_FOR_TESTS): $(SOURCES)
 	@echo "== Creating $(VENV) and installing what the tests need (minutes, the first time)"
 	$(PYTHON) -m venv $(VENV)
-	EARLYBERT_BUILD_CUDA_EMULATED=1 EARLYBERT_CUDA_ARCHS=$${EARLYBERT_CUDA_ARCHS:-common} \
+	EARLYBERT_BUILD_CUDA_EMULATED=1 EARLYBERT_CUDA_ARCHS='$(CUDA_ARCHS)' \
 	  $(INSTALL) '.[demo,dev,bench]'
 	@echo "== What this installation has:"
 	$(BIN)/python -m earlybert_kernels.env

@@ -192,7 +192,7 @@ class Session:
         """What the installation has, and everything that is imported later once, from a disk that is still cold."""
         device = "cpu" if self.rehearse else "cuda"
         product = f"import torch; a = torch.ones(256, 256, device={device!r}).bfloat16(); print((a @ a).sum().item())"
-        imports = "import transformers, earlybert.finetuning; from transformers import BertForSequenceClassification"
+        imports = "import earlybert.programs.finetune; from transformers import BertForSequenceClassification"
         jobs = [
             self.job("setup-torch", (PYTHON, "-c", product), 60),
             self.job("setup-transformers", (PYTHON, "-c", imports), 60),

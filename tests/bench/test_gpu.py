@@ -1,6 +1,7 @@
 """The two commands for a GPU: what they run and for how long. That it all runs is what REHEARSE=1 tries out."""
 
 import json
+import subprocess
 
 import examples
 import pytest
@@ -219,3 +220,10 @@ def test_the_unpadded_stock_model_is_one_graph_for_torch_compile():
 def test_varlen_knows_no_dropout():
     with pytest.raises(RuntimeError, match="has no dropout"):
         varlen.attention("varlen", *[torch.empty(1, 1, 8)] * 3, torch.tensor([0, 1]), 1, dropout_p=0.1)
+
+
+def test_what_is_imported_at_the_beginning_is_there(session):
+    first = session("first", rehearse=True)
+    (job,) = (job for job in first.setup() if job.name == "setup-transformers")
+    done = subprocess.run(job.command, env=first.runner.env, cwd=gpu.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

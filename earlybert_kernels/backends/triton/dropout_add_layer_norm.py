@@ -215,8 +215,6 @@ def backward(
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
     grad_x_columns = torch.empty(width, dtype=x.dtype, device=x.device)
     tile_rows, cols, num_warps = tiling(width)
-    if seed is not None and width % 4:
-        num_warps = min(2 * num_warps, 32)  # drawing random numbers for each value alone takes registers as well
     # A thread keeps three sums and two values of each of 8 columns a tile, and the copy of a value that it works on.
     registers = 72 * triton.cdiv(width, cols) + 16
     programs = resident_programs(x, triton.cdiv(rows, tile_rows), max(2048 // (registers * num_warps), 1))

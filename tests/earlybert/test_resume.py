@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
 from earlybert.errors import Interrupted, UsageError
-from earlybert.programs import finetune as finetuning
+from earlybert.programs import preparation
 from earlybert.training.checkpoints import fingerprint
 from earlybert.training.loop import TrainingLoop
 
@@ -110,7 +110,7 @@ def test_an_untouched_run_goes_on_and_one_in_another_environment_says_so(
     args = own(checkpoint_steps=1)
     stop(args, monkeypatch, "search")
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning, "versions", lambda: {"torch": "0.0"})
+        patch.setattr(preparation, "versions", lambda: {"torch": "0.0"})
         stop(own(checkpoint_steps=1, resume=True), patch, "train")
     metrics = finetune(own(resume=True))
     (warning,) = metrics["warnings"]

@@ -16,12 +16,11 @@ from torch import nn
 import earlybert_kernels as ek
 
 from ..arguments import FinetuneArguments
-from ..environment import describe_machine, versions
 from ..errors import UsageError
 from ..files import apply_umask, write_bytes
 from ..loading import first_line, load_model
-from ..search.drawing import inverted_ticket, random_ticket
-from ..search.stage import SearchSettings, SearchStage, gates_by_name
+from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
+from ..search.stage import SearchSettings, SearchStage
 from ..training.checkpoints import Checkpoints, fingerprint
 from ..training.data import EncodedExamples, TrainingOrder, check_fits, unknown_share
 from ..training.evaluation import predict
@@ -81,9 +80,7 @@ class _Run:
         self.device = prepared.device
         self.pad_to = self.args.max_length if self.args.padding == "max_length" else None
         self.interrupt = InterruptRequest()
-        self.environment = {
-            "versions": versions(), "machine": describe_machine(self.device), "backend": prepared.backends
-        }  # fmt: skip
+        self.environment = prepared.environment
         self.seconds: dict[str, float] = {}
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
@@ -320,7 +317,6 @@ class _Run:
             "model": args.model,
             "seed": args.seed,
             "kernels": args.kernels,
-            "backend": self.environment["backend"],
             "eval": results,
             "main_metric": self.prepared.task.main_metric,
             "seconds": {name: seconds[name] for name in order},
@@ -340,8 +336,7 @@ class _Run:
                 "eval": {name or "dev": len(examples) for name, examples in self.prepared.data.evals.items()},
             },
             "arguments": asdict(args),
-            "versions": self.environment["versions"],
-            "machine": self.environment["machine"],
+            **self.environment,
         }  # fmt: skip
 
     def _write(self, model: nn.Module, metrics: dict[str, Any]) -> None:

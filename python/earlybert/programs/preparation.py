@@ -49,6 +49,11 @@ class Prepared:
     backends: dict[str, str]
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What the run is done with: `versions`, `machine` and `backend` of metrics.json."""
+        return _environment(self.device, self.backends)
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
         return getattr(torch, self.args.dtype)
@@ -69,7 +74,7 @@ def prepare(args: FinetuneArguments) -> Prepared:
     device = _device(args)
     config, labels = _config(args, task)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
-    backends = backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
+    backends = _backends(args, config, device)
     tokenizer = read_tokenizer(args.model, config)
     data = task.load(None if args.data_dir is None else Path(args.data_dir))
     data = TaskData(
@@ -104,11 +109,15 @@ def environment(args: FinetuneArguments) -> dict[str, Any]:
     args = args.resolved()
     device = _device(args)
     config, _ = _config(args, get_task(args.task))
-    return {
-        "versions": versions(),
-        "machine": describe_machine(device),
-        "backend": backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {},
-    }
+    return _environment(device, _backends(args, config, device))
+
+
+def _environment(device: torch.device, backends: dict[str, str]) -> dict[str, Any]:
+    return {"versions": versions(), "machine": describe_machine(device), "backend": backends}
+
+
+def _backends(args: FinetuneArguments, config: Any, device: torch.device) -> dict[str, str]:
+    return backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
 
 
 def load_ticket(path: str, config: Any) -> ek.Ticket:

@@ -254,6 +254,12 @@ def _check_multiple_of(multiple_of: int, scores: Sequence[torch.Tensor]) -> int:
     return multiple_of
 
 
+def gates_by_name(head_gates: Sequence[torch.Tensor], neuron_gates: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The gates as `gates.safetensors` holds them, for `read_gates`: `head_gates.0` and so on, on the CPU."""
+    names = (("head_gates", head_gates), ("neuron_gates", neuron_gates))
+    return {f"{name}.{i}": gate.detach().cpu() for name, layers in names for i, gate in enumerate(layers)}
+
+
 def read_gates(path: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The gates that a search ended with, as `draw` takes them. What the run warned of is logged again.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +111,3 @@ class SearchStage:
 
     def _ratios(self) -> dict[str, float]:
         return {"head_ratio": self.settings.head_ratio, "neuron_ratio": self.settings.neuron_ratio}
-
-
-def gates_by_name(head_gates: Sequence[nn.Parameter], neuron_gates: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """The gates as `gates.safetensors` holds them: `head_gates.0` and so on, on the CPU."""
-    names = (("head_gates", head_gates), ("neuron_gates", neuron_gates))
-    return {f"{name}.{i}": gate.detach().cpu() for name, layers in names for i, gate in enumerate(layers)}

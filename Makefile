@@ -22,7 +22,7 @@ install: $(INSTALLED)
 install-for-tests: $(INSTALLED_FOR_TESTS)
 
 $(INSTALLED): $(SOURCES)
-	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (minutes, the first time)"
+	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (3 minutes on 2 cores)"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[demo]'
 	@echo "== What this installation has:"
@@ -41,7 +41,7 @@ $(INSTALLED_FOR_TESTS): $(SOURCES)
 	@touch $@ $(INSTALLED)
 
 demo: install
-	@echo "== Running the demo: dense stock, dense with our kernels, EarlyBERT (about 5 minutes on 2 cores)"
+	@echo "== Running the demo: dense stock, dense with our kernels, EarlyBERT (5 to 6 minutes on 2 cores)"
 	$(BIN)/earlybert demo --output-dir runs/demo --overwrite-output-dir
 
 lint: install-for-tests

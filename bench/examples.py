@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from earlybert.errors import MissingFileError
-from earlybert.tasks import Sentences, get_task
+from earlybert.tasks import Questions, Sentences, get_task
 from earlybert.training.batches import Batch
 from earlybert.training.data import EncodedExamples
 
@@ -45,14 +44,14 @@ def random_examples(mix: str, count: int, max_length: int, vocabulary: int) -> E
 def read_sst2(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
     """Random sentences of SST-2's training split with their labels: `count`, or all where there are fewer."""
     task = get_task("sst2")
-    examples = task.load(folder).train
+    examples = task.read(folder / "train.tsv")
     rows = _sample(list(zip(examples.texts, examples.labels, strict=True)), count)
     texts, labels = (list(column) for column in zip(*rows, strict=True))
     return task.encode(tokenizer, Sentences(texts, labels), max_length)
 
 
 def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
-    """Random pairs of question and context of SQuAD v1.1's training file, the context cut; all labels are 0.
+    """Windows on the contexts of random questions of SQuAD v1.1's training file, with their answers: `count` or more.
 
     Raises:
         MissingFileError: there is no such file in the folder.
@@ -60,13 +59,9 @@ def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> Enc
     paths = sorted(folder.glob(_SQUAD_FILES))
     if not paths:
         raise MissingFileError(f"{folder}: no file {_SQUAD_FILES}")
-    articles = json.loads(paths[0].read_text(encoding="utf-8"))["data"]
-    paragraphs = (paragraph for article in articles for paragraph in article["paragraphs"])
-    pairs = [(question["question"], p["context"]) for p in paragraphs for question in p["qas"]]
-    questions, contexts = (list(column) for column in zip(*_sample(pairs, count), strict=True))
-    encoding = tokenizer(questions, contexts, truncation="only_second", max_length=max_length)
-    targets = {"labels": torch.zeros(len(questions), dtype=torch.int64)}
-    return EncodedExamples.from_encoding(tokenizer, encoding, targets)
+    task = get_task("squad")
+    questions = Questions(_sample(task.read(paths[0]).items, count))
+    return task.encode(tokenizer, questions, max_length)
 
 
 def with_answers(batch: Batch) -> Batch:

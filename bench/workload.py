@@ -119,7 +119,8 @@ class Workload:
         for start in range(0, count * size, size):
             indices = [number % len(examples) for number in range(start, start + size)]
             batch = {name: tensor.to(device) for name, tensor in collate(examples, indices, pad_to=pad_to).items()}
-            batches.append(with_answers(batch) if self.lengths == "squad" else batch)
+            is_random = self.lengths == "squad" and "start_positions" not in batch
+            batches.append(with_answers(batch) if is_random else batch)
         return batches
 
     def _examples(self, count: int) -> EncodedExamples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ CUDA_GRAPHS = ("auto", "off")
 #: So that steps can be counted, and that what float32 makes of a rate is a number.
 _MOST_EPOCHS, _HIGHEST_RATE = 1e9, 1e30
 PADDINGS = ("none", "longest", "max_length")
+#: Arguments that only some tasks know; see `Task.with_options`.
+TASK_OPTIONS = ("doc_stride", "null_score_diff_threshold")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -28,9 +31,13 @@ class FinetuneArguments:
     """
 
     model: str = field(metadata={"help": "Folder or hub name of the BERT model to start from."})
-    task: str = field(metadata={"help": "Task: a task of GLUE in lower case (sst2, cola, mrpc, ...) or pydocs."})
+    task: str = field(
+        metadata={"help": "Task: a task of GLUE in lower case (sst2, cola, mrpc, ...), squad, squad_v2 or pydocs."}
+    )
     output_dir: str = field(metadata={"help": "Folder for metrics.json, ticket.json, the trained model and plots."})
-    data_dir: str | None = _help("Folder with the task's files as GLUE distributes them. Default: read from the hub.")
+    data_dir: str | None = _help("Folder with the task's files as they are distributed. Default: read from the hub.")
+    train_file: str | None = _help("The training file, in the task's format, where it is not in a --data-dir.")
+    validation_file: str | None = _help("The evaluation file, likewise.")
     method: Literal["earlybert", "dense", "random", "inverted"] = _help(
         "earlybert: search, draw and train a ticket. dense: train the whole model. random, inverted: train a "
         "ticket of the drawn one's widths with random units, or with those of the smallest gates.",
@@ -57,7 +64,16 @@ class FinetuneArguments:
 
     max_train_examples: int | None = _help("Use only so many of the first training examples.")
     max_eval_examples: int | None = _help("Use only so many of the first evaluation examples.")
-    max_length: int = _help("Cut examples to so many tokens.", 128)
+    max_length: int | None = _help(
+        "Tokens that the model is given at once: longer examples are cut, contexts of questions into windows. "
+        "Default: 128, for squad 384."
+    )
+    doc_stride: int | None = _help(
+        "squad: tokens that neighbouring windows on a long context share. Default: a third of --max-length."
+    )
+    null_score_diff_threshold: float | None = _help(
+        "squad_v2: a question is left unanswered where that scores more than so much above its best answer. Default: 0."
+    )
     batch_size: int = _help("Examples in one forward pass of training.", 32)
     eval_batch_size: int = _help("Examples in one forward pass of evaluation.", 64)
     gradient_accumulation_steps: int = _help("Forward passes in one optimizer step.", 1)
@@ -92,14 +108,25 @@ class FinetuneArguments:
         """Whether the run has a search stage."""
         return self.method != "dense" and self.ticket is None
 
-    def resolved(self) -> FinetuneArguments:
-        """The same with every default filled in that depends on another argument."""
+    @property
+    def epochs(self) -> float:
+        """Epochs of the training stage."""
+        if self.num_train_epochs is not None:
+            return self.num_train_epochs
+        return 3.0 if self.method == "dense" else 2.0
+
+    def resolved(self, max_length: int) -> FinetuneArguments:
+        """The same with every default filled in that depends on something else.
+
+        Args:
+            max_length: of the task.
+        """
+        max_length = max_length if self.max_length is None else self.max_length
         padding = self.padding or ("none" if self.kernels == "auto" else "longest")
-        epochs = self.num_train_epochs
-        if epochs is None:
-            epochs = 3.0 if self.method == "dense" else 2.0
         rate = self.search_learning_rate if self.gate_learning_rate is None else self.gate_learning_rate
-        return replace(self, padding=padding, num_train_epochs=epochs, gate_learning_rate=rate)
+        return replace(
+            self, max_length=max_length, padding=padding, num_train_epochs=self.epochs, gate_learning_rate=rate
+        )
 
     def check(self) -> None:
         """Checks every value by itself and against the others; reads no file.
@@ -118,7 +145,10 @@ class FinetuneArguments:
         ):  # fmt: skip
             value = getattr(self, name)
             _expect(value is None or value >= 1, self, name, "at least 1")
-        _expect(self.max_length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
+        length, stride, threshold = self.max_length, self.doc_stride, self.null_score_diff_threshold
+        _expect(length is None or length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
+        _expect(stride is None or stride >= 0, self, "doc_stride", "0 or more")
+        _expect(threshold is None or math.isfinite(threshold), self, "null_score_diff_threshold", "a finite number")
         _expect(self.checkpoint_steps >= 0, self, "checkpoint_steps", "0 or more")
         _expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
         for name in ("num_train_epochs", "search_epochs"):

@@ -202,12 +202,15 @@ def test_real_sentences(tiny_bert, toy_sst2):
 
 def test_real_questions(tiny_bert, tmp_path):
     context = "the film is good " * 20
-    questions = [{"question": f"is the film {word}"} for word in ("good", "bad")]
+    answers = [{"text": "good", "answer_start": context.index("good")}]
+    questions = [{"id": word, "question": f"is the film {word}", "answers": answers} for word in ("good", "bad")]
     data = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
     (tmp_path / "train-v1.1.json").write_text(json.dumps(data))
     work = workload(model=tiny_bert, shape=None, lengths="squad", data_dir=tmp_path, max_length=30)
     (batch,) = work.batches(1, CPU)
     assert batch["input_ids"].shape == (4, 30) and batch["token_type_ids"].any()
+    starts, ends = batch["start_positions"], batch["end_positions"]
+    assert starts.equal(ends) and starts.any(), "the answer is one word"
 
 
 @pytest.mark.parametrize(

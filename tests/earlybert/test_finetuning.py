@@ -297,9 +297,9 @@ def test_epochs_are_counted_in_examples(arguments: Make) -> None:
 
 
 def test_default_epochs_are_three_for_dense_and_two_for_tickets(arguments: Make) -> None:
-    assert arguments(method="dense").resolved().num_train_epochs == 3
-    assert arguments(method="random").resolved().num_train_epochs == 2
-    assert arguments(method="dense", num_train_epochs=1.0).resolved().num_train_epochs == 1
+    assert arguments(method="dense").epochs == 3
+    assert arguments(method="random").epochs == 2
+    assert arguments(method="dense", num_train_epochs=1.0).epochs == 1
 
 
 def test_a_compact_model_can_be_trained_further(arguments: Make, tmp_path: Path) -> None:

@@ -357,14 +357,21 @@ def test_long_examples_are_cut(tiny_bert: str, toy_sst2: str) -> None:
 
 def test_predictions_are_in_the_order_of_the_examples(model: nn.Module, examples: EncodedExamples) -> None:
     model.train()
-    together = predict(model, examples, batch_size=16, pad_to=None, dtype=torch.float32, device=CPU)
+    options = {
+        "outputs": TASKS["sst2"].outputs,
+        "batch_size": 16,
+        "pad_to": None,
+        "dtype": torch.float32,
+        "device": CPU,
+    }
+    together = predict(model, examples, **options)
     assert model.training
     with torch.no_grad():
         for index in (0, 7, 89):
             alone = model.eval()(**collate(examples, [index])).logits[0]
             torch.testing.assert_close(torch.from_numpy(together[index]), alone, rtol=1e-4, atol=1e-5)
-    packed = predict(ek.convert(model), examples, batch_size=16, pad_to=None, dtype=torch.float32, device=CPU)
-    torch.testing.assert_close(torch.from_numpy(packed), torch.from_numpy(together), rtol=1e-4, atol=1e-5)
+    packed = predict(ek.convert(model), examples, **options)
+    torch.testing.assert_close(packed, together, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_terminal_the_log_says_how_far_it_is(

@@ -13,6 +13,7 @@ from ..arguments import KERNELS, METHODS, FinetuneArguments
 from ..errors import UsageError
 from ..files import write_bytes, write_json
 from ..run_directory import RunDirectory
+from ..tasks import get_task
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,12 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
     """
     if not variants or not seeds:
         raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
+    max_length = get_task(template.task).max_length
     plan = [(variant, seed, _arguments(template, variant, seed)) for seed in seeds for variant in variants]
     for _, _, args in plan:
         args.check()
         RunDirectory(args.output_dir).check(
-            asdict(args.resolved()), resume=args.resume, overwrite=args.overwrite_output_dir
+            asdict(args.resolved(max_length)), resume=args.resume, overwrite=args.overwrite_output_dir
         )
     _check_finished([args for _, _, args in plan])
 
@@ -91,7 +93,7 @@ def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> Fine
             "--methods dense-short is dense training for a ticket's epochs; with --num-train-epochs or "
             "--max-steps every method is trained alike, and dense-short would be dense"
         )
-    return replace(args, num_train_epochs=replace(template, method="earlybert").resolved().num_train_epochs)
+    return replace(args, num_train_epochs=replace(template, method="earlybert").epochs)
 
 
 def _name(variant: Variant, seed: int) -> str:

@@ -17,7 +17,7 @@ import earlybert_kernels as ek
 
 from ..arguments import FinetuneArguments
 from ..errors import UsageError
-from ..files import apply_umask, write_bytes
+from ..files import apply_umask, write_bytes, write_json
 from ..loading import first_line, load_model
 from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
 from ..search.stage import SearchSettings, SearchStage
@@ -121,9 +121,9 @@ class _Run:
             self._obtain_ticket(model, train, checkpoint)
             loop = self._train(model, train, checkpoint)
         with self._timed("evaluation"):
-            results = self._evaluate(model, evals)
+            results, said = self._evaluate(model, evals)
         metrics = self._metrics(model, loop, results, dense_parameters)
-        self._write(model, metrics)
+        self._write(model, metrics, said)
         return metrics
 
     def _encode(self, examples: Any) -> EncodedExamples:
@@ -281,21 +281,27 @@ class _Run:
         self._warn_of_divergence(loop)
         return loop
 
-    def _evaluate(self, model: nn.Module, splits: dict[str, EncodedExamples]) -> dict[str, float]:
-        """The task's metrics on every evaluation split: `metric` on the first, `metric_<split>` on the others."""
-        results = {}
+    def _evaluate(
+        self, model: nn.Module, splits: dict[str, EncodedExamples]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """The task's metrics on every evaluation split, and by file what the model has said of the last.
+
+        A metric is named as such on the first split, and `metric_<split>` on the others.
+        """
+        results, task = {}, self.prepared.task
         for name, encoded in splits.items():
             outputs = predict(
                 model,
                 encoded,
+                task.outputs,
                 batch_size=self.args.eval_batch_size,
                 pad_to=self.pad_to,
                 dtype=self.prepared.dtype,
                 device=self.device,
             )
-            values = self.prepared.task.score(outputs, encoded)
-            results |= {f"{metric}_{name}" if name else metric: value for metric, value in values.items()}
-        return results
+            judgement = task.score(outputs, encoded)
+            results |= {f"{metric}_{name}" if name else metric: value for metric, value in judgement.metrics.items()}
+        return results, judgement.files
 
     def _warn_of_divergence(self, loop: TrainingLoop) -> None:
         if (warning := loop.divergence()) is not None:
@@ -339,7 +345,7 @@ class _Run:
             **self.environment,
         }  # fmt: skip
 
-    def _write(self, model: nn.Module, metrics: dict[str, Any]) -> None:
+    def _write(self, model: nn.Module, metrics: dict[str, Any], said: dict[str, Any]) -> None:
         from .plots import plot_run  # matplotlib takes a second
 
         try:
@@ -349,6 +355,8 @@ class _Run:
         self.prepared.tokenizer.save_pretrained(self.directory.model)
         for path in self.directory.model.iterdir():
             apply_umask(path)  # safetensors makes its files readable for their owner alone
+        for name, content in said.items():
+            write_json(self.directory.path / name, content)
         if self.ticket is not None:
             self.ticket.save(self.directory.ticket)
         plot_run(self.directory, metrics, self.ticket)

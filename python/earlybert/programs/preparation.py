@@ -13,12 +13,12 @@ from transformers import AutoModel
 
 import earlybert_kernels as ek
 
-from ..arguments import FinetuneArguments
+from ..arguments import TASK_OPTIONS, FinetuneArguments
 from ..environment import describe_machine, versions
 from ..errors import MissingFileError, UsageError
 from ..loading import read_config, read_tokenizer
 from ..run_directory import RunDirectory
-from ..tasks import Task, TaskData, get_task
+from ..tasks import Source, Task, TaskData, get_task
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,17 @@ def prepare(args: FinetuneArguments) -> Prepared:
     """
     args.check()
     _check_torch()
-    args = args.resolved()
+    task = _task(args)
+    args = args.resolved(task.max_length)
     directory = RunDirectory(args.output_dir)
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
-    task = get_task(args.task)
     device = _device(args)
     config, labels = _config(args, task)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
     backends = _backends(args, config, device)
     tokenizer = read_tokenizer(args.model, config)
-    data = task.load(None if args.data_dir is None else Path(args.data_dir))
+    paths = (None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file))
+    data = task.load(Source(*paths))
     data = TaskData(
         data.train.first(args.max_train_examples),
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
@@ -85,6 +86,12 @@ def prepare(args: FinetuneArguments) -> Prepared:
         if not len(examples):
             raise UsageError(f"task {args.task}: expected examples in split {split or 'dev'}, found none")
     return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
+
+
+def _task(args: FinetuneArguments) -> Task:
+    """The task, with what its own flags say."""
+    options = {name: getattr(args, name) for name in TASK_OPTIONS}
+    return get_task(args.task).with_options(**options)
 
 
 def _check_torch() -> None:
@@ -106,9 +113,10 @@ def environment(args: FinetuneArguments) -> dict[str, Any]:
     Raises:
         UsageError: the device, the model or the backend is not there.
     """
-    args = args.resolved()
+    task = _task(args)
+    args = args.resolved(task.max_length)
     device = _device(args)
-    config, _ = _config(args, get_task(args.task))
+    config, _ = _config(args, task)
     return _environment(device, _backends(args, config, device))
 
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from .base import Task, TaskData
+from .base import Judgement, Source, Task, TaskData
 from .glue import GLUE_TASKS, GlueTask
 from .pydocs import PyDocsTask
+from .questions import QuestionAnsweringTask, Questions
 from .sentences import Sentences, SentenceTask
+from .squad import SQUAD_TASKS, SquadTask
 
 #: All tasks by name.
-TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, PyDocsTask())}
+TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
 
-__all__ = ["TASKS", "GlueTask", "PyDocsTask", "SentenceTask", "Sentences", "Task", "TaskData", "get_task"]
+__all__ = [
+    "TASKS",
+    "GlueTask",
+    "Judgement",
+    "PyDocsTask",
+    "QuestionAnsweringTask",
+    "Questions",
+    "SentenceTask",
+    "Sentences",
+    "Source",
+    "SquadTask",
+    "Task",
+    "TaskData",
+    "get_task",
+]
 
 
 def get_task(name: str) -> Task:

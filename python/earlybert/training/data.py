@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -28,18 +28,19 @@ class EncodedExamples:
 
     @classmethod
     def from_encoding(
-        cls, tokenizer: Any, encoding: Mapping[str, Any], targets: dict[str, torch.Tensor]
-    ) -> EncodedExamples:
-        """What a tokenizer has made, which did not pad."""
+        cls, tokenizer: Any, encoding: Mapping[str, Any], targets: dict[str, torch.Tensor], **own: Any
+    ) -> Self:
+        """What a tokenizer has made, which did not pad; `own` is what a subclass has besides."""
         names = [name for name in tokenizer.model_input_names if name in encoding]
         return cls(
-            features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
+            features={name: [torch.as_tensor(values) for values in encoding[name]] for name in names},
             pad_values={
                 "input_ids": tokenizer.pad_token_id or 0,  # which the mask hides, where there is no such token
                 "token_type_ids": tokenizer.pad_token_type_id,
                 "attention_mask": 0,
             },
             targets=targets,
+            **own,
         )
 
     def __len__(self) -> int:

@@ -115,13 +115,13 @@ def test_the_api_is_what_all_says() -> None:
     commands = set(cli._COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
     assert commands < set(earlybert.__all__)
     assert [name for name in earlybert.__all__ if name not in commands] == [
-        "EarlyBirdDetector", "FinetuneArguments", "SearchSettings", "SearchStage"
+        "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "SearchSettings", "SearchStage"
     ]  # fmt: skip
     for name in earlybert.__all__:
         assert callable(getattr(earlybert, name))
         assert name in dir(earlybert)
-    with pytest.raises(AttributeError, match="has no attribute 'pretrain'"):
-        earlybert.pretrain  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        earlybert.train  # noqa: B018
 
 
 def test_an_interrupted_run_says_how_to_continue(
@@ -143,12 +143,12 @@ def test_an_interrupted_run_says_how_to_continue(
 def test_an_interrupt_outside_of_training(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from earlybert.programs import finetune as finetuning
+    from earlybert.programs import run as runs
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning, "predict", interrupt)
+    monkeypatch.setattr(runs, "predict", interrupt)
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
     assert "interrupted; the same command with --resume" in capsys.readouterr().err
     monkeypatch.undo()

@@ -198,7 +198,8 @@ def test_a_tasks_kind_does_not_depend_on_the_model_it_starts_from(
     config.num_labels, config.problem_type = 3, "single_label_classification"
     BertForSequenceClassification(config).save_pretrained(classes)
     for model, task in ((regression, "sst2"), (regression, "rte"), (classes, "stsb"), (classes, "sst2")):
-        config, _ = _config(arguments(model=str(model), task=task), TASKS[task])
+        config, _ = _config(arguments(model=str(model), task=task))
+        TASKS[task].configure(config)
         kind = "regression" if task == "stsb" else "single_label_classification"
         assert (config.problem_type, config.num_labels) == (kind, 1 if task == "stsb" else 2)
         assert config.label2id == {name: index for index, name in config.id2label.items()}

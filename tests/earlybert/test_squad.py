@@ -16,7 +16,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertToken
 
 from earlybert import FinetuneArguments, compare, draw, finetune, plot, verify
 from earlybert.errors import Interrupted, UsageError
-from earlybert.programs.finetune import _Run
+from earlybert.programs.run import Run
 from earlybert.tasks import TASKS, Questions, Source
 from earlybert.tasks.questions import Answer, Question
 from earlybert.tasks.spans import best_spans, merge
@@ -490,14 +490,14 @@ def test_a_resumed_run_on_questions_is_the_uninterrupted_one(
     whole = squad_arguments(output_dir=str(tmp_path / "whole"))
     finetune(whole)
     args = squad_arguments(output_dir=str(tmp_path / "stopped"))
-    listening = _Run._train
+    listening = Run._train
 
-    def stop(run: _Run, *arguments: Any) -> Any:
+    def stop(run: Run, *arguments: Any) -> Any:
         run.interrupt.made = True
         return listening(run, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_train", stop)
+        patch.setattr(Run, "_train", stop)
         with pytest.raises(Interrupted):
             finetune(args)
     finetune(replace(args, resume=True))
@@ -532,5 +532,5 @@ def test_scores_are_given_question_by_question(letters: Any, packed: bool) -> No
     lengths = [2, 3]
     flat = torch.arange(5.0)
     starts = flat[None] if packed else torch.tensor([[0.0, 1.0, -9.0], [2.0, 3.0, 4.0]])
-    outputs = SQUAD.outputs(SimpleNamespace(start_logits=starts, end_logits=starts + 10), lengths)
+    outputs = SQUAD.outputs(lambda: SimpleNamespace(start_logits=starts, end_logits=starts + 10), {}, lengths)
     assert [each.tolist() for each in outputs] == [[[0, 10], [1, 11]], [[2, 12], [3, 13], [4, 14]]]

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import KERNELS, METHODS, FinetuneArguments
+from ..arguments import KERNELS, METHODS, PretrainArguments, RunArguments
 from ..errors import UsageError
 from ..files import write_bytes, write_json
 from ..run_directory import RunDirectory
@@ -30,7 +30,7 @@ MIN_SEEDS = 3
 MIN_STANDARD_ERRORS = 2
 
 
-def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
+def compare(template: RunArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
     """Runs every variant with every seed, seed by seed: a machine that slows down slows all of them down.
 
     Finished runs are not repeated and interrupted ones are continued, unless the template says overwrite.
@@ -60,11 +60,13 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
     _check_finished([args for _, _, args in plan])
 
     from .finetune import finetune
+    from .pretrain import pretrain
 
+    execute = pretrain if isinstance(template, PretrainArguments) else finetune
     results: dict[Variant, dict[int, dict[str, Any]]] = {tuple(variant): {} for variant in variants}
     for number, (variant, seed, args) in enumerate(plan, start=1):
         logger.info("run %d of %d: %s, kernels %s, seed %d", number, len(plan), *variant, seed)
-        results[tuple(variant)][seed] = finetune(args)
+        results[tuple(variant)][seed] = execute(args)
     comparison = summarize(results)
     root = Path(template.output_dir)
     write_json(root / "comparison.json", comparison)
@@ -72,7 +74,7 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
     return comparison
 
 
-def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> FinetuneArguments:
+def _arguments(template: RunArguments, variant: Variant, seed: int) -> RunArguments:
     method, kernels = variant
     if method not in COMPARED_METHODS:
         raise UsageError(f"--methods: expected one of {', '.join(COMPARED_METHODS)}, found {method}")
@@ -100,7 +102,7 @@ def _name(variant: Variant, seed: int) -> str:
     return f"{'-'.join(variant)}-seed{seed}"
 
 
-def _check_finished(runs: Sequence[FinetuneArguments]) -> None:
+def _check_finished(runs: Sequence[RunArguments]) -> None:
     """Checks finished runs against each other, and against what those that are still to do will be done with."""
     records, to_do = [], {}
     for args in runs:

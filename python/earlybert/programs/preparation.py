@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from transformers import AutoModel
 
 import earlybert_kernels as ek
 
-from ..arguments import TASK_OPTIONS, FinetuneArguments
+from ..arguments import RunArguments
 from ..environment import describe_machine, versions
 from ..errors import MissingFileError, UsageError
 from ..loading import read_config, read_tokenizer
 from ..run_directory import RunDirectory
-from ..tasks import Source, Task, TaskData, get_task
+from ..tasks import Source, Task, TaskData
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Prepared:
         backends: per op, the backend that will run it; empty with stock modules.
     """
 
-    args: FinetuneArguments
+    args: RunArguments
     directory: RunDirectory
     task: Task
     data: TaskData
@@ -47,6 +46,11 @@ class Prepared:
     device: torch.device
     ticket: ek.Ticket | None
     backends: dict[str, str]
+
+    @property
+    def origin(self) -> str:
+        """What the model was given by, for messages."""
+        return f"{self.args.model_flag} {self.args.model_source}"
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -59,39 +63,40 @@ class Prepared:
         return getattr(torch, self.args.dtype)
 
 
-def prepare(args: FinetuneArguments) -> Prepared:
+def prepare(args: RunArguments, task: Task, source: Source, long_length: int | None = None) -> Prepared:
     """Checks a run and reads what is light: the model's config and tokenizer, the ticket, the data.
+
+    Args:
+        args: which have been checked by themselves.
+        task: what the run trains on.
+        source: where its examples are.
+        long_length: tokens of an input in a part of the run that has longer ones than `max_length`, if there is one.
 
     Raises:
         UsageError: the run cannot be done as asked; the message says why.
     """
-    args.check()
     _check_torch()
-    task = _task(args)
     args = args.resolved(task.max_length)
     directory = RunDirectory(args.output_dir)
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
     device = _device(args)
-    config, labels = _config(args, task)
+    config, labels = _config(args)
+    task.configure(config)
+    _check_length("--max-length", args.max_length, config)
+    if long_length is not None:
+        _check_length("--long-length", long_length, config)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
     backends = _backends(args, config, device)
-    tokenizer = read_tokenizer(args.model, config)
-    paths = (None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file))
-    data = task.load(Source(*paths))
+    tokenizer = read_tokenizer(args.tokenizer_source, config, args.tokenizer_flag)
+    data = task.load(source)
     data = TaskData(
         data.train.first(args.max_train_examples),
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
     )
     for split, examples in (("train", data.train), *data.evals.items()):
         if not len(examples):
-            raise UsageError(f"task {args.task}: expected examples in split {split or 'dev'}, found none")
+            raise UsageError(f"task {task.name}: expected examples in split {split or 'dev'}, found none")
     return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
-
-
-def _task(args: FinetuneArguments) -> Task:
-    """The task, with what its own flags say."""
-    options = {name: getattr(args, name) for name in TASK_OPTIONS}
-    return get_task(args.task).with_options(**options)
 
 
 def _check_torch() -> None:
@@ -107,16 +112,14 @@ def _check_torch() -> None:
         raise UsageError("gradients are off (torch.no_grad or inference_mode): call this outside of it")
 
 
-def environment(args: FinetuneArguments) -> dict[str, Any]:
+def environment(args: RunArguments) -> dict[str, Any]:
     """What a run with these arguments would now be done with: `versions`, `machine` and `backend` of metrics.json.
 
     Raises:
         UsageError: the device, the model or the backend is not there.
     """
-    task = _task(args)
-    args = args.resolved(task.max_length)
     device = _device(args)
-    config, _ = _config(args, task)
+    config, _ = _config(args)
     return _environment(device, _backends(args, config, device))
 
 
@@ -124,7 +127,7 @@ def _environment(device: torch.device, backends: dict[str, str]) -> dict[str, An
     return {"versions": versions(), "machine": describe_machine(device), "backend": backends}
 
 
-def _backends(args: FinetuneArguments, config: Any, device: torch.device) -> dict[str, str]:
+def _backends(args: RunArguments, config: Any, device: torch.device) -> dict[str, str]:
     return backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
 
 
@@ -175,7 +178,7 @@ def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> di
     return used
 
 
-def _device(args: FinetuneArguments) -> torch.device:
+def _device(args: RunArguments) -> torch.device:
     try:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -189,13 +192,12 @@ def _device(args: FinetuneArguments) -> torch.device:
     return device
 
 
-def _config(args: FinetuneArguments, task: Task) -> tuple[Any, dict[int, str]]:
-    """The model's config configured for the task, and the labels that it came with."""
-    config, labels = read_config(args.model)
-    task.configure(config)
+def _config(args: RunArguments) -> tuple[Any, dict[int, str]]:
+    """The config of the model that is to be trained, and the labels that it came with."""
+    return read_config(args.model_source, args.model_flag)
+
+
+def _check_length(flag: str, length: int, config: Any) -> None:
     positions = config.max_position_embeddings
-    if args.max_length > positions:
-        raise UsageError(
-            f"--max-length: expected at most {positions}, the model's longest input, found {args.max_length}"
-        )
-    return config, labels
+    if length > positions:
+        raise UsageError(f"{flag}: expected at most {positions}, the model's longest input, found {length}")

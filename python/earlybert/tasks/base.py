@@ -148,11 +148,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def outputs(self, output: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
-        """The part of a model's output that is judged, one tensor per sequence of the batch.
+    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+        """What of a model's output is judged, float32, one tensor per sequence of the batch.
 
         Args:
-            output: what the forward has returned, of a padded or of a packed batch.
+            model: of `model_class`.
+            batch: padded or packed, with its targets.
             lengths: tokens of each sequence.
         """
 

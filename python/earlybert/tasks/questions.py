@@ -10,15 +10,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForQuestionAnswering
 
 from ..errors import UsageError
 from ..training.data import EncodedExamples
+from ..training.ragged import Ragged
 from .base import Judgement, Task
 from .spans import Span, best_spans, merge
 from .squad_metrics import exact_match, f1
-from .tokenizing import flat, map_cached, ragged, tokenizer_key
+from .tokenizing import flat, map_cached, tokenizer_key
 
 logger = logging.getLogger(__name__)
 
@@ -158,21 +160,22 @@ class QuestionAnsweringTask(Task):
             "context": [question.context for question in examples.items],
             "answers": [[(*_bounds(a),) for a in q.answers if a.is_in(q.context)] for q in examples.items],
         }
-        dataset = map_cached(columns, encode, tokenizer_key(tokenizer), max_length, stride, longest_question)
+        key = (tokenizer_key(tokenizer), max_length, stride, longest_question)
+        dataset = map_cached(Dataset.from_dict(columns), encode, *key)
         names = [name for name in tokenizer.model_input_names if name in dataset.column_names]
-        inputs = {name: ragged(dataset, name) for name in names}
-        begins, ends = ragged(dataset, "token_begins"), ragged(dataset, "token_ends")
+        begins, ends = Ragged.column(dataset, "token_begins"), Ragged.column(dataset, "token_ends")
         return EncodedWindows.from_encoding(
             tokenizer,
-            inputs | {"attention_mask": [torch.ones_like(ids) for ids in inputs["input_ids"]]},
+            {name: Ragged.column(dataset, name) for name in names},
             {name: torch.from_numpy(flat(dataset, name)) for name in ("start_positions", "end_positions")},
             questions=examples,
             question_of=flat(dataset, "question_of"),
             offsets=[torch.stack(pair, dim=1).numpy() for pair in zip(begins, ends, strict=True)],
         )
 
-    def outputs(self, output: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
         """See `Task.outputs`: scores of each token as a start and as an end, `(tokens, 2)`."""
+        output = model(**batch)
         scores = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
         if len(scores) == len(lengths):  # padded; a packed batch of one sequence is the same
             return [row[:length] for row, length in zip(scores, lengths, strict=True)]

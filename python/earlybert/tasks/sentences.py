@@ -102,9 +102,9 @@ class SentenceTask(Task):
         targets = {"labels": torch.tensor(examples.labels, dtype=dtype)}
         return EncodedExamples.from_encoding(tokenizer, encoding, targets)
 
-    def outputs(self, output: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
         """See `Task.outputs`: the logits, `(labels,)`."""
-        return list(output.logits.float())
+        return list(model(**batch).logits.float())
 
     def score(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> Judgement:
         """See `Task.score`."""

@@ -1,39 +1,34 @@
-"""Tokenising what takes a while, once: kept on disk, in memory that a file is mapped to."""
+"""`datasets.Dataset`s that are made by a function once, and then found again in the cache of datasets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-import torch
+from datasets.fingerprint import Hasher
 
 #: Raised when what is kept on disk changes its meaning.
 _FORMAT = 1
 
 
-def map_cached(
-    columns: dict[str, Sequence[Any]], function: Callable[[dict[str, list], list[int]], dict[str, list]], *key: Any
-) -> Any:
-    """A `datasets.Dataset` of what a function makes of columns, in the cache of datasets (`HF_DATASETS_CACHE`).
+def map_cached(source: Any, function: Callable[..., dict[str, list]], *key: Any, processes: int = 1) -> Any:
+    """A `datasets.Dataset` of what a function makes of another, in the cache of datasets (`HF_DATASETS_CACHE`).
 
     Args:
-        columns: what there is.
+        source: a `datasets.Dataset`.
         function: makes columns, perhaps of another number of rows, of a batch of rows and their numbers.
         key: all that the function's result depends on but its input, as values that have a `repr`.
+        processes: that share the work.
     """
-    import datasets
-    from datasets.fingerprint import Hasher
-
-    source = datasets.Dataset.from_dict(columns)
     digest = Hasher.hash([_FORMAT, source._fingerprint, *map(repr, key)])
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "earlybert-kernels"
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
+    with quiet():
         return source.map(
             function,
             batched=True,
@@ -41,18 +36,25 @@ def map_cached(
             remove_columns=source.column_names,
             cache_file_name=str(cache / f"{digest}.arrow"),
             new_fingerprint=digest,
+            num_proc=processes if processes > 1 else None,
         )
+
+
+def cache_folder() -> Path:
+    """Where what was made is kept."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "earlybert-kernels"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out the progress bars of datasets while within."""
+    were_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not shown:
+        if not were_off:
             datasets.enable_progress_bars()
-
-
-def ragged(dataset: Any, name: str) -> list[torch.Tensor]:
-    """A column of lists of integers: one int64 tensor a row, all of them parts of one."""
-    chunks = dataset.with_format("arrow")[:][name].chunks
-    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
-    values = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]).astype(np.int64)
-    return list(torch.from_numpy(values).split(lengths.tolist()))
 
 
 def flat(dataset: Any, name: str) -> np.ndarray:

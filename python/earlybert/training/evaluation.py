@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .batches import BatchMaker
+from .batches import Batch, BatchMaker
 from .data import EncodedExamples
 
 
@@ -18,7 +17,7 @@ from .data import EncodedExamples
 def predict(
     model: nn.Module,
     examples: EncodedExamples,
-    outputs: Callable[[Any, Sequence[int]], list[torch.Tensor]],
+    outputs: Callable[[nn.Module, Batch, Sequence[int]], list[torch.Tensor]],
     *,
     batch_size: int,
     pad_to: int | None,
@@ -32,7 +31,7 @@ def predict(
     Args:
         model: on `device`.
         examples: the split.
-        outputs: takes what is wanted out of the model's output, one tensor an example; see `Task.outputs`.
+        outputs: calls the model and takes what is wanted out of its output, one tensor an example; see `Task.outputs`.
         batch_size: examples in a forward pass.
         pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
         dtype: what the forward pass computes in.
@@ -48,8 +47,7 @@ def predict(
     for start in tqdm(starts, desc="evaluate", unit="batch", disable=None):
         own = order[start : start + batch_size]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = model(**{name: v for name, v in make_batch(own).items() if name not in examples.targets})
-        each = outputs(output, [lengths[index] for index in own])
+            each = outputs(model, make_batch(own), [lengths[index] for index in own])
         on_host = torch.cat(each).cpu().split([len(tensor) for tensor in each])  # waits for a GPU once
         found |= {index: tensor.numpy() for index, tensor in zip(own, on_host, strict=True)}
     model.train(was_training)

@@ -46,7 +46,7 @@ class RunArguments:
         "batches are padded to the longest example or to --max-length. Default: none with --kernels auto, longest "
         "with --kernels off."
     )
-    ticket: str | None = _help("Train this ticket (a ticket.json) instead of searching for one.")
+    ticket: str | None = _help("Train this ticket (a ticket.json, or a run's folder) instead of searching for one.")
 
     seed: int = _help("Seed of new weights, the order of the data, dropout and random tickets.", 42)
     device: str | None = _help("Device as torch names it. Default: cuda where there is one, else cpu.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help=f"one of {commands}")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("earlybert").setLevel(logging.INFO)
     try:
         with terminable():
-            return _COMMANDS[args.command][1](args.arguments)
+            status = _COMMANDS[args.command][1](args.arguments)
+            sys.stdout.flush()
+            return status
     except UsageError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:  # by a reader that has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"earlybert: error: {where}{error.strerror or error}", file=sys.stderr)
@@ -249,6 +261,13 @@ def _parse(cls: type[RunArguments], prog: str, argv: list[str]) -> Any:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
+
+
+def _version() -> str:
+    try:
+        return version("earlybert-kernels")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _quiet_transformers() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import earlybert_kernels as ek
 
-from .errors import UsageError
+from .errors import MissingFileError, UsageError
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
         UsageError: no config can be read there, or none of a BERT that `earlybert_kernels.convert` takes, which stock
             modules have to be as well: they are what it is compared with.
     """
+    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith((".", "~"))):
+        raise MissingFileError(f"{flag} {name}: no such folder")
     with reading(f"{flag} {name}: no model could be read there"):
         config = AutoConfig.from_pretrained(name)
         stated, _ = PreTrainedConfig.get_config_dict(name)

@@ -209,13 +209,13 @@ def _ratio(results: dict, numerator: Variant, denominator: Variant) -> float | N
 
 
 def _speedups(results: dict, sides: Any) -> list[dict[str, Any]]:
-    """For every pair of variants that `sides` names: how many times faster the second was."""
+    """For every pair of variants that `sides` names: how many times faster the second was, by the table's ratio."""
     found = {}
     for method, kernels in results:
         slow, fast = sides(method, kernels)
-        ratio = _ratio(results, slow, fast)
+        ratio = _ratio(results, fast, slow)
         if slow != fast and ratio is not None:
-            found[slow, fast] = {"of": "-".join(fast), "over": "-".join(slow), "times": ratio}
+            found[slow, fast] = {"of": "-".join(fast), "over": "-".join(slow), "times": 1 / ratio}
     return list(found.values())
 
 

@@ -132,13 +132,13 @@ def _backends(args: RunArguments, config: Any, device: torch.device) -> dict[str
 
 
 def load_ticket(path: str, config: Any) -> ek.Ticket:
-    """Reads a ticket and checks it against a model's config.
+    """Reads a ticket, or that of a run's folder, and checks it against a model's config.
 
     Raises:
         UsageError: there is no such file, it is not a ticket, or it does not fit the model.
     """
     try:
-        ticket = ek.Ticket.load(path)
+        ticket = ek.Ticket.load(RunDirectory(path).ticket if Path(path).is_dir() else path)
         ticket.check_sizes(*unit_counts(config))
     except FileNotFoundError:
         raise MissingFileError(f"--ticket {path}: no such file") from None

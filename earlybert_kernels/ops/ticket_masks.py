@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import reference
-from ..backends import cuda
+from ..backends import backends_with
 from .checks import check_shape
-from .dispatch import choose, register
+from .dispatch import choose, register, register_reference
 
 _OP = "ticket_masks"
 
@@ -66,5 +66,6 @@ def ticket_masks(
     return run(scores, keep, multiple_of=multiple_of)
 
 
-register(_OP, "reference", reference.ticket_masks, stands_in=True)
-register(_OP, "cuda", cuda.ticket_masks.ticket_masks, **cuda.AVAILABILITY | {"refuses": cuda.ticket_masks.refuses})
+register_reference(_OP, reference.ticket_masks, stands_in=True)
+for _backend in backends_with(_OP):
+    register(_OP, _backend, _backend.function(_OP, _OP))

@@ -63,8 +63,7 @@ def test_the_nearest_lower_architecture_decides(use_table):
     use_table({"80": {"attention": [(0, early)]}, "90": {"attention": [(0, late)]}})
     for architecture, order in ((75, early), (80, early), (89, early), (90, late), (100, late), (120, late)):
         ((size, found),) = choices.orders("attention", architecture)
-        assert size == 0 and [b for b in found if b != "cpu"] == order
-        assert found.index("cpu") == found.index("reference") - 1
+        assert size == 0 and list(found) == order
     assert choices.orders("no such op", 90) == ()
 
 

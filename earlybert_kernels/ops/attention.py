@@ -65,7 +65,7 @@ def attention(
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: a mask is not bool, gates are in half precision, `cu_seqlens` is not int32.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if q.dim() != 3:
         raise ValueError(f"{_OP}: q has shape {tuple(q.shape)}, expected (tokens, heads, head size)")

@@ -80,7 +80,7 @@ def attention_sublayer(
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: gates are in half precision, `active_heads` are neither int64 nor bool, or `cu_seqlens` is not int32.
         IndexError: an index is outside the units (on the CPU).
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if w_q.dim() != 2 or w_q.shape[0] % head_size:
         raise ValueError(f"{_OP}: w_q has shape {tuple(w_q.shape)}, expected (heads * {head_size}, hidden size)")

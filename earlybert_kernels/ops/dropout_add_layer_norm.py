@@ -56,7 +56,7 @@ def dropout_add_layer_norm(
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: a tensor is not floating-point.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}, expected (..., hidden size)")

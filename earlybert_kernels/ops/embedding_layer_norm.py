@@ -57,7 +57,7 @@ def embedding_layer_norm(
         ValueError: shapes, devices or probabilities do not fit together.
         IndexError: an id is outside its table (on the CPU).
         TypeError: ids are not int64.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if word.dim() != 2:
         raise ValueError(f"{_OP}: word has shape {tuple(word.shape)}, expected (vocabulary, hidden size)")

@@ -53,7 +53,7 @@ def feed_forward(
     Raises:
         ValueError: shapes or devices do not fit together, or the activation is unknown.
         TypeError: the mask is not bool, or gates are in half precision.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if w_in.dim() != 2:
         raise ValueError(f"{_OP}: w_in has shape {tuple(w_in.shape)}, expected (neurons, hidden size)")

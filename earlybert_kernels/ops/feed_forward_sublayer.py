@@ -67,7 +67,7 @@ def feed_forward_sublayer(
         ValueError: shapes, devices or probabilities do not fit together, or the activation is unknown.
         TypeError: gates are in half precision, or `active_neurons` are neither int64 nor bool.
         IndexError: an index is outside the units (on the CPU).
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if w_in.dim() != 2:
         raise ValueError(f"{_OP}: w_in has shape {tuple(w_in.shape)}, expected (neurons, hidden size)")

@@ -53,7 +53,7 @@ def gather_units(
         ValueError: the lists differ in length, shapes do not fit together, or tensors are on several devices.
         TypeError: units are not int64, gates are in half precision, or a tensor with gates is not floating-point.
         IndexError: a tensor has no such dimension, or an index is outside the units (on the CPU).
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     sizes = [1] * len(tensors) if sizes is None else sizes
     gates = [None] * len(tensors) if gates is None else gates

@@ -61,7 +61,7 @@ def lamb_step(
 
     Raises:
         ValueError: the lists differ in length, or shapes, dtypes or devices do not fit together.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if not params:
         return

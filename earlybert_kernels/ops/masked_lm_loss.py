@@ -49,7 +49,7 @@ def masked_lm_loss(
         ValueError: shapes or devices do not fit together, or more rows than `max_labelled` have labels (on the CPU).
         IndexError: a label is outside the vocabulary (on the CPU).
         TypeError: labels are not int64.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if weight.dim() != 2:
         raise ValueError(f"{_OP}: weight has shape {tuple(weight.shape)}, expected (vocabulary, hidden size)")

@@ -31,7 +31,7 @@ def unpad(tensors: Sequence[Tensor], index: Tensor, *, backend: str | None = Non
         ValueError: shapes or devices do not fit together, or (on the CPU) the places do not rise, or are not the
             batch's.
         TypeError: `index` is not int64.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if not tensors:
         return ()

@@ -32,7 +32,7 @@ def ticket_distance(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tens
     Raises:
         ValueError: the shapes or devices of the two do not fit together.
         TypeError: one is not bool.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     for name, mask in (("a", a), ("b", b)):
         if mask.dtype != torch.bool:

@@ -42,7 +42,7 @@ def ticket_masks(
         ValueError: there are no layers or no units in one, `keep` or `multiple_of` is out of range, or scores are on
             several devices.
         TypeError: scores are not floating-point.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if not scores:
         raise ValueError(f"{_OP}: there are no scores; expected a tensor for each layer")

@@ -1,4 +1,4 @@
-"""The two doors of a converted model: a padded batch with its mask, or a packed batch with its offsets."""
+"""The arguments of a forward that say where a batch's tokens are: a padded batch's mask, or a packed one's offsets."""
 
 from __future__ import annotations
 

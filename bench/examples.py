@@ -12,6 +12,7 @@ from earlybert.errors import MissingFileError
 from earlybert.tasks import Questions, Sentences, get_task
 from earlybert.training.batches import Batch
 from earlybert.training.data import EncodedExamples
+from earlybert.training.ragged import Ragged
 
 from .lengths import draw_lengths
 
@@ -35,8 +36,8 @@ def random_examples(mix: str, count: int, max_length: int, vocabulary: int) -> E
     lengths = [min(length, max_length) for length in draw_lengths(mix, count)]
     ids = [torch.randint(_FIRST_ID, vocabulary, (length,), generator=generator) for length in lengths]
     return EncodedExamples(
-        features={"input_ids": ids, "attention_mask": [torch.ones_like(sequence) for sequence in ids]},
-        pad_values={"input_ids": 0, "attention_mask": 0},
+        features={"input_ids": Ragged.of(ids)},
+        pad_values={"input_ids": 0},
         targets={"labels": torch.randint(_CLASSES, (count,), generator=generator)},
     )
 

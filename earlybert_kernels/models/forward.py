@@ -131,9 +131,10 @@ def encode(
             As in transformers, 0 by itself asks for none.
 
     Raises:
-        ValueError: not exactly one of the inputs was given, mask or offsets do not fit the batch, a row begins with
-            padding or is nothing else where its first token is needed, there is no such hidden state, or the batch
-            has no columns or is on another device than the model; or an attention was made causal or scaled.
+        ValueError: not exactly one of the inputs was given, the batch is longer than the model has positions for, mask
+            or offsets do not fit the batch, a row begins with padding or is nothing else where its first token is
+            needed, there is no such hidden state, or the batch has no columns or is on another device than the model;
+            or an attention was made causal or scaled.
         TypeError: offsets are not int32, ids, types or positions neither int64 nor int32, or there is an argument
             that would change what is computed, or is unknown.
         RuntimeError: the model is traced, or exported with a mask.
@@ -179,7 +180,13 @@ def encode(
     if position_ids is None:
         is_packed = offsets["cu_seq_lens_q"] is not None
         position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
-        if first := family.first_position(base.config):
+        first, positions = family.first_position(base.config), base.config.max_position_embeddings
+        if not is_packed and packing.max_seqlen + first > positions:
+            raise ValueError(
+                f"a sequence of {packing.max_seqlen} tokens is longer than the {positions - first} that the model has "
+                "positions for: cut it (truncation=True, max_length=...)"
+            )
+        if first:
             position_ids = position_ids + first
     named = {
         "input_ids": input_ids,

@@ -353,3 +353,25 @@ def test_the_api_does_what_the_command_does(flags: list[str], run: Path, tmp_pat
     finetune(FinetuneArguments(**values, output_dir=str(tmp_path / "api")))
     for name in ("ticket.json", "model/model.safetensors"):
         assert (tmp_path / "api" / name).read_bytes() == (run / name).read_bytes()
+
+
+def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_package_is_a_command_too() -> None:
+    answer = run_python("-m", "earlybert", "--version")
+    assert answer.returncode == 0
+    assert answer.stdout.startswith("earlybert ")
+
+
+def test_nothing_said_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "finetune" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m earlybert env | head -1"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert answer.stdout.startswith("earlybert-kernels")
+    assert answer.stderr == ""

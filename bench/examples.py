@@ -10,6 +10,8 @@ import torch
 
 from earlybert.errors import MissingFileError
 from earlybert.tasks import Questions, Sentences, get_task
+from earlybert.tasks.masked_lm import MaskedSequences
+from earlybert.tasks.masking import Masking
 from earlybert.training.batches import Batch
 from earlybert.training.data import EncodedExamples
 from earlybert.training.ragged import Ragged
@@ -63,6 +65,40 @@ def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> Enc
     task = get_task("squad")
     questions = Questions(_sample(task.read(paths[0]).items, count))
     return task.encode(tokenizer, questions, max_length)
+
+
+def read_texts(folder: Path, count: int, tokenizer: Any, max_length: int) -> MaskedSequences:
+    """The texts of a folder's first text file one behind the other, cut into full sequences, with words hidden.
+
+    That is how run_mlm-like scripts group texts, so that none of their tokens is padding.
+
+    Raises:
+        MissingFileError: there is no text file in the folder.
+    """
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
+        raise MissingFileError(f"{folder}: no text file")
+    size = max_length - 2  # [CLS] and [SEP]
+    ids: list[int] = []
+    with paths[0].open(encoding="utf-8") as file:
+        for line in file:
+            if len(ids) >= count * size:
+                break
+            ids += tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [
+        [tokenizer.cls_token_id, *ids[start : start + size], tokenizer.sep_token_id]
+        for start in range(0, len(ids) - size + 1, size)
+    ]
+    examples = EncodedExamples({"input_ids": Ragged.of(rows[:count])}, {"input_ids": tokenizer.pad_token_id}, {})
+    return with_hidden_words(examples, len(tokenizer), tokenizer.mask_token_id, tuple(tokenizer.all_special_ids))
+
+
+def with_hidden_words(
+    examples: EncodedExamples, vocabulary: int, mask_id: int = _FIRST_ID, special_ids: tuple[int, ...] = (0,)
+) -> MaskedSequences:
+    """The same sequences with 15% of their tokens hidden, and labels of these."""
+    masking = Masking(0.15, mask_id, vocabulary, special_ids, seed=0)
+    return MaskedSequences(examples.features, examples.pad_values, {}, masking=masking)
 
 
 def with_answers(batch: Batch) -> Batch:

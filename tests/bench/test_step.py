@@ -213,6 +213,22 @@ def test_real_questions(tiny_bert, tmp_path):
     assert starts.equal(ends) and starts.any(), "the answer is one word"
 
 
+@pytest.mark.parametrize("real", [True, False])
+def test_hidden_words(tiny_bert, tmp_path, real):
+    (tmp_path / "texts.txt").write_text("the film is good\n" * 60)
+    data = {"model": tiny_bert, "shape": None, "data_dir": tmp_path} if real else {"shape": "tiny"}
+    work = workload(lengths="texts", max_length=20, **data)
+    first, second = work.batches(2, CPU)
+    assert first["input_ids"].shape == first["labels"].shape == (4, 20)
+    assert first["attention_mask"].all()
+    assert ((first["labels"] != -100).sum(1) == 3).all(), "15% of 18 to 20 tokens"
+    assert not first["labels"].equal(second["labels"])
+    names = ["stock", "converted", "search", "ticket-compact", "ticket-stock", "converted-captured"]
+    measured = step.measure(work, names, 1, CPU)
+    assert measured["failures"] == {}
+    assert set(measured["variants"]) == set(names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

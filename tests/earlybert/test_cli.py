@@ -75,7 +75,6 @@ def test_a_users_error_is_one_line_and_exit_2(flags: list[str], run: Path, capsy
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["pretend"], "invalid choice: 'pretend'"),
         (["finetune", "--task", "sst2"], "the following arguments are required"),
         (["finetune", *REQUIRED, "--speed", "9"], "unrecognized arguments: --speed 9"),
@@ -91,7 +90,7 @@ def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["finetune", "compare", "demo", "draw", "verify", "plot", "env"])
+@pytest.mark.parametrize("command", ["finetune", "pretrain", "compare", "demo", "draw", "verify", "plot", "env"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main([command, "--help"])
@@ -373,5 +372,5 @@ def test_nothing_said_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     command = f"{sys.executable} -m earlybert env | head -1"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert answer.stdout.startswith("earlybert-kernels")
+    assert answer.stdout == "versions:\n"
     assert answer.stderr == ""

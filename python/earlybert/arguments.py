@@ -290,6 +290,10 @@ class PretrainArguments(RunArguments, _OfTexts):
             raise UsageError("expected --model, to go on from its weights, or --config, for new ones; and not both")
         if (self.train_file is None) == (self.dataset_name is None):
             raise UsageError("expected --train-file or --dataset-name, and not both")
+        if self.documents != "line" and self.dataset_name is not None:
+            raise UsageError("--documents: a row of a dataset of the hub is a document; expected --train-file with it")
+        if self.long_share and self.long_length < self.max_length:
+            raise UsageError(f"--long-length: expected at least --max-length, found {self.long_length}")
         if self.validation_file is not None and self.dataset_name is not None:
             raise UsageError("--validation-file: a dataset of the hub has its own; expected --train-file with it")
         if self.streaming and (self.dataset_name is None or self.max_train_examples is None):

@@ -197,6 +197,7 @@ class RunDirectory:
             UsageError: as `check_sums` and `read_metrics` do.
         """
         self.check_sums()
+        self.checkpoint.unlink(missing_ok=True)  # of a process that ended before it could
         return self.read_metrics()
 
     @contextmanager

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -27,8 +29,10 @@ from earlybert.tasks.masked_lm import MaskedLMTask
 from earlybert.tasks.masking import Masking
 from earlybert.training import loop as loop_module
 from earlybert.training.batches import NO_LABEL, collate
+from earlybert.training.checkpoints import fingerprint
 from earlybert.training.data import TrainingOrder
 from earlybert.training.evaluation import predict
+from earlybert.training.interrupt import terminable
 from earlybert.training.loop import StageSettings, TrainingLoop
 
 Make = Callable[..., PretrainArguments]
@@ -426,7 +430,113 @@ def test_methods_are_compared_on_texts(pretraining: Make, tmp_path: Path) -> Non
     comparison = compare(args, [("dense", "off"), ("earlybert", "auto"), ("random", "auto")], [1])
     assert comparison["metric"] == "accuracy"
     assert comparison["model"] == args.config
+    assert comparison["noise"] == "With one seed, small differences of accuracy are noise."
     assert compare(args, [("dense", "off")], [1])["rows"][0] == comparison["rows"][0], "not repeated"
+
+
+def test_padded_batches_are_as_long_as_their_stage_has_it(pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: dict[str, set[int]] = {}
+    update = TrainingLoop._update
+
+    def note(loop: TrainingLoop, batches: list[Any], shares: list[float]) -> torch.Tensor:
+        widths.setdefault(loop.settings.name, set()).update(batch["input_ids"].shape[1] for batch in batches)
+        return update(loop, batches, shares)
+
+    monkeypatch.setattr(TrainingLoop, "_update", note)
+    pretrain(pretraining(kernels="off", padding="max_length"))
+    assert widths == {"search": {16}, "train": {16}, "train-long": {32}}
+
+
+def test_examples_are_never_cut_by_padding(tiny_bert: str) -> None:
+    with pytest.raises(ValueError, match="an example has 6 tokens, more than pad_to, 4"):
+        collate(encoded(tiny_bert, "a film is good"), [0], pad_to=4)
+
+
+def test_another_text_in_a_file_like_the_one_before_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("film\n")
+    assert texts(path) == ["film"]
+    before = path.stat()
+    path.write_text("plot\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert texts(path) == ["plot"]
+
+
+@pytest.mark.parametrize("odd", [None, 3, ["a"]])
+def test_columns_without_texts_are_refused(tiny_bert: str, odd: Any) -> None:
+    from datasets import Dataset
+
+    from earlybert.tasks.documents import Documents
+
+    documents = Documents(Dataset.from_list([{"text": odd}]))
+    with pytest.raises(UsageError, match=r"expected texts, found .* in document 0"):
+        MaskedLMTask().encode(AutoTokenizer.from_pretrained(tiny_bert), documents, 8)
+
+
+def test_documents_without_a_word_are_counted(tiny_bert: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "earlybert"):
+        encoded(tiny_bert, "zzz", "good", "yyy xxx")
+    assert "left out 2 of 3 documents" in caplog.text
+
+
+def test_a_torn_cache_is_named(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    encoded(tiny_bert, "good film")
+    (kept,) = (tmp_path / "earlybert-kernels").glob("*.arrow")
+    for content in (kept.read_bytes()[:-200], b""):
+        kept.write_bytes(content)
+        with pytest.raises(UsageError, match=r"earlybert-kernels: what was tokenised before cannot be read .*remove"):
+            encoded(tiny_bert, "good film")
+
+
+def test_workers_end_when_they_are_told_to() -> None:
+    from earlybert.tasks.tokenizing import _mortal_workers
+
+    def handlers() -> list[Any]:
+        """Of a process that begins now."""
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            found = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+            os.write(write, " ".join(getattr(each, "name", "own") for each in found).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        return os.read(read, 100).decode().split()
+
+    with terminable():
+        with _mortal_workers():
+            assert handlers() == ["SIG_IGN", "SIG_DFL"]
+        assert handlers() == ["own", "own"]
+
+
+def test_a_resumed_run_remembers_that_it_diverged(pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = pretraining(method="dense", learning_rate=3.0, optimizer="adamw")
+    step = TrainingLoop._train_step
+
+    def stopping(loop: TrainingLoop, batches: list[list[int]]) -> None:
+        step(loop, batches)
+        if loop.settings.name == "train-long":
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            pretrain(args)
+    warnings = pretrain(replace(args, resume=True))["warnings"]
+    assert any(warning.startswith("train: the loss ended") for warning in warnings)
+
+
+def test_the_last_step_is_no_warm_up(pretraining: Make) -> None:
+    metrics = pretrain(pretraining(method="dense", max_steps=1, long_share=0.0, warmup_ratio=0.9))
+    start = pretrain(
+        pretraining(method="dense", max_steps=1, long_share=0.0, learning_rate=1e-12, overwrite_output_dir=True)
+    )
+    assert metrics["eval"]["loss"] != start["eval"]["loss"]
+
+
+def test_what_is_hidden_with_is_bound_to_a_run(tiny_bert: str) -> None:
+    found = encoded(tiny_bert, "good film")
+    other = replace(found, masking=replace(found.masking, vocabulary=99))
+    assert fingerprint(found.contents()) != fingerprint(other.contents())
 
 
 @pytest.mark.parametrize(
@@ -442,7 +552,9 @@ def test_methods_are_compared_on_texts(pretraining: Make, tmp_path: Path) -> Non
         ({"mlm_probability": float("nan")}, "--mlm-probability"),
         ({"long_share": 1.5}, "--long-share"),
         ({"long_length": 64}, "--long-length: expected at most 32, the model's longest input, found 64"),
-        ({"max_length": 64}, "--max-length: expected at most 32"),
+        ({"max_length": 64, "long_share": 0.0}, "--max-length: expected at most 32"),
+        ({"max_length": 20, "long_length": 16}, "--long-length: expected at least --max-length, found 16"),
+        ({"documents": "blank-line", "dataset_name": "x", "train_file": None}, "--documents: a row"),
         ({"optimizer": "sgd"}, "--optimizer: expected one of lamb, adamw"),
         ({"documents": "page"}, "--documents: expected one of line, blank-line"),
         ({"eval_steps": -1}, "--eval-steps: expected 0 or more"),

@@ -21,6 +21,7 @@ from earlybert.tasks import TASKS, Questions, Source
 from earlybert.tasks.questions import Answer, Question
 from earlybert.tasks.spans import best_spans, merge
 from earlybert.tasks.squad_metrics import exact_match, f1, normalize
+from earlybert.training.checkpoints import fingerprint
 
 SQUAD, SQUAD_V2 = TASKS["squad"], TASKS["squad_v2"]
 Make = Callable[..., FinetuneArguments]
@@ -84,6 +85,8 @@ def test_a_file_of_version_1_is_none_of_version_2(tmp_path: Path) -> None:
         (document(qa("a"), qa("a")), "expected ids that differ, found 'a' twice"),
         (document(qa(answers=[("Ada", 4)])), "1 of 1 answers are not in their contexts"),
         (document(qa(answers=[("Ada", -3)])), "1 of 1 answers are not in their contexts"),
+        (document(qa(answers=[("", 10**30)])), "1 of 1 answers are not in their contexts"),
+        (document(qa(answers=[(" ", 3)])), "1 of 1 answers are not in their contexts"),
     ],
 )
 def test_a_wrong_file_is_refused_saying_where(tmp_path: Path, content: Any, message: str) -> None:
@@ -93,9 +96,10 @@ def test_a_wrong_file_is_refused_saying_where(tmp_path: Path, content: Any, mess
     assert str(path) in str(error.value)
 
 
-def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ['{"data": [', "[" * 100_000])
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "train-v1.1.json"
-    path.write_text('{"data": [')
+    path.write_text(content)
     with pytest.raises(UsageError, match="expected JSON"):
         SQUAD.read(path)
 
@@ -218,6 +222,17 @@ def test_long_questions_are_cut_and_contexts_may_be_empty(letters: Any) -> None:
 def test_windows_that_would_not_move_are_refused(letters: Any) -> None:
     with pytest.raises(UsageError, match=r"--doc-stride.*have 6 for the context.*found 6"):
         windows(letters, "c d", ("c", 0), doc_stride=6)
+
+
+def test_windows_too_short_for_a_question_and_its_context_are_refused(letters: Any) -> None:
+    with pytest.raises(UsageError, match="--max-length: 4 tokens leave no room"):
+        windows(letters, "c d", ("c", 0), max_length=4)
+
+
+def test_the_answers_that_are_judged_by_are_bound_to_a_run(letters: Any) -> None:
+    one, two = (windows(letters, "c d", ("c", 0), *more) for more in ((), (("d", 2),)))
+    assert one.features["input_ids"][0].equal(two.features["input_ids"][0])
+    assert fingerprint(one.contents()) != fingerprint(two.contents())
 
 
 def test_what_was_tokenised_is_found_again(letters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,11 @@ def summarize(results: dict[Variant, dict[int, dict[str, Any]]]) -> dict[str, An
         "kernel_speedup": _speedups(results, lambda method, kernels: ((method, "off"), (method, "auto"))),
         "pruning_speedup": _speedups(results, lambda method, kernels: (("dense", kernels), (method, kernels))),
         "verdicts": _verdicts(results, metric),
-        "noise": _noise(rows, metric, next(iter(any_run["examples"]["eval"].values()))),
+        "noise": _noise(
+            rows,
+            metric,
+            next(iter(any_run["examples"]["eval"].values())) if get_task(any_run["task"]).counts_examples else None,
+        ),
         "warnings": [
             f"{_name(variant, seed)}: {warning}"
             for variant, runs in results.items()
@@ -245,11 +249,17 @@ def _verdicts(results: dict, metric: str) -> list[str]:
     return verdicts
 
 
-def _noise(rows: list[dict[str, Any]], metric: str, examples: int) -> str | None:
-    """How far apart qualities must be to mean anything; None with several seeds, whose spread the table shows."""
+def _noise(rows: list[dict[str, Any]], metric: str, examples: int | None) -> str | None:
+    """How far apart qualities must be to mean anything; None with several seeds, whose spread the table shows.
+
+    Args:
+        rows: of the table.
+        metric: what the quality is.
+        examples: that it is the mean over; None where it is no such mean.
+    """
     if len(rows[0]["seeds"]) > 1:
         return None
-    if metric != "accuracy":  # no share of right answers, so that the formula does not hold
+    if metric != "accuracy" or examples is None:  # no share of right answers, so that the formula does not hold
         return f"With one seed, small differences of {metric} are noise."
     noise = max((row["quality"] * (1 - row["quality"]) / examples) ** 0.5 for row in rows)
     return (

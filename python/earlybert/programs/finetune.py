@@ -84,6 +84,6 @@ class Finetuning(Run):
             max_steps=steps,
             learning_rate=self.args.learning_rate,
             schedule="linear",
-            warmup_steps=round(self.args.warmup_ratio * steps),
+            warmup_steps=self.warmup_steps(steps),
         )
         return [TrainingStage(settings, self.examples, order)]

@@ -13,7 +13,7 @@ from ..loading import load_model, new_model
 from ..tasks import Source
 from ..tasks.documents import Corpus
 from ..tasks.masked_lm import MaskedLMTask, MaskedSequences
-from ..training.data import EncodedExamples, TrainingOrder
+from ..training.data import EncodedExamples
 from .preparation import prepare
 from .run import Run, TrainingStage
 
@@ -101,19 +101,22 @@ class Pretraining(Run):
 
     def training_stages(self) -> list[TrainingStage]:
         """See `Run.training_stages`."""
-        order = self.order(self.short)
-        total = self.training_steps(order)
+        total = self.training_steps(self.order(self.short))
         steps = round(self.args.long_share * total)
-        stages = [self._stage("train", total - steps, self.short, order)] if total > steps else []
-        return [*stages, self._stage("train-long", steps, self.long, self.order(self.long))] if steps else stages
+        parts = (
+            ("train", total - steps, self.short, self.args.max_length),
+            ("train-long", steps, self.long, self.args.long_length),
+        )
+        return [self._stage(*part) for part in parts if part[1]]
 
-    def _stage(self, name: str, steps: int, examples: EncodedExamples, order: TrainingOrder) -> TrainingStage:
+    def _stage(self, name: str, steps: int, examples: EncodedExamples, max_length: int) -> TrainingStage:
         settings = self.settings(
             name,
+            max_length,
             max_steps=steps,
             learning_rate=self.args.learning_rate,
             schedule="linear",
-            warmup_steps=round(self.args.warmup_ratio * steps),
+            warmup_steps=self.warmup_steps(steps),
             optimizer=self.args.optimizer,
         )
-        return TrainingStage(settings, examples, order)
+        return TrainingStage(settings, examples, self.order(examples))

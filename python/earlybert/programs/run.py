@@ -59,7 +59,6 @@ class Run(ABC):
         self.args = prepared.args
         self.directory = prepared.directory
         self.device = prepared.device
-        self.pad_to = self.args.max_length if self.args.padding == "max_length" else None
         self.interrupt = InterruptRequest()
         self.environment = prepared.environment
         self.seconds: dict[str, float] = {}
@@ -152,16 +151,29 @@ class Run(ABC):
             seed=self.args.seed,
         )
 
-    def settings(self, name: str, **own: Any) -> StageSettings:
-        """The settings of a stage: what all stages share, and its own."""
+    def settings(self, name: str, max_length: int | None = None, **own: Any) -> StageSettings:
+        """The settings of a stage: what all stages share, and its own.
+
+        Args:
+            name: of the stage.
+            max_length: tokens of its longest example; None for the arguments'.
+            own: the fields of `StageSettings` that stages differ in.
+        """
         return StageSettings(
             name=name,
             weight_decay=self.args.weight_decay,
             dtype=self.prepared.dtype,
-            pad_to=self.pad_to,
+            pad_to=self._pad_to(max_length or self.args.max_length),
             cuda_graphs=self.args.cuda_graphs == "auto",
             **own,
         )
+
+    def warmup_steps(self, steps: int) -> int:
+        """Optimizer steps of a stage's warm-up; the last step never belongs to it, which would learn nothing."""
+        return min(round(self.args.warmup_ratio * steps), steps - 1)
+
+    def _pad_to(self, max_length: int) -> int | None:
+        return max_length if self.args.padding == "max_length" else None
 
     def search_steps(self, order: TrainingOrder) -> int:
         """Optimizer steps of the longest search."""
@@ -179,8 +191,8 @@ class Run(ABC):
         ticket = self.prepared.ticket
         return {
             "the model's config": fingerprint(config),
-            **{name: fingerprint(examples.features, examples.targets) for name, examples in train.items()},
-            "the evaluation examples": fingerprint({n: [e.features, e.targets] for n, e in evals.items()}),
+            **{name: fingerprint(examples.contents()) for name, examples in train.items()},
+            "the evaluation examples": fingerprint({name: examples.contents() for name, examples in evals.items()}),
             "the ticket": fingerprint(None if ticket is None else [ticket.heads, ticket.neurons]),
         }
 
@@ -198,13 +210,15 @@ class Run(ABC):
 
     def _obtain_ticket(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> None:
         """Searches if the run does, and leaves `model` compact, with the weights that it came with."""
+        is_done = checkpoint is not None and checkpoint["stage"] != "search"
+        if is_done:
+            self.warnings = list(checkpoint["warnings"])
         if self.args.method == "dense":
             self.seconds["search"] = 0.0
             return
-        if checkpoint is not None and checkpoint["stage"] != "search":
+        if is_done:
             self.search = checkpoint["search"]
             self.ticket = ek.Ticket(**checkpoint["ticket"])
-            self.warnings = list(checkpoint["warnings"])
             self.seconds["search"] = checkpoint["search_seconds"]
             ek.compact(model, self.ticket)
             return
@@ -365,7 +379,7 @@ class Run(ABC):
                 encoded,
                 task.outputs,
                 batch_size=self.args.eval_batch_size,
-                pad_to=self.pad_to,
+                pad_to=self._pad_to(self.args.max_length),
                 dtype=self.prepared.dtype,
                 device=self.device,
             )

@@ -12,8 +12,9 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import MissingFileError, UsageError
+from ..files import sha256
 from .base import Source, TaskData
-from .tokenizing import cache_folder, quiet
+from .tokenizing import cache_folder, using_cache
 
 #: Documents that are held out where no others are named: one in so many, but not more than so many.
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 20, 1000
@@ -80,13 +81,13 @@ class Corpus:
             UsageError: it is empty, or not UTF-8.
         """
         if not path.is_file():
-            raise MissingFileError(f"{path}: {'a folder, expected a text file' if path.is_dir() else 'no such file'}")
-        stat = path.stat()
+            found = "no such file" if not path.exists() else "a folder" if path.is_dir() else "no regular file"
+            raise MissingFileError(f"{path}: {found}; expected a text file")
         found = next(_documents(str(path), self.blank_lines), None)
         if found is None:
             raise UsageError(f"{path}: expected a text, found nothing but white space")
-        # Size and time tell changed files apart in the cache.
-        options = {"path": str(path), "blank_lines": self.blank_lines, "version": f"{stat.st_size} {stat.st_mtime_ns}"}
+        # The cache knows a file by its content: paths, sizes and times may be another's.
+        options = {"path": str(path), "blank_lines": self.blank_lines, "digest": sha256(path)}
         return Documents(_generated(_rows, options))
 
     def _from_hub(self, name: str) -> tuple[Documents, Documents | None]:
@@ -121,23 +122,23 @@ def _split(documents: Documents) -> tuple[Documents, Documents]:
     count = min(-(-len(documents) // _HELD_OUT_SHARE), _MOST_HELD_OUT)
     if count == len(documents):
         raise UsageError(
-            "a single document cannot be learnt from and held out; give --validation-file, or another --documents"
+            "a single document cannot be learnt from and held out; give --validation-file, or more documents "
+            "(--max-train-examples, --documents)"
         )
-    parts = documents.dataset.train_test_split(test_size=count, seed=0)
+    with using_cache():
+        parts = documents.dataset.train_test_split(test_size=count, seed=0)
     return Documents(parts["train"]), Documents(parts["test"])
 
 
 def _generated(function: Any, options: dict[str, Any]) -> Any:
-    try:
-        with quiet():
+    with using_cache():
+        try:
             return Dataset.from_generator(function, gen_kwargs=options, cache_dir=str(cache_folder()))
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UsageError):
-            raise error.__cause__ from None
-        raise
+        except DatasetGenerationError as error:
+            raise error.__cause__ or error from None
 
 
-def _rows(path: str, blank_lines: bool, version: str) -> Iterator[dict[str, str]]:
+def _rows(path: str, blank_lines: bool, digest: str) -> Iterator[dict[str, str]]:
     for text in _documents(path, blank_lines):
         yield {_TEXT: text}
 

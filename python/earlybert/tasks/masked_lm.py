@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..training.ragged import Ragged
 from .base import Judgement, Source, Task, TaskData
 from .documents import Corpus, Documents
 from .masking import Masking
-from .tokenizing import map_cached, tokenizer_key
+from .tokenizing import flat, map_cached, tokenizer_key
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ class MaskedSequences(EncodedExamples):
     def label_tokens(self) -> bool:
         """See `EncodedExamples.label_tokens`."""
         return True
+
+    def contents(self) -> dict[str, Any]:
+        """See `EncodedExamples.contents`: with how tokens are hidden, to which the tokenizer's size belongs."""
+        return super().contents() | {"masking": asdict(self.masking), "words": self.words}
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """A sequence with `labels` of its hidden tokens, -100 elsewhere."""
@@ -74,6 +78,7 @@ class MaskedLMTask(Task):
 
     name: str = "mlm"
     main_metric: str = "accuracy"
+    counts_examples: bool = False
     corpus: Corpus = field(default_factory=Corpus)
     probability: float = 0.15
     whole_words: bool = False
@@ -122,7 +127,7 @@ class MaskedLMTask(Task):
         whole_words = self.whole_words
 
         def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
-            return _sequences(tokenizer, batch["text"], max_length, masking, whole_words)
+            return _sequences(tokenizer, batch["text"], numbers, max_length, masking, whole_words)
 
         processes = min(len(os.sched_getaffinity(0)), len(examples) // _DOCUMENTS_PER_PROCESS)
         dataset = map_cached(
@@ -131,6 +136,9 @@ class MaskedLMTask(Task):
         names = [name for name in tokenizer.model_input_names if name in dataset.column_names]
         if not len(dataset):
             raise UsageError("expected texts with words, found none that the tokenizer knows")
+        count = len(examples)
+        if left_out := count - len(np.unique(flat(dataset, "document"))):
+            logger.warning("left out %d of %d documents, without a word that the tokenizer knows", left_out, count)
         return MaskedSequences.from_encoding(
             tokenizer,
             {name: Ragged.column(dataset, name) for name in names},
@@ -162,9 +170,12 @@ class MaskedLMTask(Task):
 
 
 def _sequences(
-    tokenizer: Any, texts: list[str], max_length: int, masking: Masking, whole_words: bool
+    tokenizer: Any, texts: list[str], numbers: list[int], max_length: int, masking: Masking, whole_words: bool
 ) -> dict[str, list]:
     """The sequences of some documents: the columns that `MaskedLMTask.encode` reads."""
+    for number, text in zip(numbers, texts, strict=True):
+        if not isinstance(text, str):
+            raise UsageError(f"expected texts, found {text!r:.40} in document {number}; is it the --text-column?")
     encoding = tokenizer(
         texts,
         truncation=True,
@@ -174,7 +185,9 @@ def _sequences(
     )
     kept = [row for row, ids in enumerate(encoding["input_ids"]) if masking.maskable(np.array(ids, np.int64)).any()]
     columns = [name for name in ("input_ids", "token_type_ids") if name in encoding]
+    owners = encoding["overflow_to_sample_mapping"]
     made = {name: [encoding[name][row] for row in kept] for name in columns}
+    made["document"] = [numbers[owners[row]] for row in kept]
     if whole_words:
         made["words"] = [
             np.array([-1 if word is None else word for word in encoding.word_ids(row)], np.int32) for row in kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -38,8 +38,9 @@ class Answer:
     start: int
 
     def is_in(self, context: str) -> bool:
-        """Whether the context has the answer there."""
-        return self.start >= 0 and context[self.start : self.start + len(self.text)] == self.text
+        """Whether the context has the answer there, and there is one."""
+        end = self.start + len(self.text)
+        return 0 <= self.start < len(context) and bool(self.text.strip()) and context[self.start : end] == self.text
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class EncodedWindows(EncodedExamples):
     questions: Questions
     question_of: np.ndarray
     offsets: list[np.ndarray]
+
+    def contents(self) -> dict[str, Any]:
+        """See `EncodedExamples.contents`: with the texts that answers are judged by."""
+        return super().contents() | {"questions": [list(map(str, astuple(each))) for each in self.questions.items]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,8 @@ class QuestionAnsweringTask(Task):
         stride = max_length // 3 if self.doc_stride is None else self.doc_stride
         longest_question = max(1, min(_LONGEST_QUESTION, math.floor(_QUESTION_SHARE * max_length)))
         room = max_length - longest_question - tokenizer.num_special_tokens_to_add(pair=True)
+        if room <= stride and self.doc_stride is None:
+            raise UsageError(f"--max-length: {max_length} tokens leave no room for a question and its context")
         if not 0 <= stride < room:
             raise UsageError(
                 f"--doc-stride: windows of --max-length {max_length} tokens have {room} for the context when the "

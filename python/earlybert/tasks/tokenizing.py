@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,10 @@ import datasets
 import numpy as np
 from datasets.fingerprint import Hasher
 
+from ..errors import UsageError
+
 #: Raised when what is kept on disk changes its meaning.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def map_cached(source: Any, function: Callable[..., dict[str, list]], *key: Any, processes: int = 1) -> Any:
@@ -28,7 +32,7 @@ def map_cached(source: Any, function: Callable[..., dict[str, list]], *key: Any,
     digest = Hasher.hash([_FORMAT, source._fingerprint, *map(repr, key)])
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with using_cache(), _mortal_workers():
         return source.map(
             function,
             batched=True,
@@ -46,15 +50,54 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves out the progress bars of datasets while within."""
+def using_cache() -> Iterator[None]:
+    """Leaves out the progress bars of datasets while within, and says of what goes wrong that it is in the cache.
+
+    Raises:
+        OSError: a file cannot be written there.
+        UsageError: one cannot be read.
+    """
     were_off = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:  # Arrow's and JSON's errors are such
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(cache_folder())) from error
+        raise UsageError(
+            f"{cache_folder()}: what was tokenised before cannot be read ({error}); remove the folder, it is made anew"
+        ) from error
     finally:
         if not were_off:
             datasets.enable_progress_bars()
+
+
+_in_map = False
+
+
+@contextmanager
+def _mortal_workers() -> Iterator[None]:
+    """Processes that begin within leave Ctrl-C to the one that began them, and end when that one tells them to.
+
+    They inherit its handlers, which would have them go on.
+    """
+    global _in_map
+    _in_map = True
+    try:
+        yield
+    finally:
+        _in_map = False
+
+
+def _reset_signals() -> None:
+    if _in_map:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_reset_signals)
 
 
 def flat(dataset: Any, name: str) -> np.ndarray:

@@ -91,6 +91,9 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         indices: which examples.
         pad_to: pad to this many tokens; None for the longest of the batch.
 
+    Raises:
+        ValueError: an example is longer than `pad_to`.
+
     Returns:
         The model's inputs, and targets of tokens, `(batch, tokens)` int64; targets of examples `(batch,)`.
     """
@@ -106,6 +109,8 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         fill = fills.get(name, NO_LABEL)
         padded = pad_sequence(values, batch_first=True, padding_value=fill)
         if pad_to is not None:
+            if padded.shape[1] > pad_to:
+                raise ValueError(f"an example has {padded.shape[1]} tokens, more than pad_to, {pad_to}")
             padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=fill)
         batch[name] = padded
     return batch

@@ -53,6 +53,10 @@ class EncodedExamples:
     def __len__(self) -> int:
         return len(self.features["input_ids"])
 
+    def contents(self) -> dict[str, Any]:
+        """All that a run's results depend on, for `checkpoints.fingerprint`."""
+        return {"features": self.features, "targets": self.targets}
+
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """One example with its targets.
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import multiprocess
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ from earlybert.tasks import Source
 from earlybert.tasks.documents import Corpus
 from earlybert.tasks.masked_lm import MaskedLMTask
 from earlybert.tasks.masking import Masking
+from earlybert.tasks.tokenizing import _mortal_workers, using_cache
 from earlybert.training import loop as loop_module
 from earlybert.training.batches import NO_LABEL, collate
 from earlybert.training.checkpoints import fingerprint
@@ -490,8 +492,6 @@ def test_a_torn_cache_is_named(tiny_bert: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_workers_end_when_they_are_told_to() -> None:
-    from earlybert.tasks.tokenizing import _mortal_workers
-
     def handlers() -> list[Any]:
         """Of a process that begins now."""
         read, write = os.pipe()
@@ -506,6 +506,19 @@ def test_workers_end_when_they_are_told_to() -> None:
         with _mortal_workers():
             assert handlers() == ["SIG_IGN", "SIG_DFL"]
         assert handlers() == ["own", "own"]
+
+
+def test_an_interrupt_while_tokenising_stays_one() -> None:
+    def interrupted() -> None:  # as `Dataset.map` is with several processes
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise multiprocess.TimeoutError
+
+    with pytest.raises(KeyboardInterrupt), using_cache():
+        interrupted()
+    with pytest.raises(multiprocess.TimeoutError), using_cache():
+        raise multiprocess.TimeoutError
 
 
 def test_a_resumed_run_remembers_that_it_diverged(pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:

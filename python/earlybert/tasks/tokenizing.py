@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets.fingerprint import Hasher
+from multiprocess import TimeoutError
 
 from ..errors import UsageError
 
@@ -62,6 +63,11 @@ def using_cache() -> Iterator[None]:
     try:
         yield
     except UsageError:
+        raise
+    except TimeoutError as error:
+        # `Dataset.map` asks its workers for their results on the way out, in vain, and what ended it is lost.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         raise
     except (OSError, ValueError) as error:  # Arrow's and JSON's errors are such
         if isinstance(error, OSError) and error.errno is not None:

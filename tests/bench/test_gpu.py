@@ -3,7 +3,6 @@
 import json
 import subprocess
 
-import examples
 import pytest
 import torch
 from _pytest.mark.expression import Expression
@@ -14,6 +13,7 @@ from bench import gpu, gpu_bundle, step, varlen
 from bench.jobs import Job, Outcome
 from bench.unpadded import UnpaddedClassifier
 from bench.workload import Workload, pack
+from tests.helpers import examples
 
 FIRST, SECOND = gpu.LIMITS
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from own_pytest import run_pytest
 
 from bench import report, row
 from bench.cases import Case, Problem
 from bench.correctness import WrongResultError
 from bench.paired import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
+from tests.helpers.run_pytest import run_pytest
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")
 ROOT = Path(__file__).parents[2]

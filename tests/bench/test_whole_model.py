@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from own_pytest import run_pytest
-from targets import device_of
 
 import earlybert_kernels as ek
 from bench import bench_whole_model as rows
 from bench.correctness import WrongResultError
 from bench.shapes import SHAPES
+from tests.helpers.run_pytest import run_pytest
+from tests.helpers.targets import device_of
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")
 

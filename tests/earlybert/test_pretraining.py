@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import FILLERS, WORDS
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import earlybert_kernels as ek
@@ -30,6 +29,7 @@ from earlybert.training.batches import NO_LABEL, collate
 from earlybert.training.data import TrainingOrder
 from earlybert.training.evaluation import predict
 from earlybert.training.loop import StageSettings, TrainingLoop
+from tests.helpers.toy import FILLERS, WORDS
 
 Make = Callable[..., PretrainArguments]
 CPU = torch.device("cpu")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import FILLERS, WORDS
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertTokenizer
 
 from earlybert import FinetuneArguments, compare, draw, finetune, plot, verify
@@ -21,6 +20,7 @@ from earlybert.tasks import TASKS, Questions, Source
 from earlybert.tasks.questions import Answer, Question
 from earlybert.tasks.spans import best_spans, merge
 from earlybert.tasks.squad_metrics import exact_match, f1, normalize
+from tests.helpers.toy import FILLERS, WORDS
 
 SQUAD, SQUAD_V2 = TASKS["squad"], TASKS["squad_v2"]
 Make = Callable[..., FinetuneArguments]

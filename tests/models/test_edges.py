@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
-from test_heads import HEADS, model_of
-from tiny_bert import batch, packed, tiny_model
 
 import earlybert_kernels as ek
+from tests.helpers.bert_heads import HEADS, model_of
+from tests.helpers.tiny_bert import batch, packed, tiny_model
 
 POOLED = ("BertModel", "BertForSequenceClassification", "BertForNextSentencePrediction", "BertForPreTraining")
 OF_TOKENS = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering", "BertLMHeadModel")

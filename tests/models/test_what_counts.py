@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 import transformers
-from test_heads import HEADS, LENGTHS, MASK, model_of
-from tiny_bert import batch, packed, tiny_model
 from transformers import DataCollatorWithFlattening
 
 import earlybert_kernels as ek
+from tests.helpers.bert_heads import HEADS, LENGTHS, MASK, model_of
+from tests.helpers.tiny_bert import batch, packed, tiny_model
 
 CLASSES = [*HEADS, "BertForMultipleChoice", "BertModel"]
 TOKENS = sum(LENGTHS)

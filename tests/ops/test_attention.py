@@ -1,9 +1,9 @@
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 
 import earlybert_kernels as ek
+from tests.helpers import oracles
 
 LENGTHS = [(1,), (7,), (3, 1, 8, 2), (5, 5, 5), (64, 1, 33), (2, 0, 3)]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from targets import targets_of
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.targets import targets_of
 
 TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
 STEPS = 20

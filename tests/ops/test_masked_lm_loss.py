@@ -1,10 +1,10 @@
-import oracles
 import pytest
 import torch
-from accuracy import assert_defined_by
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
+from tests.helpers import oracles
+from tests.helpers.accuracy import assert_defined_by
 
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from accuracy import assert_as_exact_as_pytorch
 from torch import Tensor
 
 from earlybert_kernels import reference
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
 
 OPTIONS = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
 STEPS = 2

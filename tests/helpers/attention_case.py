@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import oracles
 import torch
-from accuracy import assert_as_exact_as_pytorch
 
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers import oracles
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 0x123456789ABCDEF

@@ -1,4 +1,4 @@
-"""Converted models through the packed door as one graph, called and compared with themselves uncompiled."""
+"""Converted models, given packed batches, as one graph, called and compared with themselves uncompiled."""
 
 import pytest
 import torch

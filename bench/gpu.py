@@ -48,7 +48,7 @@ PYTEST = (PYTHON, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider")
 GPU_BACKENDS = ("cuda", "triton")
 #: Providers of rows that are kernels of ours; the last is on the CPU, for rehearsals.
 OURS = (*GPU_BACKENDS, "cpu")
-#: As in tests/helpers/examples.py, which imports too much for this file.
+#: Those of tests/helpers/examples.py, which imports too much for this file, that have kernels for GPUs.
 OPS = (
     "attention", "feed_forward", "dropout_add_layer_norm", "feed_forward_sublayer", "attention_sublayer",
     "embedding_layer_norm", "gather_units", "lamb_step", "masked_lm_loss", "ticket_distance", "ticket_masks",

@@ -83,8 +83,11 @@ class OnGpu:
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """Every op has three backends that take all tensors, which a fake GPU of compute capability 9.0 has."""
-    fakes = {b: dispatch.Implementation(b, lambda: None, lambda *tensors: None, False) for b in dispatch.BACKENDS}
+    """Attention has four backends that take all tensors, but for the CPU's, on a fake GPU of compute capability 9.0."""
+    fakes = {
+        b: dispatch.Implementation(b, lambda: None, lambda *tensors: None, False)
+        for b in ("cuda", "triton", "cpu", "reference")
+    }
     fakes["cpu"] = dataclasses.replace(fakes["cpu"], refuses=lambda *tensors: "it takes tensors on the CPU")
     monkeypatch.setitem(dispatch._implementations, "attention", fakes)
     monkeypatch.setattr(dispatch, "architecture_of", lambda gpu: 90)

@@ -12,7 +12,7 @@ import earlybert_kernels as ek
 
 from .cases import providers
 from .optimizers import OptimizerSubject, make_rows, measure_step
-from .record import pick_device
+from .provenance import pick_device
 from .row import Rates
 
 #: torch's; eager is what it chooses by itself.

@@ -12,7 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 import earlybert_kernels as ek
 
-from . import floors, varlen
+from . import roofline, varlen
 from .cases import VARLEN, Case, Problem
 from .subject import Subject, Tensors
 
@@ -67,10 +67,10 @@ class Attention(Subject):
         )
         return out if self.head_mask is None else out * self.head_mask[:, None]
 
-    def floors(self) -> floors.Floors:
-        """See `Subject.floors`."""
+    def work(self) -> roofline.WorkByMode:
+        """See `Subject.work`."""
         itemsize = self.problem.dtype.itemsize
-        return floors.attention(self.lengths, self.kept_heads, self.problem.sizes.head_size, itemsize)
+        return roofline.attention(self.lengths, self.kept_heads, self.problem.sizes.head_size, itemsize)
 
 
 SUBJECT = Attention

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
-from . import floors
+from . import roofline
 from .bench_attention import Attention
 from .cases import Case, Problem
 from .subject import Tensors
@@ -64,11 +64,11 @@ class AttentionSublayer(Attention):
         h = F.dropout(F.linear(context, inputs["w_out"], inputs["b_out"]), dropout_p, training=True) + x
         return F.layer_norm(h, h.shape[-1:], inputs["norm_weight"], inputs["norm_bias"], _EPS)
 
-    def floors(self) -> floors.Floors:
-        """See `Subject.floors`."""
+    def work(self) -> roofline.WorkByMode:
+        """See `Subject.work`."""
         sizes = self.problem.sizes
         shape = (self.kept_heads, sizes.head_size, self.problem.dtype.itemsize)
-        return floors.attention_sublayer(self.lengths, sizes.hidden, *shape)
+        return roofline.attention_sublayer(self.lengths, sizes.hidden, *shape)
 
 
 SUBJECT = AttentionSublayer

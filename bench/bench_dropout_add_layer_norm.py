@@ -9,7 +9,7 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
-from . import floors
+from . import roofline
 from .cases import Case, Problem
 from .subject import Subject, Tensors
 
@@ -37,10 +37,10 @@ class DropoutAddLayerNorm(Subject):
         x = F.dropout(inputs["x"], dropout_p, training=True) + inputs["residual"]
         return F.layer_norm(x, x.shape[-1:], inputs["weight"], inputs["bias"], _EPS)
 
-    def floors(self) -> floors.Floors:
-        """See `Subject.floors`."""
+    def work(self) -> roofline.WorkByMode:
+        """See `Subject.work`."""
         problem = self.problem
-        return floors.dropout_add_layer_norm(self.num_tokens, problem.sizes.hidden, problem.dtype.itemsize)
+        return roofline.dropout_add_layer_norm(self.num_tokens, problem.sizes.hidden, problem.dtype.itemsize)
 
 
 SUBJECT = DropoutAddLayerNorm

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
-from . import floors
+from . import roofline
 from .cases import Case, Problem
 from .shapes import VOCABULARY
 from .subject import Subject, Tensors
@@ -60,10 +60,10 @@ class EmbeddingLayerNorm(Subject):
         x = F.layer_norm(x, x.shape[-1:], inputs["weight"], inputs["bias"], _EPS)
         return F.dropout(x, dropout_p, training=True)
 
-    def floors(self) -> floors.Floors:
-        """See `Subject.floors`."""
+    def work(self) -> roofline.WorkByMode:
+        """See `Subject.work`."""
         problem = self.problem
-        return floors.embedding_layer_norm(self.num_tokens, problem.sizes.hidden, problem.dtype.itemsize)
+        return roofline.embedding_layer_norm(self.num_tokens, problem.sizes.hidden, problem.dtype.itemsize)
 
 
 SUBJECT = EmbeddingLayerNorm

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
-from . import floors
+from . import roofline
 from .cases import Case, Problem
 from .subject import Subject, Tensors
 
@@ -51,10 +51,10 @@ class FeedForward(Subject):
             h = h * self.neuron_mask
         return F.linear(h, inputs["w_out"], inputs["b_out"])
 
-    def floors(self) -> floors.Floors:
-        """See `Subject.floors`."""
+    def work(self) -> roofline.WorkByMode:
+        """See `Subject.work`."""
         problem = self.problem
-        return floors.feed_forward(self.num_tokens, problem.sizes.hidden, self.kept_neurons, problem.dtype.itemsize)
+        return roofline.feed_forward(self.num_tokens, problem.sizes.hidden, self.kept_neurons, problem.dtype.itemsize)
 
 
 SUBJECT = FeedForward

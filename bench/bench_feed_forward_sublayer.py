@@ -18,7 +18,7 @@ _EPS = 1e-12
 
 
 class FeedForwardSublayer(FeedForward):
-    """The block's tensors, and the norm's parameters. The floor is the block's: no other tensor has to move."""
+    """The block's tensors, and the norm's parameters. The least work is the block's: no other tensor has to move."""
 
     op = "feed_forward_sublayer"
     dropout = DROPOUT

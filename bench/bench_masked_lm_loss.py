@@ -10,7 +10,7 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
-from . import floors
+from . import roofline
 from .cases import Case, Problem
 from .shapes import VOCABULARY
 from .subject import Subject, Tensors
@@ -52,10 +52,10 @@ class MaskedLMLoss(Subject):
         logits = F.linear(inputs["hidden"], inputs["weight"], inputs["bias"])
         return F.cross_entropy(logits.view(-1, VOCABULARY), self.padded_labels.view(-1), ignore_index=_IGNORED)
 
-    def floors(self) -> floors.Floors:
-        """See `Subject.floors`."""
+    def work(self) -> roofline.WorkByMode:
+        """See `Subject.work`."""
         hidden, itemsize = self.problem.sizes.hidden, self.problem.dtype.itemsize
-        return floors.masked_lm_loss(self.num_tokens, self.num_labelled, hidden, VOCABULARY, itemsize)
+        return roofline.masked_lm_loss(self.num_tokens, self.num_labelled, hidden, VOCABULARY, itemsize)
 
 
 SUBJECT = MaskedLMLoss

@@ -19,11 +19,11 @@ import earlybert_kernels as ek
 
 from .cases import BASELINE, providers
 from .correctness import WrongResultError
-from .floors import Floor
 from .lengths import draw_lengths
-from .paired import run_paired
-from .record import pick_device
-from .row import Rates, floor_entries
+from .paired_timing import run_paired
+from .provenance import pick_device
+from .roofline import Work
+from .row import Rates, roofline_entries
 from .shapes import SHAPES, Shape
 
 _SEQUENCES, _LENGTHS = 256, "sst2"
@@ -154,7 +154,7 @@ def test_whole_model(
         dtype="float32",
         errors={"largest": error},
         **times,
-        **floor_entries(Floor(0, call.bytes), times["seconds"], rates(torch.float32)),
+        **roofline_entries(Work(0, call.bytes), times["seconds"], rates(torch.float32)),
         **session_record,
     )
 

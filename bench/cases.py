@@ -80,7 +80,7 @@ class Case:
 
     Attributes:
         problem: what is computed.
-        mode: one of `floors.MODES`.
+        mode: one of `roofline.MODES`.
         provider: one of `TORCH_PROVIDERS`, or a backend of the op.
     """
 

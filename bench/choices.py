@@ -20,7 +20,7 @@ from earlybert.files import read_json, write_bytes
 from earlybert_kernels.backends import backends, nearest
 from earlybert_kernels.ops import choices, dispatch
 
-from . import shipped, tables
+from . import choice_tables, tables
 from .cases import BASELINE
 
 _GPU_BACKENDS = tuple(own.name for own in backends().values() if "cuda" in own.devices)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = new_table(rows)
     except ValueError as error:
         parser.error(str(error))
-    write_bytes(args.output, shipped.as_text(table).encode())
+    write_bytes(args.output, choice_tables.as_text(table).encode())
 
 
 def new_table(rows: Sequence[tables.Result]) -> dict:
@@ -60,7 +60,7 @@ def new_table(rows: Sequence[tables.Result]) -> dict:
     found = {op: entries(op, [row for row in rows if row["op"] == op]) for op in ops}
     before = nearest(choices.table()["architectures"], int(architecture))
     how = f"`python -m bench.choices`, {tables.conditions(rows[0])}"
-    return shipped.measured(choices.table(), architecture, before | found, how)
+    return choice_tables.measured(choices.table(), architecture, before | found, how)
 
 
 def entries(op: str, rows: Sequence[tables.Result]) -> list[dict]:

@@ -339,7 +339,7 @@ class Session:
         return jobs
 
     def profile(self) -> list[Job]:
-        """Of our kernels that the first command timed, the one furthest from its floor, under ncu."""
+        """Of our kernels that the first command timed, the one furthest below the roofline, under ncu."""
         worst = read_state(self.first).get("worst")
         if worst is None:
             print("nothing to profile: the first command has no row of our kernels")
@@ -361,7 +361,7 @@ class Session:
 
 
 def worst_row(work: Path) -> dict[str, str] | None:
-    """The row of a kernel of ours, all units forward and backward, that is furthest from its floor; group and name."""
+    """Group and name of the row of a kernel of ours, all units and both directions, furthest below the roofline."""
     rows = []
     for path in sorted(work.glob("rows-*.json")):
         for row in json.loads(path.read_text())["benchmarks"]:

@@ -13,10 +13,10 @@ from transformers import BertForSequenceClassification
 
 import earlybert_kernels as ek
 
-from . import floors, record
+from . import provenance, roofline
 from .correctness import check_results
-from .paired import run_paired
-from .row import Rates, floor_entries
+from .paired_timing import run_paired
+from .row import Rates, roofline_entries
 from .shapes import SHAPES
 
 _UNITS = ("dense", "compact")
@@ -74,7 +74,7 @@ def measure_step(
     Raises:
         WrongResultError: the provider's results are wrong, so that there is no row.
     """
-    device, dtype = record.pick_device(), torch.float32
+    device, dtype = provenance.pick_device(), torch.float32
     baseline = subject.providers[0]
     benchmark.group = f"{subject.op}-{shape}-{unit}"
     shapes = parameter_shapes(shape, unit)
@@ -104,7 +104,7 @@ def measure_step(
         parameter_tensors=len(shapes),
         errors={"largest": max(errors.values())},
         **times,
-        **floor_entries(floors.adam(count, dtype.itemsize), times["seconds"], rates(dtype)),
+        **roofline_entries(roofline.adam(count, dtype.itemsize), times["seconds"], rates(dtype)),
         **session_record,
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from .cases import BASELINE, SDPA_KERNELS, TORCH_PROVIDERS, VARLEN
-from .floors import MODES
+from .roofline import MODES
 from .subject import Subject, Tensors
 
 

@@ -27,9 +27,9 @@ Section = tuple[str, str, Callable[[], "Figure"]]
 
 _MICRO_NOTE = (
     "Every round runs eager first; ratios are to that run, and eager's own show how far apart equal work comes out. "
-    "GFLOP/s and GB/s count the least work there is (`bench/floors.py`); the floor column is the share of the time "
-    "that this work needs at the rates of the fastest matrix product and of a copy here, over 100% where a cache holds "
-    "it all."
+    "GFLOP/s and GB/s count the least work there is (`bench/roofline.py`); the roofline column is the share of the "
+    "time that this work needs at the rates of the fastest matrix product and of a copy here, over 100% where a cache "
+    "holds it all."
 )
 
 

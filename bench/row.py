@@ -14,10 +14,10 @@ import earlybert_kernels as ek
 
 from .cases import BASELINE, PEERS, TORCH_PROVIDERS, Case, Problem
 from .correctness import check_results
-from .floors import Floor
-from .paired import run_paired
+from .paired_timing import run_paired
+from .provenance import wait_for
 from .provider import Provider
-from .record import wait_for
+from .roofline import Work
 from .subject import Subject
 
 #: The machine's rates in a dtype, as `rates.measure_rates` gives them.
@@ -101,7 +101,7 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
         sequence_lengths=subject.lengths,
         errors=errors,
         **times,
-        **floor_entries(subject.floors()[case.mode], times["seconds"], rates(problem.dtype)),
+        **roofline_entries(subject.work()[case.mode], times["seconds"], rates(problem.dtype)),
     )
 
 
@@ -117,25 +117,25 @@ def profile_row(subject_class: type[Subject], case: Case) -> None:
         wait_for(device)
 
 
-def floor_entries(floor: Floor, seconds: Sequence[float], rates: dict[str, float]) -> dict[str, Any]:
-    """What a row says about its floor.
+def roofline_entries(work: Work, seconds: Sequence[float], rates: dict[str, float]) -> dict[str, Any]:
+    """What a row says about the roofline.
 
     Args:
-        floor: the op's.
+        work: the least that the op can be done with.
         seconds: of each round.
         rates: of the machine.
 
     Returns:
         `floor_flops`, `floor_bytes`, the `gflops_per_second` and `gbytes_per_second` at which the median round did
-        the floor's work, the machine's `rates`, and `floor_share`: the time that the floor's work takes at those rates,
+        that work, the machine's `rates`, and `floor_share`: the time that that work takes at those rates,
         as a share of the median. It exceeds 1 where the tensors stay in a cache.
     """
     median = statistics.median(seconds)
     return {
-        "floor_flops": floor.flops,
-        "floor_bytes": floor.bytes,
-        "gflops_per_second": floor.flops / median / 1e9,
-        "gbytes_per_second": floor.bytes / median / 1e9,
+        "floor_flops": work.flops,
+        "floor_bytes": work.bytes,
+        "gflops_per_second": work.flops / median / 1e9,
+        "gbytes_per_second": work.bytes / median / 1e9,
         "rates": rates,
-        "floor_share": floor.seconds(**rates) / median,
+        "floor_share": work.seconds(**rates) / median,
     }

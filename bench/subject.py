@@ -11,7 +11,7 @@ from torch import Tensor
 from earlybert_kernels.nn import Packing
 
 from .cases import UNITS, Problem
-from .floors import Floors
+from .roofline import WorkByMode
 from .shapes import DROPOUT
 
 Tensors = dict[str, Tensor]
@@ -67,5 +67,5 @@ class Subject(ABC):
         """What stock transformers does, on tokens `(B, S, ...)`; the output is `(B, S, ...)` or a scalar."""
 
     @abstractmethod
-    def floors(self) -> Floors:
+    def work(self) -> WorkByMode:
         """The least work, by mode."""

@@ -61,7 +61,7 @@ def micro(rows: Sequence[Result]) -> str:
     """The table of the microbenchmarks of one op."""
     header = [
         "shape", "lengths", "unit", "mode", "provider", "ms, median (quartiles)", "of eager (quartiles)",
-        "of the faster of eager and compile", "GFLOP/s", "GB/s", "floor",
+        "of the faster of eager and compile", "GFLOP/s", "GB/s", "roofline",
     ]  # fmt: skip
     lines = [
         [

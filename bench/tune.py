@@ -31,9 +31,9 @@ from earlybert_kernels.backends.triton import INTERPRETED, products
 from earlybert_kernels.backends.triton.launch import architecture
 from earlybert_kernels.backends.triton.matmul import Tile
 
-from . import record, shipped, tables
+from . import choice_tables, provenance, tables
+from .device_timer import DeviceTimer, Prepare
 from .shapes import SHAPES
-from .stopwatch import Prepare, Stopwatch
 
 #: What is tried; the first of those that are equally fast is taken.
 TILES = (
@@ -87,14 +87,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=tuple(SHAPES), default="base", help="whose layer; default: %(default)s")
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="in rising order; %(default)s")
     args = parser.parse_args(argv)
-    device = record.pick_device()
+    device = provenance.pick_device()
     if device.type != "cuda" and not INTERPRETED:
         parser.error("a table is measured on a GPU, and torch sees none")
     layer = Layer(SHAPES[args.shape].hidden, SHAPES[args.shape].neurons)
     tiles, parts = (TILES[:1], PARTS[:2]) if INTERPRETED else (TILES, PARTS)  # enough to try the search out
     compile_all(layer, args.tokens[0], tiles)
     entries = sweep(layer, args.tokens, tiles, parts, device)
-    write_bytes(args.output, shipped.as_text(new_table(entries, device)).encode())
+    write_bytes(args.output, choice_tables.as_text(new_table(entries, device)).encode())
 
 
 def compile_all(layer: Layer, tokens: int, tiles: Sequence[Tile]) -> None:
@@ -104,7 +104,7 @@ def compile_all(layer: Layer, tokens: int, tiles: Sequence[Tile]) -> None:
 
 
 def _run_all(layer: Layer, tokens: int, tile: Tile) -> None:
-    device = record.pick_device()
+    device = provenance.pick_device()
     for kind in products.KINDS:
         for call, parts in itertools.product(calls(kind, layer, tokens, device), PARTS[:2]):
             with contextlib.suppress(*_NO_ROOM):
@@ -147,7 +147,7 @@ def sweep(
 
 
 def calls(kind: str, layer: Layer, tokens: int, device: torch.device) -> list[Prepare]:
-    """A layer's products of a kind, each as a `Stopwatch` takes it, as ops make them under autocast.
+    """A layer's products of a kind, each as a `DeviceTimer` takes it, as ops make them under autocast.
 
     The gradient of a sublayer's input is added to that of the residual, which is float32.
     """
@@ -214,10 +214,10 @@ def _seconds(kind: str, layer: Layer, tokens: int, device: torch.device, choice:
         except _NO_ROOM:
             return math.inf
         with forced(*choice):
-            stopwatch = Stopwatch(call, device)
+            timer = DeviceTimer(call, device)
             for _ in range(_WARM_UP):
-                stopwatch.warm_up()
-            total += statistics.median(stopwatch.seconds() for _ in range(_MEASUREMENTS))
+                timer.warm_up()
+            total += statistics.median(timer.seconds() for _ in range(_MEASUREMENTS))
     return total
 
 
@@ -237,10 +237,10 @@ def _tensors(result: Any) -> list[Tensor]:
     return [t for t in (result if isinstance(result, tuple) else (result,)) if t is not None]
 
 
-def new_table(entries: shipped.Entries, device: torch.device) -> dict[str, Any]:
+def new_table(entries: choice_tables.Entries, device: torch.device) -> dict[str, Any]:
     """The shipped table with this GPU's architecture replaced."""
-    how = f"`python -m bench.tune`, {tables.conditions(record.record(device))}"
-    return shipped.measured(products.table(), str(architecture(torch.empty(0, device=device))), entries, how)
+    how = f"`python -m bench.tune`, {tables.conditions(provenance.provenance(device))}"
+    return choice_tables.measured(products.table(), str(architecture(torch.empty(0, device=device))), entries, how)
 
 
 if __name__ == "__main__":

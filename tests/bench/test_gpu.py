@@ -139,7 +139,7 @@ def test_what_failed_runs_again(session):
     assert jobs[3].env == {"A": "1", "CUDA_LAUNCH_BLOCKING": "1"}
 
 
-def test_the_kernel_furthest_from_its_floor_is_profiled(session):
+def test_the_kernel_furthest_below_the_roofline_is_profiled(session):
     first = session(FIRST)
 
     def rows(group, **shares):

@@ -10,7 +10,7 @@ import torch
 from bench import report, row
 from bench.cases import Case, Problem
 from bench.correctness import WrongResultError
-from bench.paired import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
+from bench.paired_timing import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
 from tests.helpers.run_pytest import run_pytest
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")

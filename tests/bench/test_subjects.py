@@ -71,8 +71,8 @@ def test_units_are_what_they_say():
                 kept = int(mask.sum())
         assert sizes["dense"] == sizes["masked"] > sizes["compact"] == kept
         assert (
-            subject.floors()["full"].flops
-            < subject_of(op)(Problem(op, "minilm", "4", "dense", 2, torch.float32, CPU)).floors()["full"].flops
+            subject.work()["full"].flops
+            < subject_of(op)(Problem(op, "minilm", "4", "dense", 2, torch.float32, CPU)).work()["full"].flops
         )
 
 

@@ -33,7 +33,7 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def record(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device) -> dict[str, Any]:
     """Entries `device`, `machine`, `versions` and `commit` of a result's JSON."""
     return {
         "device": device.type,

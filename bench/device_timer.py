@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .record import wait_for
+from .provenance import wait_for
 
 #: Given a number, gives what is to be timed, after doing what is not. Different numbers have inputs of their own.
 Prepare = Callable[[int], Callable[[], Any]]
@@ -24,7 +24,7 @@ _CYCLES_PER_SECOND = 2e9
 _LONGEST_WAIT = 0.05
 
 
-class Stopwatch:
+class DeviceTimer:
     """Times calls on a device.
 
     A host needs longer to ask a GPU for a small op than the GPU for doing it. So the GPU waits until the host has asked

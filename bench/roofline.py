@@ -15,7 +15,7 @@ MODES = ("forward", "backward", "full")
 
 
 @dataclass(frozen=True)
-class Floor:
+class Work:
     """Attributes:
     flops: floating-point operations of the matrix products.
     bytes: read and written.
@@ -24,22 +24,22 @@ class Floor:
     flops: int
     bytes: int
 
-    def __add__(self, other: Floor) -> Floor:
-        return Floor(self.flops + other.flops, self.bytes + other.bytes)
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
         """The time that a machine of these rates needs at least, arithmetic and memory overlapping."""
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
-Floors = Mapping[str, Floor]
+WorkByMode = Mapping[str, Work]
 
 
-def _with_full(forward: Floor, backward: Floor) -> Floors:
+def _with_full(forward: Work, backward: Work) -> WorkByMode:
     return {"forward": forward, "backward": backward, "full": forward + backward}
 
 
-def attention(lengths: Sequence[int], heads: int, head_size: int, itemsize: int) -> Floors:
+def attention(lengths: Sequence[int], heads: int, head_size: int, itemsize: int) -> WorkByMode:
     """Forward: two products, q k^T and p v, of n x n x D per head and sequence; reads q, k, v, writes the output.
 
     Backward: four products (for p, q, k and v; the scores are not counted a second time); reads q, k, v and the
@@ -47,30 +47,30 @@ def attention(lengths: Sequence[int], heads: int, head_size: int, itemsize: int)
     """
     product = 2 * heads * head_size * sum(n * n for n in lengths)
     tensor = sum(lengths) * heads * head_size * itemsize
-    return _with_full(Floor(2 * product, 4 * tensor), Floor(4 * product, 7 * tensor))
+    return _with_full(Work(2 * product, 4 * tensor), Work(4 * product, 7 * tensor))
 
 
-def feed_forward(tokens: int, hidden: int, neurons: int, itemsize: int) -> Floors:
+def feed_forward(tokens: int, hidden: int, neurons: int, itemsize: int) -> WorkByMode:
     """Forward: two products of T x E x F; reads x and both weights, writes the output.
 
     Backward: four; reads x, the output's gradient and both weights, writes the gradients of x and of both weights.
     """
     product = 2 * tokens * hidden * neurons
     activations, weights = tokens * hidden * itemsize, 2 * hidden * neurons * itemsize
-    return _with_full(Floor(2 * product, 2 * activations + weights), Floor(4 * product, 3 * activations + 2 * weights))
+    return _with_full(Work(2 * product, 2 * activations + weights), Work(4 * product, 3 * activations + 2 * weights))
 
 
-def dropout_add_layer_norm(tokens: int, hidden: int, itemsize: int) -> Floors:
+def dropout_add_layer_norm(tokens: int, hidden: int, itemsize: int) -> WorkByMode:
     """No products. Forward reads x and the residual and writes the output.
 
     Backward reads the output's gradient and the normalised rows, writes the gradients of x and of the residual, which
     differ by the dropout.
     """
     tensor = tokens * hidden * itemsize
-    return _with_full(Floor(0, 3 * tensor), Floor(0, 4 * tensor))
+    return _with_full(Work(0, 3 * tensor), Work(0, 4 * tensor))
 
 
-def attention_sublayer(lengths: Sequence[int], hidden: int, heads: int, head_size: int, itemsize: int) -> Floors:
+def attention_sublayer(lengths: Sequence[int], hidden: int, heads: int, head_size: int, itemsize: int) -> WorkByMode:
     """That of attention, and of four linear layers around it: products of T x E x HD, one forward and two backward.
 
     Forward reads x and the weights and writes the output; backward reads x, the output's gradient and the weights and
@@ -80,38 +80,38 @@ def attention_sublayer(lengths: Sequence[int], hidden: int, heads: int, head_siz
     linear = 4 * 2 * sum(lengths) * hidden * heads * head_size
     tokens, weights = sum(lengths) * hidden * itemsize, 4 * hidden * heads * head_size * itemsize
     return _with_full(
-        Floor(products["forward"].flops + linear, 2 * tokens + weights),
-        Floor(products["backward"].flops + 2 * linear, 3 * tokens + 2 * weights),
+        Work(products["forward"].flops + linear, 2 * tokens + weights),
+        Work(products["backward"].flops + 2 * linear, 3 * tokens + 2 * weights),
     )
 
 
-def embedding_layer_norm(tokens: int, hidden: int, itemsize: int) -> Floors:
+def embedding_layer_norm(tokens: int, hidden: int, itemsize: int) -> WorkByMode:
     """No products. Forward reads a row of the word table for each token and writes the output.
 
     Backward reads the output's gradient and the row again, and writes a row of the table's gradient. The positions' and
     types' tables are small, and the zeros of the rows that do not occur need not be written.
     """
     tensor = tokens * hidden * itemsize
-    return _with_full(Floor(0, 2 * tensor), Floor(0, 3 * tensor))
+    return _with_full(Work(0, 2 * tensor), Work(0, 3 * tensor))
 
 
-def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, itemsize: int) -> Floors:
+def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, itemsize: int) -> WorkByMode:
     """Forward: one product of L x E x V, L being the labelled tokens; reads their rows and the weight.
 
     Backward: two; reads the same, writes the gradients of all rows (zero where there is no label) and of the weight.
     """
     product = 2 * labelled * hidden * vocabulary
     rows, weight = labelled * hidden * itemsize, hidden * vocabulary * itemsize
-    return _with_full(Floor(product, rows + weight), Floor(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
+    return _with_full(Work(product, rows + weight), Work(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
 
 
-def training_step(lengths: Sequence[int], layers: int, hidden: int, neurons: int) -> Floor:
+def training_step(lengths: Sequence[int], layers: int, hidden: int, neurons: int) -> Work:
     """The products of an encoder, forward and backward: all linear layers and attention of all tokens. No bytes."""
     weights = 4 * hidden * hidden + 2 * hidden * neurons
     linear = 6 * sum(lengths) * weights
-    return Floor(layers * (linear + attention(lengths, 1, hidden, 1)["full"].flops), 0)
+    return Work(layers * (linear + attention(lengths, 1, hidden, 1)["full"].flops), 0)
 
 
-def adam(parameters: int, itemsize: int) -> Floor:
+def adam(parameters: int, itemsize: int) -> Work:
     """One step of AdamW or LAMB: reads parameter, gradient and two moments, writes all but the gradient."""
-    return Floor(0, 7 * parameters * itemsize)
+    return Work(0, 7 * parameters * itemsize)

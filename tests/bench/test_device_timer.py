@@ -3,7 +3,7 @@ import contextlib
 import pytest
 import torch
 
-from bench.stopwatch import Stopwatch
+from bench.device_timer import DeviceTimer
 
 CUDA = torch.device("cuda")
 
@@ -38,13 +38,13 @@ class Gpu:
 @pytest.mark.parametrize(("seconds", "calls"), [(2e-5, 10), (4e-4, 3), (0.1, 1)])
 def test_short_calls_are_measured_several_at_once(monkeypatch, seconds, calls):
     gpu = Gpu(monkeypatch, seconds)
-    stopwatch = Stopwatch(gpu.prepare, CUDA)
+    timer = DeviceTimer(gpu.prepare, CUDA)
     for _ in range(2):
         gpu.log.clear()
-        stopwatch.warm_up()
-    assert stopwatch.calls == calls
+        timer.warm_up()
+    assert timer.calls == calls
     gpu.log.clear()
-    assert stopwatch.seconds() == pytest.approx(seconds)
+    assert timer.seconds() == pytest.approx(seconds)
     *before, (wait, cycles), begin = gpu.log[: calls + 3]
     assert before == [*(f"prepared {copy}" for copy in range(calls)), "done"]
     assert wait == "wait" and 0 < cycles <= 1e8 and begin == "event"
@@ -53,13 +53,13 @@ def test_short_calls_are_measured_several_at_once(monkeypatch, seconds, calls):
 
 def test_a_slow_first_call_makes_no_long_wait(monkeypatch):
     gpu = Gpu(monkeypatch, 1e-3)
-    stopwatch = Stopwatch(gpu.prepare, CUDA)
-    stopwatch._host_seconds = 60.0
-    stopwatch.seconds()
+    timer = DeviceTimer(gpu.prepare, CUDA)
+    timer._host_seconds = 60.0
+    timer.seconds()
     assert ("wait", 100_000_000) in gpu.log
 
 
 def test_a_processor_is_timed_by_the_clock():
-    stopwatch = Stopwatch(lambda copy: lambda: sum(range(100_000)), torch.device("cpu"))
-    stopwatch.warm_up()
-    assert stopwatch.calls == 1 and 1e-5 < stopwatch.seconds() < 10
+    timer = DeviceTimer(lambda copy: lambda: sum(range(100_000)), torch.device("cpu"))
+    timer.warm_up()
+    assert timer.calls == 1 and 1e-5 < timer.seconds() < 10

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .stopwatch import Prepare, Stopwatch
+from .device_timer import DeviceTimer, Prepare
 from .summary import paired_ratio
 
 WARM_UP = 3
@@ -24,7 +24,7 @@ MIN_ROUNDS = 5
 def run_paired(
     benchmark: Any, prepare: Prepare, prepare_baseline: Prepare, device: torch.device, rounds: int
 ) -> dict[str, Any] | None:
-    """Times rounds of one measurement each, as `Stopwatch` does it.
+    """Times rounds of one measurement each, as `DeviceTimer` does it.
 
     Args:
         benchmark: pytest-benchmark's fixture; it keeps the measured seconds.
@@ -37,7 +37,7 @@ def run_paired(
         `seconds` of one call and `baseline_seconds` in every round, `calls` that a round consists of, and `ratio`, the
         quartiles of one over the other. None where pytest-benchmark is disabled and everything was run but once.
     """
-    baseline, own = Stopwatch(prepare_baseline, device), Stopwatch(prepare, device)
+    baseline, own = DeviceTimer(prepare_baseline, device), DeviceTimer(prepare, device)
     baseline_seconds, seconds = [], []
 
     def measure() -> None:

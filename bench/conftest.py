@@ -13,13 +13,13 @@ import torch
 from earlybert.files import write_json
 
 from . import provenance
-from .cases import UNITS, Case, make_cases
 from .lengths import HISTOGRAMS, is_known
+from .ops.cases import UNITS, Case, make_cases
+from .ops.roofline import MODES
+from .ops.row import CannotRunError, Rates, measure_row, profile_row
+from .ops.subject import Subject
 from .rates import measure_rates
-from .roofline import MODES
-from .row import CannotRunError, Rates, measure_row, profile_row
 from .shapes import SHAPES
-from .subject import Subject
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -19,7 +19,8 @@ from earlybert import cli
 from earlybert.files import read_json, write_json
 from earlybert.programs.compare import COMPARED_METHODS
 
-from . import provenance, tables
+from . import provenance
+from .report import tables
 
 RESULT = "end_to_end.json"
 #: Every commit at which this program was run in the folder: a run that was finished earlier is not repeated.

@@ -310,7 +310,7 @@ class Session:
         if self.rehearse:
             sizes = ("--sizes", "tiny", "--dtype", "float32", "--tokens", "64")
         select = () if chosen is None else ("-k", chosen)
-        return (f"bench/bench_{name}.py", *sizes, *options, *select)
+        return (f"bench/ops/bench_{name}.py", *sizes, *options, *select)
 
     def step_command(self, name: str, rounds: int) -> tuple[str, ...]:
         """`bench.step` of a kind of step."""
@@ -357,7 +357,8 @@ class Session:
         ]
         if not found:
             return []
-        return [self.job(name, (PYTHON, "-m", f"bench.{name}", *found), 20) for name in ("report", "bounds")]
+        modules = {"report": "bench.report", "bounds": "bench.report.bounds"}
+        return [self.job(name, (PYTHON, "-m", module, *found), 20) for name, module in modules.items()]
 
 
 def worst_row(work: Path) -> dict[str, str] | None:

@@ -34,9 +34,11 @@ from torch import nn
 from earlybert.files import write_json
 from earlybert.training.batches import Batch
 
-from . import provenance, roofline, tables
+from . import provenance
 from .memory import measure_apart
+from .ops import roofline
 from .rates import measure_rates
+from .report import tables
 from .summary import paired_ratio, quartiles
 from .training import training_step
 from .variants import (

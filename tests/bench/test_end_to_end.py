@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from bench import end_to_end, provenance, report, tables
+from bench import end_to_end, provenance
+from bench.report import report, tables
 
 
 @pytest.fixture

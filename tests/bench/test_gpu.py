@@ -153,7 +153,7 @@ def test_the_kernel_furthest_below_the_roofline_is_profiled(session):
     first.reports()
     first.runner.keep()
     (job,) = session(SECOND).profile()
-    assert job.command[0] == "ncu" and "bench/bench_feed_forward.py::test[triton]" in job.command
+    assert job.command[0] == "ncu" and "bench/ops/bench_feed_forward.py::test[triton]" in job.command
 
 
 def test_nothing_to_profile(session, capsys):

@@ -1,5 +1,5 @@
-from bench import roofline
-from bench.roofline import Work
+from bench.ops import roofline
+from bench.ops.roofline import Work
 
 
 def test_attention_by_hand():

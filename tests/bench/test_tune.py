@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from bench import choice_tables, tune
 from bench.provenance import pick_device
+from bench.tune import choice_tables
+from bench.tune import products as tune
 from earlybert_kernels.backends import triton
 
 if triton.unavailable() is not None:

@@ -1,6 +1,6 @@
 """Makes the table of which backend runs an op on a GPU, from the microbenchmarks' results there.
 
-    python -m bench.choices RESULTS.json [...] --output choices.json
+    python -m bench.tune.choices RESULTS.json [...] --output choices.json
 
 Takes what `pytest bench/ --benchmark-json=FILE` writes on a GPU. Writes `earlybert_kernels/ops/choices.json` anew, with
 this GPU's architecture measured; look at it, and copy it over that one. What counts are forward and backward with all
@@ -20,8 +20,9 @@ from earlybert.files import read_json, write_bytes
 from earlybert_kernels.backends import backends, nearest
 from earlybert_kernels.ops import choices, dispatch
 
-from . import choice_tables, tables
-from .cases import BASELINE
+from ..ops.cases import BASELINE
+from ..report import tables
+from . import choice_tables
 
 _GPU_BACKENDS = tuple(own.name for own in backends().values() if "cuda" in own.devices)
 #: Rows that run plain PyTorch on what our op is given; the baseline of what is called once a step does.
@@ -59,7 +60,7 @@ def new_table(rows: Sequence[tables.Result]) -> dict:
     ops = sorted({row["op"] for row in rows})
     found = {op: entries(op, [row for row in rows if row["op"] == op]) for op in ops}
     before = nearest(choices.table()["architectures"], int(architecture))
-    how = f"`python -m bench.choices`, {tables.conditions(rows[0])}"
+    how = f"`python -m bench.tune.choices`, {tables.conditions(rows[0])}"
     return choice_tables.measured(choices.table(), architecture, before | found, how)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .device_timer import DeviceTimer, Prepare
-from .summary import paired_ratio
+from ..device_timer import DeviceTimer, Prepare
+from ..summary import paired_ratio
 
 WARM_UP = 3
 #: A row that is slow gets fewer rounds: so many that its rounds take about so long, but not fewer than these unless

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend
 import earlybert_kernels as ek
 from earlybert_kernels.backends import backends
 
-from .lengths import draw_lengths, mean_length
-from .shapes import SHAPES, Shape
+from ..lengths import draw_lengths, mean_length
+from ..shapes import SHAPES, Shape
 
 #: dense: all units. masked: full tensors, the ticket given as the op's mask. compact: the ticket's tensors alone.
 UNITS = ("dense", "masked", "compact")

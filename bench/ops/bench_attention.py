@@ -12,7 +12,8 @@ from transformers.masking_utils import create_bidirectional_mask
 
 import earlybert_kernels as ek
 
-from . import roofline, varlen
+from .. import varlen
+from . import roofline
 from .cases import VARLEN, Case, Problem
 from .subject import Subject, Tensors
 

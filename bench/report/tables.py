@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .summary import quartiles
+from ..summary import quartiles
 
 NONE = "–"
 

@@ -27,7 +27,7 @@ Section = tuple[str, str, Callable[[], "Figure"]]
 
 _MICRO_NOTE = (
     "Every round runs eager first; ratios are to that run, and eager's own show how far apart equal work comes out. "
-    "GFLOP/s and GB/s count the least work there is (`bench/roofline.py`); the roofline column is the share of the "
+    "GFLOP/s and GB/s count the least work there is (`bench/ops/roofline.py`); the roofline column is the share of the "
     "time that this work needs at the rates of the fastest matrix product and of a copy here, over 100% where a cache "
     "holds it all."
 )
@@ -35,7 +35,9 @@ _MICRO_NOTE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the arguments, prints Markdown, draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw PNG files into this folder")
     args = parser.parse_args(argv)
@@ -84,7 +86,3 @@ def _micro_sections(content: dict[str, Any]) -> Iterator[Section]:
         own = list(group)
         note = f"{conditions}. {_MICRO_NOTE}"
         yield op, f"### {op}\n\n{note}\n\n{tables.micro(own)}", lambda own=own: _plots().micro_figure(own)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,10 +12,10 @@ import torch
 
 import earlybert_kernels as ek
 
+from ..provenance import wait_for
 from .cases import BASELINE, PEERS, TORCH_PROVIDERS, Case, Problem
 from .correctness import check_results
 from .paired_timing import run_paired
-from .provenance import wait_for
 from .provider import Provider
 from .roofline import Work
 from .subject import Subject

@@ -31,9 +31,11 @@ from earlybert_kernels.backends.triton import INTERPRETED, products
 from earlybert_kernels.backends.triton.launch import architecture
 from earlybert_kernels.backends.triton.matmul import Tile
 
-from . import choice_tables, provenance, tables
-from .device_timer import DeviceTimer, Prepare
-from .shapes import SHAPES
+from .. import provenance
+from ..device_timer import DeviceTimer, Prepare
+from ..report import tables
+from ..shapes import SHAPES
+from . import choice_tables
 
 #: What is tried; the first of those that are equally fast is taken.
 TILES = (
@@ -82,7 +84,9 @@ Run = Callable[[], object]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the arguments, measures, prints the times, writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True, help="file for the new table")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="base", help="whose layer; default: %(default)s")
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="in rising order; %(default)s")
@@ -241,7 +245,3 @@ def new_table(entries: choice_tables.Entries, device: torch.device) -> dict[str,
     """The shipped table with this GPU's architecture replaced."""
     how = f"`python -m bench.tune`, {tables.conditions(provenance.provenance(device))}"
     return choice_tables.measured(products.table(), str(architecture(torch.empty(0, device=device))), entries, how)
-
-
-if __name__ == "__main__":
-    main()

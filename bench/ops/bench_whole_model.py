@@ -17,14 +17,14 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
+from ..lengths import draw_lengths
+from ..provenance import pick_device
+from ..shapes import SHAPES, Shape
 from .cases import BASELINE, providers
 from .correctness import WrongResultError
-from .lengths import draw_lengths
 from .paired_timing import run_paired
-from .provenance import pick_device
 from .roofline import Work
 from .row import Rates, roofline_entries
-from .shapes import SHAPES, Shape
 
 _SEQUENCES, _LENGTHS = 256, "sst2"
 #: The most by which a distance, which is a quotient, may differ from eager's.

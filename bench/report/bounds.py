@@ -1,6 +1,6 @@
 """What kernels and steps are to reach on a GPU, next to what was measured.
 
-    python -m bench.bounds RESULTS.json [...]
+    python -m bench.report.bounds RESULTS.json [...]
 
 Takes what `pytest bench/ --benchmark-json=FILE` and `python -m bench.step` write, of BERT-base, and prints a Markdown
 table: one line for every bound and every file that has what it needs, or "not measured". A bound is an upper one on a
@@ -19,10 +19,10 @@ from typing import Any
 
 from earlybert.files import read_json
 
-from .cases import TORCH_PROVIDERS, VARLEN
-from .summary import paired_ratio
+from ..ops.cases import TORCH_PROVIDERS, VARLEN
+from ..summary import paired_ratio
+from ..variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
 from .tables import NONE, Result, table
-from .variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
 
 #: What was measured, the bound, and with what.
 Finding = tuple[float, float | None, str]

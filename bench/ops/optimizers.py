@@ -13,11 +13,12 @@ from transformers import BertForSequenceClassification
 
 import earlybert_kernels as ek
 
-from . import provenance, roofline
+from .. import provenance
+from ..shapes import SHAPES
+from . import roofline
 from .correctness import check_results
 from .paired_timing import run_paired
 from .row import Rates, roofline_entries
-from .shapes import SHAPES
 
 _UNITS = ("dense", "compact")
 #: The embeddings, and one layer: tensors of every size there is, and few enough for a check in float64.

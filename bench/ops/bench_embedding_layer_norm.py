@@ -14,9 +14,9 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
+from ..shapes import VOCABULARY
 from . import roofline
 from .cases import Case, Problem
-from .shapes import VOCABULARY
 from .subject import Subject, Tensors
 
 _EPS = 1e-12

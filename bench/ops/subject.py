@@ -10,9 +10,9 @@ from torch import Tensor
 
 from earlybert_kernels.nn import Packing
 
+from ..shapes import DROPOUT
 from .cases import UNITS, Problem
 from .roofline import WorkByMode
-from .shapes import DROPOUT
 
 Tensors = dict[str, Tensor]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
+from ..shapes import DROPOUT
 from .bench_feed_forward import FeedForward
 from .cases import Case, Problem
-from .shapes import DROPOUT
 from .subject import Tensors
 
 _EPS = 1e-12

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import earlybert_kernels as ek
 
+from ..shapes import VOCABULARY
 from . import roofline
 from .cases import Case, Problem
-from .shapes import VOCABULARY
 from .subject import Subject, Tensors
 
 #: Of the real tokens, in BERT's pre-training.

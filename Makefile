@@ -47,6 +47,7 @@ demo: install
 lint: install-for-tests
 	@echo "== Checking style, and that imports run one way"
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-logo --no-cache
 
 # A worker a core; threads that spin while they wait would take the cores from the others' tests.

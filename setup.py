@@ -188,7 +188,8 @@ def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
         for isa, isa_flags in sets.items():
             command = [*cxx, *flags, *KERNEL_FLAGS, openmp, *isa_flags, f"-DEARLYBERT_ISA={isa}"]
             plan.objects.append((source, f".{isa}.o", command))
-    plan.objects.append((SOURCES / "bindings/cpu.cpp", ".o", [*cxx, *flags, *includes]))
+    for source in sorted((SOURCES / "bindings").glob("cpu*.cpp")):
+        plan.objects.append((source, ".binding.o", [*cxx, *flags, *includes]))
     # Not -fopenmp: the symbols come from the runtime that torch has loaded (see backends/cpu/__init__.py). `now`
     # makes a missing one an ImportError instead of a crash at the first call.
     plan.link = [*cxx, *flags, "-shared", *(["-Wl,-z,now"] if sys.platform == "linux" else [])]

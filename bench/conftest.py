@@ -12,14 +12,14 @@ import torch
 
 from earlybert.files import write_json
 
-from . import record
-from .cases import UNITS, Case, make_cases
-from .floors import MODES
+from . import provenance
 from .lengths import HISTOGRAMS, is_known
+from .ops.cases import UNITS, Case, make_cases
+from .ops.roofline import MODES
+from .ops.row import CannotRunError, Rates, measure_row, profile_row
+from .ops.subject import Subject
 from .rates import measure_rates
-from .row import CannotRunError, Rates, measure_row, profile_row
 from .shapes import SHAPES
-from .subject import Subject
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         batch_size=option("batch_size"),
         tokens=option("tokens"),
         dtype=_DTYPES[option("dtype")],
-        device=record.pick_device(),
+        device=provenance.pick_device(),
         dropout=option("dropout"),
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
@@ -85,13 +85,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def session_record() -> dict[str, Any]:
     """Device, machine, versions and commit."""
-    return record.record(record.pick_device())
+    return provenance.provenance(provenance.pick_device())
 
 
 @pytest.fixture(scope="session")
 def rates() -> Rates:
     """The machine's rates in a dtype, measured once."""
-    return functools.cache(lambda dtype: measure_rates(record.pick_device(), dtype))
+    return functools.cache(lambda dtype: measure_rates(provenance.pick_device(), dtype))
 
 
 @pytest.fixture(scope="session")

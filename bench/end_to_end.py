@@ -19,7 +19,8 @@ from earlybert import cli
 from earlybert.files import read_json, write_json
 from earlybert.programs.compare import COMPARED_METHODS
 
-from . import record, tables
+from . import provenance
+from .report import tables
 
 RESULT = "end_to_end.json"
 #: Every commit at which this program was run in the folder: a run that was finished earlier is not repeated.
@@ -73,7 +74,7 @@ def _note_commit(folder: Path, *, anew: bool) -> list[str]:
         commits = read_json(path)
     elif not anew and any(folder.glob(_RUNS)):
         commits = ["unknown"]  # of runs that another program finished
-    now = record.commit()
+    now = provenance.commit()
     if now not in commits:
         commits.append(now)
     folder.mkdir(parents=True, exist_ok=True)

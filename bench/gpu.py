@@ -48,7 +48,7 @@ PYTEST = (PYTHON, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider")
 GPU_BACKENDS = ("cuda", "triton")
 #: Providers of rows that are kernels of ours; the last is on the CPU, for rehearsals.
 OURS = (*GPU_BACKENDS, "cpu")
-#: As in tests/ops/examples.py, which imports too much for this file.
+#: Those of tests/helpers/examples.py, which imports too much for this file, that have kernels for GPUs.
 OPS = (
     "attention", "feed_forward", "dropout_add_layer_norm", "feed_forward_sublayer", "attention_sublayer",
     "embedding_layer_norm", "gather_units", "lamb_step", "masked_lm_loss", "ticket_distance", "ticket_masks",
@@ -310,7 +310,7 @@ class Session:
         if self.rehearse:
             sizes = ("--sizes", "tiny", "--dtype", "float32", "--tokens", "64")
         select = () if chosen is None else ("-k", chosen)
-        return (f"bench/bench_{name}.py", *sizes, *options, *select)
+        return (f"bench/ops/bench_{name}.py", *sizes, *options, *select)
 
     def step_command(self, name: str, rounds: int) -> tuple[str, ...]:
         """`bench.step` of a kind of step."""
@@ -339,7 +339,7 @@ class Session:
         return jobs
 
     def profile(self) -> list[Job]:
-        """Of our kernels that the first command timed, the one furthest from its floor, under ncu."""
+        """Of our kernels that the first command timed, the one furthest below the roofline, under ncu."""
         worst = read_state(self.first).get("worst")
         if worst is None:
             print("nothing to profile: the first command has no row of our kernels")
@@ -357,11 +357,12 @@ class Session:
         ]
         if not found:
             return []
-        return [self.job(name, (PYTHON, "-m", f"bench.{name}", *found), 20) for name in ("report", "bounds")]
+        modules = {"report": "bench.report", "bounds": "bench.report.bounds"}
+        return [self.job(name, (PYTHON, "-m", module, *found), 20) for name, module in modules.items()]
 
 
 def worst_row(work: Path) -> dict[str, str] | None:
-    """The row of a kernel of ours, all units forward and backward, that is furthest from its floor; group and name."""
+    """Group and name of the row of a kernel of ours, all units and both directions, furthest below the roofline."""
     rows = []
     for path in sorted(work.glob("rows-*.json")):
         for row in json.loads(path.read_text())["benchmarks"]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import record
+from . import provenance
 from .training import training_step
 from .variants import VARIANTS, build, is_captured, is_packed, own_batch
 from .workload import Workload, pack, quiet_transformers
@@ -64,7 +64,7 @@ def measure(workload: Workload, variant: str) -> dict[str, Any]:
     Returns:
         `peak_bytes`; None where the system does not say. `building_counts`: whether the peak may be that of building.
     """
-    device = record.pick_device()
+    device = provenance.pick_device()
     batches = workload.batches(_WARM_UP + _STEPS, device)
     captured = is_captured(variant)
     batches = pack(batches) if is_packed(variant) else [own_batch(variant, batch) for batch in batches]

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies and copies, which is what a floor in seconds is computed from."""
+"""How fast this machine multiplies and copies, which is what the roofline is made of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from earlybert_kernels.backends import cpu
 
-from .stopwatch import Stopwatch
+from .device_timer import DeviceTimer
 
 _REPEATS = 8
 #: Rows and columns of the matrices: large enough for full speed.
@@ -39,6 +39,6 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:
-    stopwatch = Stopwatch(lambda _: run, device)
-    stopwatch.warm_up()
-    return min(stopwatch.seconds() for _ in range(_REPEATS))
+    timer = DeviceTimer(lambda _: run, device)
+    timer.warm_up()
+    return min(timer.seconds() for _ in range(_REPEATS))

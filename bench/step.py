@@ -34,9 +34,11 @@ from torch import nn
 from earlybert.files import write_json
 from earlybert.training.batches import Batch
 
-from . import floors, record, tables
+from . import provenance
 from .memory import measure_apart
+from .ops import roofline
 from .rates import measure_rates
+from .report import tables
 from .summary import paired_ratio, quartiles
 from .training import training_step
 from .variants import (
@@ -71,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {args.rounds}")
 
-    device = record.pick_device()
+    device = provenance.pick_device()
     result = {
         "kind": "step",
-        **record.record(device),
+        **provenance.provenance(device),
         "arguments": {**asdict(workload), "model": _last_parts(args.model), "data_dir": _last_parts(args.data_dir)},
         "rounds": args.rounds,
         "warm_up": WARM_UP,
@@ -142,7 +144,7 @@ def measure(
     of_batches = {
         "real_tokens": [int(mask.sum()) for mask in masks],
         "padded_tokens": [mask.numel() for mask in masks],
-        "dense_flops": [floors.training_step(mask.sum(1).tolist(), *encoder).flops for mask in masks],
+        "dense_flops": [roofline.training_step(mask.sum(1).tolist(), *encoder).flops for mask in masks],
     }
     measured: dict[str, Any] = {"batches": of_batches, "variants": {}, "failures": failures}
     for seconds in time_steps(models, batches, device, getattr(torch, workload.dtype), failures):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mended_interpreter import mend
-from toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS, WORDS, sentence
+
+from tests.helpers.mended_interpreter import mend
+from tests.helpers.toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS, WORDS, sentence
 
 if not torch.cuda.is_available():
     # Kernels for GPUs are then tested on the CPU.

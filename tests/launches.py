@@ -13,12 +13,11 @@ import sys
 import traceback
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "ops"), str(Path(__file__).parents[1])]
-import examples  # noqa: E402
-from mended_interpreter import mend  # noqa: E402
-
-import earlybert_kernels as ek  # noqa: E402
-from earlybert_kernels.backends import triton  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import earlybert_kernels as ek
+from earlybert_kernels.backends import triton
+from tests.helpers import examples
+from tests.helpers.mended_interpreter import mend
 
 GPU_BACKENDS = ("triton", "cuda")
 

@@ -40,7 +40,7 @@ FAULTS = [
 ]
 
 #: pytest puts the source tree's own folder first, and with it the normal build, unless it is told otherwise.
-PYTEST = ("-m", "pytest", "-q", "-o", f"pythonpath={BUILD / 'lib'} . tests/ops tests/models tests/earlybert")
+PYTEST = ("-m", "pytest", "-q", "-o", f"pythonpath={BUILD / 'lib'} .")
 
 # Not run: what never calls the extension; what compiles with torch or starts processes of its own (slow, and no
 # further call of it); tests of layer norm's accuracy (with checks in them its sums are not vectorised: one long chain

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from targets import targets_of
 from torch import nn
 
 import earlybert_kernels as ek
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.targets import targets_of
 
 TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
 OPTIMIZERS = pytest.mark.parametrize("make", [ek.Lamb, ek.AdamW])

@@ -137,9 +137,7 @@ class RunArguments:
         Raises:
             UsageError: naming the flag, what was expected and what was found.
         """
-        for name, known in (
-            ("method", METHODS), ("kernels", KERNELS), ("cuda_graphs", CUDA_GRAPHS), ("dtype", DTYPES)
-        ):
+        for name, known in (("method", METHODS), ("kernels", KERNELS), ("cuda_graphs", CUDA_GRAPHS), ("dtype", DTYPES)):
             _expect_one_of(self, name, known)
         _expect_one_of(self, "padding", (None, *PADDINGS))
         for name in (

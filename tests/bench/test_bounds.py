@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bench import bounds
+from bench.report import bounds
 
 HOW = {"shape": "base", "dtype": "bfloat16", "device": "cuda", "tokens": 16384, "dropout": 0.1, "mode": "full"}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import choices
+from bench.tune import choices
 from earlybert_kernels.ops import choices as shipped_choices
 from earlybert_kernels.ops import dispatch
 
@@ -62,7 +62,7 @@ def test_the_fastest_comes_first_from_where_its_size_is_nearer(tmp_path, monkeyp
     shipped = shipped_choices.table()
     assert table["architectures"]["80"] == shipped["architectures"]["80"]
     assert own["masked_lm_loss"] == shipped["architectures"]["80"]["masked_lm_loss"]
-    assert table["note"].startswith("90: measured by `python -m bench.choices`, cpu a processor, gpu a GPU")
+    assert table["note"].startswith("90: measured by `python -m bench.tune.choices`, cpu a processor, gpu a GPU")
     monkeypatch.setattr(shipped_choices, "table", lambda: table)
     shipped_choices.orders.cache_clear()
     try:

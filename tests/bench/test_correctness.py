@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bench.correctness import WrongResultError, check_results
+from bench.ops.correctness import WrongResultError, check_results
 
 EXACT = {"output": torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)}
 PLAIN = {"output": torch.tensor([1.0, -2.0, 3.0 + 3e-6])}

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from bench import end_to_end, record, report, tables
+from bench import end_to_end, provenance
+from bench.report import report, tables
 
 
 @pytest.fixture
@@ -15,9 +16,9 @@ def arguments(tiny_bert, toy_sst2, tmp_path):
 
 
 def test_runs_are_recorded_and_continued(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(record, "commit", lambda: "first")
+    monkeypatch.setattr(provenance, "commit", lambda: "first")
     assert end_to_end.main([*arguments, "--kernels", "off"]) == 0
-    monkeypatch.setattr(record, "commit", lambda: "second")
+    monkeypatch.setattr(provenance, "commit", lambda: "second")
     capsys.readouterr()
     assert end_to_end.main([*arguments, "--kernels", "off", "auto"]) == 0
     printed = capsys.readouterr().out
@@ -37,7 +38,7 @@ def test_runs_are_recorded_and_continued(arguments, tmp_path, monkeypatch, capsy
 
 
 def test_runs_of_another_program_have_an_unknown_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "commit", lambda: "mine")
+    monkeypatch.setattr(provenance, "commit", lambda: "mine")
     run = tmp_path / "dense-off-seed1"
     run.mkdir()
     (run / "metrics.json").write_text("{}")

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from own_pytest import run_pytest
 
-from bench import report, row
-from bench.cases import Case, Problem
-from bench.correctness import WrongResultError
-from bench.paired import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
+from bench.ops import row
+from bench.ops.cases import Case, Problem
+from bench.ops.correctness import WrongResultError
+from bench.ops.paired_timing import MIN_ROUNDS, WARM_UP, affordable_rounds, run_paired
+from bench.report import report
+from tests.helpers.run_pytest import run_pytest
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")
 ROOT = Path(__file__).parents[2]
@@ -21,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 def content(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "results.json"
     done = run_pytest(
-        "bench/bench_dropout_add_layer_norm.py", "bench/bench_attention.py", "--benchmark-only", "--sizes", "tiny",
-        "--lengths", "sst2", "--units", "dense", "--modes", "full", "--batch-size", "4", "--rounds", "3",
-        "-k", "not compile", f"--benchmark-json={path}",
+        "bench/ops/bench_dropout_add_layer_norm.py", "bench/ops/bench_attention.py", "--benchmark-only",
+        "--sizes", "tiny", "--lengths", "sst2", "--units", "dense", "--modes", "full", "--batch-size", "4",
+        "--rounds", "3", "-k", "not compile", f"--benchmark-json={path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
@@ -60,7 +61,7 @@ def test_rows_are_kept_when_the_session_is_killed(tmp_path):
     (tmp_path / "fatal_third_row.py").write_text(f"import os\n\n{setup}")
     path = tmp_path / "rows.json"
     done = run_pytest(
-        "bench/bench_attention.py", "-p", "fatal_third_row", "-o", f"pythonpath=. {tmp_path}", "--sizes", "tiny",
+        "bench/ops/bench_attention.py", "-p", "fatal_third_row", "-o", f"pythonpath=. {tmp_path}", "--sizes", "tiny",
         "--lengths", "8", "--units", "dense", "masked", "--batch-size", "2", "--rounds", "2",
         "-k", "eager or reference", "--rows-json", str(path),
     )  # fmt: skip
@@ -75,7 +76,7 @@ def test_rows_are_kept_when_the_session_is_killed(tmp_path):
 
 def test_a_wrong_provider_has_no_row(monkeypatch):
     problem = Problem("feed_forward", "tiny", "sst2", "dense", 2, torch.float32, torch.device("cpu"))
-    from bench.bench_feed_forward import FeedForward
+    from bench.ops.bench_feed_forward import FeedForward
 
     class Wrong(FeedForward):
         def packed(self, inputs, dropout_p, backend):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import earlybert_kernels as ek
-from bench import memory, plots, report, step, variants, varlen
+from bench import memory, step, variants, varlen
+from bench.report import plots, report
 from bench.shapes import SHAPES, Shape
 from bench.workload import Workload, pack
 

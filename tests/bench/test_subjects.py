@@ -5,10 +5,10 @@ import torch
 
 import earlybert_kernels as ek
 from bench import shapes, varlen
-from bench.cases import BASELINE, PEERS, SDPA_KERNELS, UNITS, VARLEN, Problem, make_cases, providers
-from bench.correctness import check_results
-from bench.optimizers import parameter_shapes
-from bench.provider import Provider
+from bench.ops.cases import BASELINE, PEERS, SDPA_KERNELS, UNITS, VARLEN, Problem, make_cases, providers
+from bench.ops.correctness import check_results
+from bench.ops.optimizers import parameter_shapes
+from bench.ops.provider import Provider
 
 CPU = torch.device("cpu")
 # These have rows of their own: bench_lamb's and bench_whole_model's.
@@ -17,13 +17,13 @@ OPS = [op for op in ek.ops.dispatch.op_names() if op not in WITHOUT]
 
 
 def subject_of(op):
-    return importlib.import_module(f"bench.bench_{op}").SUBJECT
+    return importlib.import_module(f"bench.ops.bench_{op}").SUBJECT
 
 
 @pytest.fixture(autouse=True)
 def _small_vocabulary(monkeypatch):
     for op in ("masked_lm_loss", "embedding_layer_norm"):
-        monkeypatch.setattr(importlib.import_module(f"bench.bench_{op}"), "VOCABULARY", 101)
+        monkeypatch.setattr(importlib.import_module(f"bench.ops.bench_{op}"), "VOCABULARY", 101)
 
 
 def is_refused(backend, op, unit):
@@ -71,8 +71,8 @@ def test_units_are_what_they_say():
                 kept = int(mask.sum())
         assert sizes["dense"] == sizes["masked"] > sizes["compact"] == kept
         assert (
-            subject.floors()["full"].flops
-            < subject_of(op)(Problem(op, "minilm", "4", "dense", 2, torch.float32, CPU)).floors()["full"].flops
+            subject.work()["full"].flops
+            < subject_of(op)(Problem(op, "minilm", "4", "dense", 2, torch.float32, CPU)).work()["full"].flops
         )
 
 

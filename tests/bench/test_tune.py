@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from bench import shipped, tune
-from bench.record import pick_device
+from bench.provenance import pick_device
+from bench.tune import choice_tables
+from bench.tune import products as tune
 from earlybert_kernels.backends import triton
 
 if triton.unavailable() is not None:
@@ -23,7 +24,7 @@ def test_a_sweep_makes_a_table_that_products_take(monkeypatch, capsys):
     device = pick_device()
     entries = tune.sweep(LAYER, (16,), (SMALL, LARGE), (1, 2), device)
     table = tune.new_table(entries, device)
-    assert json.loads(shipped.as_text(table)) == table
+    assert json.loads(choice_tables.as_text(table)) == table
     assert set(products.table()["architectures"]) <= set(table["architectures"])
     monkeypatch.setattr(products, "table", lambda: table)
     for kind in products.KINDS:

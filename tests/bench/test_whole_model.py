@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from own_pytest import run_pytest
-from targets import device_of
 
 import earlybert_kernels as ek
-from bench import bench_whole_model as rows
-from bench.correctness import WrongResultError
+from bench.ops import bench_whole_model as rows
+from bench.ops.correctness import WrongResultError
 from bench.shapes import SHAPES
+from tests.helpers.run_pytest import run_pytest
+from tests.helpers.targets import device_of
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install '.[bench]')")
 
@@ -33,7 +33,7 @@ def test_every_backend_gives_what_eager_gives(op):
 def test_every_op_without_a_subject_or_an_optimizer_has_rows(tmp_path):
     path = tmp_path / "rows.json"
     done = run_pytest(
-        "bench/bench_whole_model.py", "--benchmark-only", "--sizes", "tiny", "--rounds", "2", "-k", "not compile",
+        "bench/ops/bench_whole_model.py", "--benchmark-only", "--sizes", "tiny", "--rounds", "2", "-k", "not compile",
         f"--benchmark-json={path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from toy import PER_HEAD, PER_NEURON
 
 import earlybert
 from earlybert import FinetuneArguments, cli, finetune
@@ -21,6 +20,7 @@ from earlybert.programs import demo
 from earlybert.programs.compare import Variant
 from earlybert.training.loop import TrainingLoop
 from earlybert_kernels import Ticket
+from tests.helpers.toy import PER_HEAD, PER_NEURON
 
 REQUIRED = ["--model", "m", "--task", "t", "--output-dir", "o"]
 

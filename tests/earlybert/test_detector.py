@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from targets import targets_of
 
 from earlybert import EarlyBirdDetector, FinetuneArguments, draw, finetune
 from earlybert.errors import UsageError
 from earlybert.search.detector import default_interval
 from earlybert.search.drawing import Masks, draw_masks, random_ticket, to_masks
 from earlybert_kernels import Ticket, use_backend
+from tests.helpers.targets import targets_of
 
 HEADS, NEURONS = [12] * 6, [64] * 6
 

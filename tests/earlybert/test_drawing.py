@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from targets import targets_of
 
 from earlybert import draw
 from earlybert.errors import UsageError
 from earlybert.run_directory import RunDirectory
 from earlybert.search.drawing import draw_masks, inverted_ticket, random_ticket, read_gates, to_masks, to_ticket
 from earlybert_kernels import use_backend
+from tests.helpers.targets import targets_of
 
 RATIOS = st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.4, 0.5, 2 / 3, 0.75, 0.9, 0.99])
 # Few distinct values, so that ties are the rule.

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import LAYERS, NEURONS, PER_HEAD, PER_NEURON
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import earlybert_kernels as ek
@@ -17,6 +16,7 @@ from earlybert import FinetuneArguments, draw, finetune
 from earlybert.errors import Interrupted, UsageError
 from earlybert.programs.run import Run
 from earlybert.training.loop import TrainingLoop
+from tests.helpers.toy import LAYERS, NEURONS, PER_HEAD, PER_NEURON
 
 Make = Callable[..., FinetuneArguments]
 DENSE_FILES = {".lock", "SHA256SUMS", "arguments.json", "metrics.json", "model"}

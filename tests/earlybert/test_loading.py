@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from model_folder import edit_config, edit_weights
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -27,6 +26,7 @@ from earlybert.loading import load_model, read_config
 from earlybert.tasks import TASKS
 from earlybert.training.data import EncodedExamples, check_fits
 from earlybert.training.ragged import Ragged
+from tests.helpers.model_folder import edit_config, edit_weights
 
 Make = Callable[..., FinetuneArguments]
 TASK = TASKS["sst2"]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folder import edit_config, edit_weights, torn
 from transformers import AutoConfig, BertForSequenceClassification, BertModel, RobertaConfig, RobertaModel
 
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import UsageError
+from tests.helpers.model_folder import edit_config, edit_weights, torn
 
 Make = Callable[..., FinetuneArguments]
 

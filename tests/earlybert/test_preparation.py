@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import HEADS, LAYERS, NEURONS
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -23,6 +22,7 @@ from earlybert import FinetuneArguments, finetune
 from earlybert.errors import OutputExistsError, UsageError
 from earlybert.programs.preparation import _config
 from earlybert.tasks import TASKS
+from tests.helpers.toy import HEADS, LAYERS, NEURONS
 
 Make = Callable[..., FinetuneArguments]
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import FILLERS, WORDS
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import earlybert_kernels as ek
@@ -36,6 +35,7 @@ from earlybert.training.data import TrainingOrder
 from earlybert.training.evaluation import predict
 from earlybert.training.interrupt import terminable
 from earlybert.training.loop import StageSettings, TrainingLoop
+from tests.helpers.toy import FILLERS, WORDS
 
 Make = Callable[..., PretrainArguments]
 CPU = torch.device("cpu")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folder import edit_config, edit_weights
 from safetensors.torch import load_file
 
 import earlybert_kernels as ek
@@ -18,6 +17,7 @@ from earlybert.errors import Interrupted, UsageError
 from earlybert.programs import preparation
 from earlybert.training.checkpoints import fingerprint
 from earlybert.training.loop import TrainingLoop
+from tests.helpers.model_folder import edit_config, edit_weights
 
 Make = Callable[..., FinetuneArguments]
 

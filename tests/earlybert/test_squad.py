@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import FILLERS, WORDS
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertTokenizer
 
 from earlybert import FinetuneArguments, compare, draw, finetune, plot, verify
@@ -22,6 +21,7 @@ from earlybert.tasks.questions import Answer, Question
 from earlybert.tasks.spans import best_spans, merge
 from earlybert.tasks.squad_metrics import exact_match, f1, normalize
 from earlybert.training.checkpoints import fingerprint
+from tests.helpers.toy import FILLERS, WORDS
 
 SQUAD, SQUAD_V2 = TASKS["squad"], TASKS["squad_v2"]
 Make = Callable[..., FinetuneArguments]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_bert import ODD, tiny_model
 from transformers import AutoModelForSequenceClassification
+
+from tests.helpers.tiny_bert import ODD, tiny_model
 
 
 @pytest.fixture(params=list(ODD))

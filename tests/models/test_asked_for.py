@@ -8,11 +8,11 @@ import inspect
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from tiny_bert import batch, packed, some_ticket, tiny_model
 from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, packed, some_ticket, tiny_model
 
 LENGTHS = (5, 1, 9, 3)
 

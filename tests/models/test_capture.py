@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from tiny_bert import some_ticket, tiny_model
 
 import earlybert_kernels as ek
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers.tiny_bert import some_ticket, tiny_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")

@@ -1,10 +1,10 @@
 import pytest
 import torch
 import transformers
-from tiny_bert import tiny_model
 from transformers import DataCollatorWithFlattening
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import tiny_model
 
 ROWS = [[2, 7, 9], [2], [2, 30, 31, 32, 3]]
 

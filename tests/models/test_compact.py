@@ -4,7 +4,6 @@ import json
 import pytest
 import torch
 import transformers
-from tiny_bert import batch, set_gates, some_ticket, tiny_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,6 +16,7 @@ from transformers.models.auto import modeling_auto
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
+from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
 
 
 def close(ours, theirs, tolerance=1e-5):

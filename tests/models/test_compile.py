@@ -1,11 +1,11 @@
-"""Converted models through the packed door as one graph, called and compared with themselves uncompiled."""
+"""Converted models, given packed batches, as one graph, called and compared with themselves uncompiled."""
 
 import pytest
 import torch
 import transformers
-from tiny_bert import packed, set_gates, some_ticket, tiny_model
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import packed, set_gates, some_ticket, tiny_model
 
 SHAPES = ((5, 1, 9, 3), (7, 2, 4), (11, 5, 6, 7, 8), (2, 3))
 

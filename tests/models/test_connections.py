@@ -7,10 +7,10 @@ import functools
 
 import pytest
 import torch
-from tiny_bert import batch, tiny_model
 from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, tiny_model
 
 ANSWERS = {"start_positions": torch.tensor([1, 0, 2, 1]), "end_positions": torch.tensor([2, 0, 3, 1])}
 

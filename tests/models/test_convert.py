@@ -4,11 +4,11 @@ import pickle
 import pytest
 import torch
 import transformers
-from tiny_bert import batch, tiny_config, tiny_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 import earlybert_kernels as ek
 from earlybert_kernels.nn import encoder_layer
+from tests.helpers.tiny_bert import batch, tiny_config, tiny_model
 
 SENTENCES = [
     "a gripping , well - acted film",

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
-from test_heads import HEADS, model_of
-from tiny_bert import batch, packed, tiny_model
 
 import earlybert_kernels as ek
+from tests.helpers.bert_heads import HEADS, model_of
+from tests.helpers.tiny_bert import batch, packed, tiny_model
 
 POOLED = ("BertModel", "BertForSequenceClassification", "BertForNextSentencePrediction", "BertForPreTraining")
 OF_TOKENS = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering", "BertLMHeadModel")
@@ -53,20 +53,20 @@ def test_a_batch_of_padding_alone_has_no_labels(options):
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("door", [batch, packed])
-def test_no_layers(name, door):
+@pytest.mark.parametrize("make_batch", [batch, packed])
+def test_no_layers(name, make_batch):
     fields = {"num_labels": 2} if name == "BertForQuestionAnswering" else {}
     model = tiny_model(cls=getattr(transformers, name), num_hidden_layers=0, **fields)
     lengths = (5, 1, 9, 3)
     stock = model(**batch(lengths))
     mask = batch(lengths)["attention_mask"].bool()
-    ours = ek.convert(model)(**door(lengths))
+    ours = ek.convert(model)(**make_batch(lengths))
     for field, of_tokens in HEADS[name][1].items():
         theirs, value = stock[field], ours[field]
         if of_tokens:
-            theirs, value = theirs[mask], value[mask] if door is batch else value.squeeze(0)
+            theirs, value = theirs[mask], value[mask] if make_batch is batch else value.squeeze(0)
         torch.testing.assert_close(value, theirs, rtol=1e-5, atol=1e-5)
-    assert len(model(**door(lengths), output_hidden_states=True).hidden_states) == 1
+    assert len(model(**make_batch(lengths), output_hidden_states=True).hidden_states) == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers
-from tiny_bert import batch, packed, set_gates, some_ticket, tiny_config, tiny_model
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, packed, set_gates, some_ticket, tiny_config, tiny_model
 
 FULL = batch((9, 9, 9, 9))
 #: Ops that compute no matrix product.

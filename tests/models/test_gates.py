@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 import transformers
-from tiny_bert import batch, set_gates, some_ticket, tiny_model
 from transformers import BertModel
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
 
 
 def gated(shape="small", converted=True, dtype=torch.float64):

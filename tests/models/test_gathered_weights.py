@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from targets import device_of, targets_of
-from tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
 
 import earlybert_kernels as ek
 from earlybert_kernels import ops
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.nn import Packing, encoder, gathered_weights
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.targets import device_of, targets_of
+from tests.helpers.tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
 
 NEEDS_CUDA = pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")
 TARGETS = pytest.mark.parametrize("target", targets_of("gather_units"), ids=lambda target: target.backend)

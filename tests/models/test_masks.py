@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from tiny_bert import batch, set_gates, some_ticket, tiny_model
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
 
 
 def model_with_gates():

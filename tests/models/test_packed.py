@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers
-from test_heads import HEADS, IGNORED, LENGTHS, MASK, model_of
-from tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
 from transformers import DataCollatorWithFlattening
 
 import earlybert_kernels as ek
+from tests.helpers.bert_heads import HEADS, IGNORED, LENGTHS, MASK, model_of
+from tests.helpers.tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
 
 LENGTHS_OF_18 = (5, 1, 9, 3)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_bert import batch, packed, some_ticket, tiny_config, tiny_model
 from transformers import (
     AttentionInterface,
     BertForMaskedLM,
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, packed, some_ticket, tiny_config, tiny_model
 
 
 def test_tracing_is_refused() -> None:

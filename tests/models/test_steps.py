@@ -3,9 +3,9 @@
 import copy
 
 import torch
-from tiny_bert import batch, some_ticket, tiny_model
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, some_ticket, tiny_model
 
 STEPS = 32
 

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from tiny_bert import batch, tiny_model
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM
 
 import earlybert_kernels as ek
+from tests.helpers.tiny_bert import batch, tiny_model
 
 
 def cut(model):

@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 import transformers
-from test_heads import HEADS, LENGTHS, MASK, model_of
-from tiny_bert import batch, packed, tiny_model
 from transformers import DataCollatorWithFlattening
 
 import earlybert_kernels as ek
+from tests.helpers.bert_heads import HEADS, LENGTHS, MASK, model_of
+from tests.helpers.tiny_bert import batch, packed, tiny_model
 
 CLASSES = [*HEADS, "BertForMultipleChoice", "BertModel"]
 TOKENS = sum(LENGTHS)
@@ -118,8 +118,8 @@ def test_an_answer_beyond_its_packed_sequence_is_one_outside():
     torch.testing.assert_close(ours["loss"], padded["loss"], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("door", ["right", "left", "packed"])
-def test_a_next_token_is_predicted_within_its_own_sequence(door):
+@pytest.mark.parametrize("layout", ["right", "left", "packed"])
+def test_a_next_token_is_predicted_within_its_own_sequence(layout):
     model, _ = case("BertLMHeadModel")
     labels = torch.randint(0, 50, MASK.shape, generator=torch.Generator().manual_seed(4))
     inputs = {**batch(LENGTHS), "position_ids": torch.arange(9).expand(4, 9), "labels": labels}
@@ -129,12 +129,12 @@ def test_a_next_token_is_predicted_within_its_own_sequence(door):
         if length > 1
     ]
     expected = torch.stack(alone).sum() / (TOKENS - len(LENGTHS))
-    if door == "left":
+    if layout == "left":
         inputs = {
             n: torch.stack([t[b].roll(9 - length) for b, length in enumerate(LENGTHS)]) for n, t in inputs.items()
         }
         inputs["position_ids"] = inputs["position_ids"] * inputs["attention_mask"]
-    if door == "packed":
+    if layout == "packed":
         inputs = {**packed(LENGTHS), "labels": labels[MASK].unsqueeze(0)}
     # transformers computes this loss in float32.
     torch.testing.assert_close(model(**inputs).loss, expected, rtol=1e-6, atol=1e-6)

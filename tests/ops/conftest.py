@@ -4,10 +4,10 @@ import contextlib
 
 import pytest
 import torch
-from guarded import poisoned_memory
-from targets import Target, device_of
 
 from earlybert_kernels.backends import cpu, cuda, triton
+from tests.helpers.guarded import poisoned_memory
+from tests.helpers.targets import Target, device_of
 
 ISAS = [] if cpu.extension is None else cpu.extension.instruction_sets()
 

@@ -1,9 +1,9 @@
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 
 import earlybert_kernels as ek
+from tests.helpers import oracles
 
 LENGTHS = [(1,), (7,), (3, 1, 8, 2), (5, 5, 5), (64, 1, 33), (2, 0, 3)]
 
@@ -75,9 +75,7 @@ def test_gradcheck():
     mask = torch.tensor([False, True])
     for head_mask in (None, mask):
         assert torch.autograd.gradcheck(
-            lambda q, k, v, g, m=head_mask: ek.ops.attention(
-                q, k, v, cu_seqlens, longest, head_mask=m, head_gates=g
-            ),
+            lambda q, k, v, g, m=head_mask: ek.ops.attention(q, k, v, cu_seqlens, longest, head_mask=m, head_gates=g),
             (q, k, v, gates),
         )
 
@@ -160,9 +158,7 @@ def test_with_nothing_to_compute_queries_get_zeros(monkeypatch, backend, p, leng
     """And torch, some releases of which end the process then, is not asked."""
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("torch was asked"))
     dtype = torch.bfloat16 if backend == "cuda" else torch.float32
-    q, k, v = (
-        torch.randn(sum(n), heads, 32, dtype=dtype, requires_grad=True) for n in (lengths_q, lengths, lengths)
-    )
+    q, k, v = (torch.randn(sum(n), heads, 32, dtype=dtype, requires_grad=True) for n in (lengths_q, lengths, lengths))
     gates = torch.ones(heads, requires_grad=True)
     (cu_q, longest_q), (cu, longest) = (
         (torch.tensor([0, *n]).cumsum(0).int(), max(n, default=0)) for n in (lengths_q, lengths)

@@ -1,13 +1,13 @@
 """The compiled backends of attention, against the oracle in float64."""
 
-import oracles
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch, results
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers import oracles
+from tests.helpers.accuracy import assert_as_exact_as_pytorch, results
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 

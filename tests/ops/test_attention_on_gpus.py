@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from attention_case import DEVICE, Case, run
 
 from earlybert_kernels.backends import cuda, triton
 from earlybert_kernels.backends.triton import attention as triton_attention
+from tests.helpers.attention_case import DEVICE, Case, run
 
 pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from add_norm_case import SHAPES, assert_as_exact_as_pytorch, inputs, run, seed_for, seeded
-from targets import device_of
 from torch.utils.checkpoint import checkpoint
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu, cuda
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers.add_norm_case import SHAPES, assert_as_exact_as_pytorch, inputs, run, seed_for, seeded
+from tests.helpers.targets import device_of
 
 NAME = "dropout_add_layer_norm"
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from accuracy import assert_defined_by
 from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings
@@ -9,6 +8,7 @@ import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers.accuracy import assert_defined_by
 
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 SEED = 0x123456789ABCDEF

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from guarded import Guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +9,8 @@ from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda, triton
 from earlybert_kernels.backends.triton import embedding_layer_norm as triton_op
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.guarded import Guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 0x123456789ABCDEF

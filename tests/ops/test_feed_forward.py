@@ -1,8 +1,8 @@
-import oracles
 import pytest
 import torch
 
 import earlybert_kernels as ek
+from tests.helpers import oracles
 
 
 def inputs(tokens=5, hidden=6, neurons=11, dtype=torch.float64):

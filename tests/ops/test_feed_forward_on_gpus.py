@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch, assert_defined_by, results
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda
+from tests.helpers.accuracy import assert_as_exact_as_pytorch, assert_defined_by, results
 
 pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
 

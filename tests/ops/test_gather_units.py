@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guarded import Guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import device_of, targets_of
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
+from tests.helpers.guarded import Guarded
+from tests.helpers.targets import device_of, targets_of
 
 TARGETS = pytest.mark.parametrize("target", targets_of("gather_units"), ids=lambda target: target.backend)
 NEEDS_CUDA = pytest.mark.skipif(cuda.unavailable() is not None, reason=f"cuda: {cuda.unavailable()}")

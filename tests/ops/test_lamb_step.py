@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from targets import targets_of
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.targets import targets_of
 
 TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
 STEPS = 20
@@ -44,9 +44,7 @@ def stepped(backend, params, grads_of_steps, *, dtype=torch.float32, view=torch.
     exp_avgs, exp_avg_sqs = ([view(torch.zeros_like(p)) for p in params] for _ in range(2))
     for step, grads in enumerate(grads_of_steps, start=1):
         grads = [view(g.to(dtype)) for g in grads]
-        ek.ops.lamb_step(
-            params, grads, exp_avgs, exp_avg_sqs, [float(step)] * len(params), **options, backend=backend
-        )
+        ek.ops.lamb_step(params, grads, exp_avgs, exp_avg_sqs, [float(step)] * len(params), **options, backend=backend)
     return [t for tensors in zip(params, exp_avgs, exp_avg_sqs, strict=True) for t in tensors]
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import assert_as_exact_as_pytorch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.feed_forward import ACTIVATIONS
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 

@@ -1,10 +1,10 @@
-import oracles
 import pytest
 import torch
-from accuracy import assert_defined_by
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
+from tests.helpers import oracles
+from tests.helpers.accuracy import assert_defined_by
 
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
@@ -32,9 +32,7 @@ def test_loss_and_gradients_match_the_definition(with_bias):
 
 def test_gradcheck():
     hidden, labels, weight, bias = inputs(4, 3, 5)
-    assert torch.autograd.gradcheck(
-        lambda h, w, b: ek.ops.masked_lm_loss(h, labels, w, b), (hidden, weight, bias)
-    )
+    assert torch.autograd.gradcheck(lambda h, w, b: ek.ops.masked_lm_loss(h, labels, w, b), (hidden, weight, bias))
 
 
 def test_unlabelled_rows_are_not_read():

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from guarded import Guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import targets_of
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
+from tests.helpers.guarded import Guarded
+from tests.helpers.targets import targets_of
 
 TARGETS = [pytest.param(target, id=target.backend) for target in targets_of("unpad")]
 CUDA = [target for target in targets_of("unpad") if target.backend == "cuda"]

@@ -5,10 +5,8 @@ The shapes are small: what is looked for are first and last elements, tails of v
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
-from guarded import poisoned_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +15,8 @@ from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.ops.seeds import draw_seed
 from earlybert_kernels.reference.counter_rng import keep_mask, kept_scale
+from tests.helpers import oracles
+from tests.helpers.guarded import poisoned_memory
 
 # The same examples in every run: a test that fails for one reader fails for all.
 examples = settings(max_examples=60, deadline=None, derandomize=True)

@@ -1,14 +1,14 @@
 """The ops at the sizes of BERT-base, which Triton's interpreter and the emulated CUDA kernels are too slow for."""
 
-import oracles
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch, results
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda, triton
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers import oracles
+from tests.helpers.accuracy import assert_as_exact_as_pytorch, results
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU; smaller sizes are tested without one", allow_module_level=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import examples
 import pytest
 import torch
 
 import earlybert_kernels as ek
+from tests.helpers import examples
 
 BACKENDS = ("cuda", "triton")
 REPETITIONS = 100

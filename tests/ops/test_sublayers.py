@@ -1,16 +1,16 @@
 """The two sublayers of an encoder layer: one op each, against their definition and against one written out."""
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import assert_as_exact_as_pytorch, assert_defined_by, results
-from targets import Target
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.counter_rng import keep_mask, kept_scale
+from tests.helpers import oracles
+from tests.helpers.accuracy import assert_as_exact_as_pytorch, assert_defined_by, results
+from tests.helpers.targets import Target
 
 CPU = Target("cpu", "cpu")
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")

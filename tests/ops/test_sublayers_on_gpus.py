@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch, results
 
 import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda, triton
+from tests.helpers.accuracy import assert_as_exact_as_pytorch, results
 
 pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
 

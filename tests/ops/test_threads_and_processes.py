@@ -9,13 +9,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import examples
 import pytest
 import torch
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.ops.dispatch import op_names
+from tests.helpers import examples
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
@@ -90,8 +90,9 @@ def test_a_forked_worker_after_its_parent_used_threads_own_process():
     """
     code = f"""
 import sys
-sys.path.append({str(Path(__file__).parent)!r})
-import examples, torch
+sys.path.append({str(Path(__file__).parents[2])!r})
+import torch
+from tests.helpers import examples
 from torch.utils.data import DataLoader
 ops = {OPS}
 class Ops(torch.utils.data.Dataset):

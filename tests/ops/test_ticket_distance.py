@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import targets_of
 
 import earlybert_kernels as ek
+from tests.helpers.targets import targets_of
 
 TARGETS = pytest.mark.parametrize("target", targets_of("ticket_distance"), ids=lambda target: target.backend)
 

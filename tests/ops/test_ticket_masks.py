@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import targets_of
 
 import earlybert_kernels as ek
+from tests.helpers.targets import targets_of
 
 TARGETS = pytest.mark.parametrize("target", targets_of("ticket_masks"), ids=lambda target: target.backend)
 # Few distinct values, so that ties are the rule.

@@ -45,9 +45,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         streaming=args.streaming,
         max_documents=args.max_train_examples,
     )
-    task = MaskedLMTask(
-        corpus=corpus, probability=args.mlm_probability, whole_words=args.whole_words, seed=args.seed
-    )
+    task = MaskedLMTask(corpus=corpus, probability=args.mlm_probability, whole_words=args.whole_words, seed=args.seed)
     paths = (None if path is None else Path(path) for path in (args.train_file, args.validation_file))
     source = Source(None, *paths)
     return Pretraining(prepare(args, task, source, args.long_length if args.long_share else None)).run()

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from guarded import Guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import device_of
 
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.reference.feed_forward import ACTIVATIONS
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.guarded import Guarded
+from tests.helpers.targets import device_of
 
 if cuda.unavailable() is not None:
     pytest.skip(cuda.unavailable(), allow_module_level=True)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from attention_case import Case, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earlybert_kernels.backends import cuda
+from tests.helpers.attention_case import Case, run
 
 if cuda.unavailable() is not None:
     pytest.skip(cuda.unavailable(), allow_module_level=True)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from add_norm_case import SHAPES, assert_as_exact_as_pytorch, defined, inputs, run, seed_for, seeded
-from guarded import Guarded
-from targets import device_of
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.reference.counter_rng import keep_mask
+from tests.helpers.add_norm_case import SHAPES, assert_as_exact_as_pytorch, defined, inputs, run, seed_for, seeded
+from tests.helpers.guarded import Guarded
+from tests.helpers.targets import device_of
 
 if cuda.unavailable() is not None:
     pytest.skip(f"cuda: {cuda.unavailable()}", allow_module_level=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import device_of
 
 from earlybert_kernels.backends import cuda
+from tests.helpers.targets import device_of
 
 if cuda.unavailable() is not None:
     pytest.skip(cuda.unavailable(), allow_module_level=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lamb_problems import OPTIONS, aligned, assert_exact, misaligned, problem, stepped, with_gaps
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
+from tests.helpers.lamb_problems import OPTIONS, aligned, assert_exact, misaligned, problem, stepped, with_gaps
 
 if cuda.unavailable() is not None:
     pytest.skip(f"cuda: {cuda.unavailable()}", allow_module_level=True)

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-import attention_case
 import pytest
 import torch
-from attention_case import DEVICE, Case
 
 from earlybert_kernels.backends.triton import attention as op
+from tests.helpers import attention_case
+from tests.helpers.attention_case import DEVICE, Case
 
 run = partial(attention_case.run, op)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lamb_problems import OPTIONS, aligned, assert_exact, misaligned, problem, stepped, with_gaps
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import triton
+from tests.helpers.lamb_problems import OPTIONS, aligned, assert_exact, misaligned, problem, stepped, with_gaps
 
 if triton.unavailable() is not None:
     pytest.skip(f"triton: {triton.unavailable()}", allow_module_level=True)

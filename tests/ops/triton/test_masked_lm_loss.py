@@ -1,10 +1,10 @@
 import pytest
 import torch
-from accuracy import assert_as_exact_as_pytorch
-from guarded import Guarded
 
 from earlybert_kernels import reference
 from earlybert_kernels.backends import triton
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.guarded import Guarded
 
 if triton.unavailable() is not None:
     pytest.skip(f"triton: {triton.unavailable()}", allow_module_level=True)

@@ -1,0 +1,1 @@
+"""The microbenchmarks of the ops, a file each, and how their rows are made."""

@@ -1,0 +1,1 @@
+"""Tables, plots and bounds of what was measured."""

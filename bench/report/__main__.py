@@ -1,0 +1,5 @@
+"""`python -m bench.report`."""
+
+from .report import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m bench.tune`."""
+
+from .products import main
+
+main()

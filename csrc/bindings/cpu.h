@@ -1,0 +1,54 @@
+// What the files of the CPU module's bindings share: one file an op, each with one function that adds it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "../cpu/instruction_sets.h"
+
+namespace earlybert {
+
+using Address = std::uintptr_t;
+using release = pybind11::call_guard<pybind11::gil_scoped_release>;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The instruction set in use.
+const std::string& instruction_set();
+
+// Calls a function as compiled for the instruction set in use.
+#if defined(__x86_64__)
+#define EARLYBERT_CALL(FUNCTION, ...)                            \
+  (instruction_set() == "avx512" ? avx512::FUNCTION(__VA_ARGS__) \
+   : instruction_set() == "avx2" ? avx2::FUNCTION(__VA_ARGS__) : baseline::FUNCTION(__VA_ARGS__))
+#else
+#define EARLYBERT_CALL(FUNCTION, ...) baseline::FUNCTION(__VA_ARGS__)
+#endif
+
+// For kernels that allocate scratch memory and say whether they could.
+inline void check(bool enough_memory) {
+  if (!enough_memory) throw std::bad_alloc();
+}
+
+// Throws unless all of `count` indices are below `limit`, and each above the one before it if they are to be units:
+// kernels read and write wherever they point, and a compiled graph hands them over unchecked.
+void check_indices(const std::string& name, Address indices, int64_t count, int64_t limit, bool units = false);
+
+// Scratch for layer norm's sums over rows; not std::vector: the kernels write every element before they read one.
+std::unique_ptr<float[]> layer_norm_partials(int64_t rows, int64_t cols);
+
+void define_attention(pybind11::module_& m);
+void define_cross_entropy(pybind11::module_& m);
+void define_dropout_add_layer_norm(pybind11::module_& m);
+void define_embedding_layer_norm(pybind11::module_& m);
+void define_lamb_step(pybind11::module_& m);
+void define_linear(pybind11::module_& m);
+
+}  // namespace earlybert

@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 import earlybert_kernels as ek
+from earlybert_kernels.backends import backends
 
 from .lengths import draw_lengths, mean_length
 from .shapes import SHAPES, Shape
@@ -33,7 +34,10 @@ TORCH_PROVIDERS = (BASELINE, "compile", *PEERS)
 #: The batch that is measured: of the first ten, the one whose mean and longest are closest to an average batch's.
 _BATCH_SEED = 5
 #: Backends that take no tensors of the other device.
-_BACKENDS_OF = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_BACKENDS_OF = {
+    device: (*(own.name for own in backends().values() if device in own.devices), "reference")
+    for device in ("cpu", "cuda")
+}
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import earlybert_kernels as ek
 from earlybert.files import read_json, write_bytes
-from earlybert_kernels.backends import nearest
+from earlybert_kernels.backends import backends, nearest
 from earlybert_kernels.ops import choices, dispatch
 
 from . import shipped, tables
 from .cases import BASELINE
 
+_GPU_BACKENDS = tuple(own.name for own in backends().values() if "cuda" in own.devices)
 #: Rows that run plain PyTorch on what our op is given; the baseline of what is called once a step does.
 _LIBRARY = dict.fromkeys(("lamb_step", "gather_units", "pad", "ticket_distance", "ticket_masks", "unpad"), BASELINE)
 
@@ -75,7 +76,7 @@ def entries(op: str, rows: Sequence[tables.Result]) -> list[dict]:
     for number, size in enumerate(sizes):
         times = _times(op, [row for row in rows if _size(row) == size])
         library = _LIBRARY.get(op, "reference")
-        order = sorted(("cuda", "triton", library), key=lambda name: times.get(name, math.inf))
+        order = sorted((*_GPU_BACKENDS, library), key=lambda name: times.get(name, math.inf))
         order = ["reference" if name == library else name for name in order]
         listed = ", ".join(f"{name} {time:.3f}" for name, time in sorted(times.items(), key=lambda item: item[1]))
         reason = f"at {size}, of eager's time: {listed}"
@@ -89,7 +90,8 @@ def entries(op: str, rows: Sequence[tables.Result]) -> list[dict]:
 
 def _times(op: str, rows: Sequence[tables.Result]) -> dict[str, float]:
     """By provider, the mean over problems of the same size: of eager's time in the same rounds, the median."""
-    needed = {*ek.ops.backends(op), *dispatch.unavailable(op)} - {"cpu", "reference"} | {_LIBRARY.get(op, "reference")}
+    own_backends = {*ek.ops.backends(op), *dispatch.unavailable(op)}
+    needed = own_backends.intersection(_GPU_BACKENDS) | {_LIBRARY.get(op, "reference")}
     problems: dict[tuple, dict[str, float]] = {}
     for row in rows:
         if not row["errors"] or not all(map(math.isfinite, row["errors"].values())):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import torch
 
 from earlybert.errors import MissingFileError
-from earlybert.tasks import Sentences, get_task
+from earlybert.tasks import Questions, Sentences, get_task
+from earlybert.tasks.masked_lm import MaskedSequences
+from earlybert.tasks.masking import Masking
 from earlybert.training.batches import Batch
 from earlybert.training.data import EncodedExamples
+from earlybert.training.ragged import Ragged
 
 from .lengths import draw_lengths
 
@@ -36,8 +38,8 @@ def random_examples(mix: str, count: int, max_length: int, vocabulary: int) -> E
     lengths = [min(length, max_length) for length in draw_lengths(mix, count)]
     ids = [torch.randint(_FIRST_ID, vocabulary, (length,), generator=generator) for length in lengths]
     return EncodedExamples(
-        features={"input_ids": ids, "attention_mask": [torch.ones_like(sequence) for sequence in ids]},
-        pad_values={"input_ids": 0, "attention_mask": 0},
+        features={"input_ids": Ragged.of(ids)},
+        pad_values={"input_ids": 0},
         targets={"labels": torch.randint(_CLASSES, (count,), generator=generator)},
     )
 
@@ -45,14 +47,14 @@ def random_examples(mix: str, count: int, max_length: int, vocabulary: int) -> E
 def read_sst2(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
     """Random sentences of SST-2's training split with their labels: `count`, or all where there are fewer."""
     task = get_task("sst2")
-    examples = task.load(folder).train
+    examples = task.read(folder / "train.tsv")
     rows = _sample(list(zip(examples.texts, examples.labels, strict=True)), count)
     texts, labels = (list(column) for column in zip(*rows, strict=True))
     return task.encode(tokenizer, Sentences(texts, labels), max_length)
 
 
 def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> EncodedExamples:
-    """Random pairs of question and context of SQuAD v1.1's training file, the context cut; all labels are 0.
+    """Windows on the contexts of random questions of SQuAD v1.1's training file, with their answers: `count` or more.
 
     Raises:
         MissingFileError: there is no such file in the folder.
@@ -60,13 +62,43 @@ def read_squad(folder: Path, count: int, tokenizer: Any, max_length: int) -> Enc
     paths = sorted(folder.glob(_SQUAD_FILES))
     if not paths:
         raise MissingFileError(f"{folder}: no file {_SQUAD_FILES}")
-    articles = json.loads(paths[0].read_text(encoding="utf-8"))["data"]
-    paragraphs = (paragraph for article in articles for paragraph in article["paragraphs"])
-    pairs = [(question["question"], p["context"]) for p in paragraphs for question in p["qas"]]
-    questions, contexts = (list(column) for column in zip(*_sample(pairs, count), strict=True))
-    encoding = tokenizer(questions, contexts, truncation="only_second", max_length=max_length)
-    targets = {"labels": torch.zeros(len(questions), dtype=torch.int64)}
-    return EncodedExamples.from_encoding(tokenizer, encoding, targets)
+    task = get_task("squad")
+    questions = Questions(_sample(task.read(paths[0]).items, count))
+    return task.encode(tokenizer, questions, max_length)
+
+
+def read_texts(folder: Path, count: int, tokenizer: Any, max_length: int) -> MaskedSequences:
+    """The texts of a folder's first text file one behind the other, cut into full sequences, with words hidden.
+
+    That is how run_mlm-like scripts group texts, so that none of their tokens is padding.
+
+    Raises:
+        MissingFileError: there is no text file in the folder.
+    """
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
+        raise MissingFileError(f"{folder}: no text file")
+    size = max_length - 2  # [CLS] and [SEP]
+    ids: list[int] = []
+    with paths[0].open(encoding="utf-8") as file:
+        for line in file:
+            if len(ids) >= count * size:
+                break
+            ids += tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [
+        [tokenizer.cls_token_id, *ids[start : start + size], tokenizer.sep_token_id]
+        for start in range(0, len(ids) - size + 1, size)
+    ]
+    examples = EncodedExamples({"input_ids": Ragged.of(rows[:count])}, {"input_ids": tokenizer.pad_token_id}, {})
+    return with_hidden_words(examples, len(tokenizer), tokenizer.mask_token_id, tuple(tokenizer.all_special_ids))
+
+
+def with_hidden_words(
+    examples: EncodedExamples, vocabulary: int, mask_id: int = _FIRST_ID, special_ids: tuple[int, ...] = (0,)
+) -> MaskedSequences:
+    """The same sequences with 15% of their tokens hidden, and labels of these."""
+    masking = Masking(0.15, mask_id, vocabulary, special_ids, seed=0)
+    return MaskedSequences(examples.features, examples.pad_values, {}, masking=masking)
 
 
 def with_answers(batch: Batch) -> Batch:

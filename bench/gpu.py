@@ -229,7 +229,7 @@ class Session:
         tests = [*sorted(ROOT.glob("tests/ops/cuda/test_*.py")), *sorted(ROOT.glob("tests/ops/triton/test_*.py"))]
         tests += [*sorted(ROOT.glob("tests/ops/test_*.py")), ROOT / "tests" / "test_optim.py"]
         tests += [ROOT / "tests" / "models" / f"test_{name}.py" for name in ("capture", "packed", "cuda_steps")]
-        left_out = {"test_real_sizes.py", "test_inspect.py", "test_interpreter.py"}
+        left_out = {"test_real_sizes.py", "test_interpreter.py"}
         names = [str(path.relative_to(ROOT)) for path in tests if path.name not in left_out]
         sizes = [
             (op, backend)

@@ -22,7 +22,7 @@ import torch
 
 from . import record
 from .training import training_step
-from .variants import VARIANTS, build, is_captured, is_packed
+from .variants import VARIANTS, build, is_captured, is_packed, own_batch
 from .workload import Workload, pack, quiet_transformers
 
 #: Until optimizer state is there, and what is compiled is compiled.
@@ -67,7 +67,7 @@ def measure(workload: Workload, variant: str) -> dict[str, Any]:
     device = record.pick_device()
     batches = workload.batches(_WARM_UP + _STEPS, device)
     captured = is_captured(variant)
-    batches = pack(batches) if is_packed(variant) else batches
+    batches = pack(batches) if is_packed(variant) else [own_batch(variant, batch) for batch in batches]
     gc.collect()
     before = _resident("VmRSS")
     model = build(variant, workload.stock_model().to(device))

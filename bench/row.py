@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+import earlybert_kernels as ek
+
 from .cases import BASELINE, PEERS, TORCH_PROVIDERS, Case, Problem
 from .correctness import check_results
 from .floors import Floor
@@ -61,7 +63,7 @@ def measure_row(benchmark: Any, subject_class: type[Subject], case: Case, rounds
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if case.provider in PEERS or "was asked for but cannot run this call" in str(error):
+        if case.provider in PEERS or isinstance(error, ek.ops.BackendUnavailableError):
             raise CannotRunError(str(error)) from None
         raise
     errors = check_results(

@@ -49,6 +49,7 @@ from .variants import (
     failed_checks,
     is_captured,
     is_packed,
+    own_batch,
 )
 from .workload import Workload, pack, quiet_transformers
 
@@ -187,7 +188,7 @@ def time_steps(
         rng.shuffle(order)  # what ran before leaves its mark on caches and on the allocator
         times = {}
         for name in order:
-            own = packed[number] if is_packed(name) else batch
+            own = packed[number] if is_packed(name) else own_batch(name, batch)
             with _noting(name, failures):
                 begin = time.perf_counter()
                 steps[name](own)

@@ -13,7 +13,7 @@ from earlybert.training.batches import Batch
 
 from .shapes import random_ticket
 from .unpadded import UnpaddedClassifier
-from .workload import pack
+from .workload import labels_tokens, pack
 
 STOCK, COMPILED, CONVERTED = "stock", "stock-compile", "converted"
 UNPADDED, UNPADDED_COMPILED = "stock-unpadded", "stock-unpadded-compile"
@@ -37,7 +37,7 @@ VARIANTS = (*_MAKERS, "converted-captured", "search-captured", "ticket-compact-c
 #: Those that compute no fewer units than stock.
 DENSE = tuple(name for name in VARIANTS if not name.startswith("ticket"))
 #: Sequences of a batch that results are compared on.
-_CHECKED_SEQUENCES = 32
+_CHECKED_SEQUENCES, _CHECKED_TEXTS = 32, 4
 
 #: Of float32 results that were computed in another order, absolute and relative.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
@@ -67,6 +67,12 @@ def is_packed(name: str) -> bool:
     return is_captured(name) or name in (UNPADDED, UNPADDED_COMPILED)
 
 
+def own_batch(name: str, batch: Batch) -> Batch:
+    """A padded batch as a variant takes it: converted models are asked for the loss of hidden words alone."""
+    on_stock = name in (STOCK, COMPILED, UNPADDED, UNPADDED_COMPILED, "ticket-stock")
+    return {**batch, "skip_logits": True} if labels_tokens(batch) and not on_stock else batch
+
+
 def cannot_run(name: str, stock: nn.Module, device: torch.device) -> str | None:
     """Why a variant is left out of what is measured, or None."""
     if name not in (UNPADDED, UNPADDED_COMPILED):
@@ -87,6 +93,8 @@ def results(model: nn.Module, batch: Batch) -> torch.Tensor:
     Its logits (of questions, the scores of real tokens), and the gradients that the mean of their squares has in the
     embeddings, to which all of the backward pass leads and which a ticket does not cut.
     """
+    if labels_tokens(batch):  # all logits of a vocabulary take most of the memory
+        batch = {name: tensor[:_CHECKED_TEXTS] for name, tensor in batch.items()}
     output = model.eval()(**batch)
     if "logits" in output:
         logits = output.logits.flatten()

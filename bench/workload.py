@@ -10,18 +10,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+)
 from transformers.utils import logging as transformers_logging
 
 import earlybert_kernels as ek
 from earlybert.training.batches import Batch, collate
 from earlybert.training.data import EncodedExamples
 
-from .examples import random_examples, read_squad, read_sst2, with_answers
+from .examples import random_examples, read_squad, read_sst2, read_texts, with_answers, with_hidden_words
 from .shapes import SHAPES
 
-#: Longest sequences, as the recipes of GLUE and SQuAD cut them.
-_MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128}
+#: Longest sequences, as the recipes of GLUE, SQuAD and pre-training cut them.
+_MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128, "texts": 128}
+#: What is trained on sequences of these lengths; two classes on the others.
+_HEADS = {"squad": BertForQuestionAnswering, "texts": BertForMaskedLM}
 
 #: Packed batches of different sizes are filled up to a multiple of this share of one.
 _FILLED_SHARE = 1 / 32
@@ -40,7 +48,7 @@ class Workload:
     Attributes:
         model: folder or hub name of a pretrained BERT, or None.
         shape: name of a shape to build with random weights where there is no model.
-        lengths: `"sst2"`, `"squad"` or `"full"`.
+        lengths: `"sst2"`, `"squad"`, `"full"`; or `"texts"`, in sequences that are all full, with words hidden.
         data_dir: folder with the data; None for random tokens in sequences of such lengths.
         padding: `"longest"` or `"max_length"`.
         max_length: tokens of the longest sequence; None for the usual one.
@@ -67,7 +75,7 @@ class Workload:
         parser.add_argument(
             "--data-dir",
             type=Path,
-            help="folder with SST-2's tsv or SQuAD's json files, needs --model; default: random tokens in "
+            help="folder with SST-2's tsv, SQuAD's json or text files, needs --model; default: random tokens in "
             "sequences of their lengths",
         )
         parser.add_argument(
@@ -103,9 +111,9 @@ class Workload:
         return self.max_length or _MAX_LENGTH[self.lengths]
 
     def stock_model(self) -> nn.Module:
-        """The stock model, with the same weights at every call: for questions or for two classes."""
+        """The stock model, with the same weights at every call: for questions, hidden words or two classes."""
         torch.manual_seed(0)
-        cls = BertForQuestionAnswering if self.lengths == "squad" else BertForSequenceClassification
+        cls = _HEADS.get(self.lengths, BertForSequenceClassification)
         if self.model is None:
             return cls(SHAPES[self.shape].config())
         return cls.from_pretrained(self.model)
@@ -119,16 +127,23 @@ class Workload:
         for start in range(0, count * size, size):
             indices = [number % len(examples) for number in range(start, start + size)]
             batch = {name: tensor.to(device) for name, tensor in collate(examples, indices, pad_to=pad_to).items()}
-            batches.append(with_answers(batch) if self.lengths == "squad" else batch)
+            is_random = self.lengths == "squad" and "start_positions" not in batch
+            batches.append(with_answers(batch) if is_random else batch)
         return batches
 
     def _examples(self, count: int) -> EncodedExamples:
         if self.data_dir is None:
             config = SHAPES[self.shape].config() if self.model is None else AutoConfig.from_pretrained(self.model)
-            mix = str(self.longest) if self.lengths == "full" else self.lengths
-            return random_examples(mix, count, self.longest, config.vocab_size)
-        read = {"sst2": read_sst2, "squad": read_squad}[self.lengths]
+            mix = str(self.longest) if self.lengths in ("full", "texts") else self.lengths
+            examples = random_examples(mix, count, self.longest, config.vocab_size)
+            return with_hidden_words(examples, config.vocab_size) if self.lengths == "texts" else examples
+        read = {"sst2": read_sst2, "squad": read_squad, "texts": read_texts}[self.lengths]
         return read(self.data_dir, count, AutoTokenizer.from_pretrained(self.model), self.longest)
+
+
+def labels_tokens(batch: Batch) -> bool:
+    """Whether a padded batch's labels are of tokens: a converted model can then be asked for the loss alone."""
+    return "labels" in batch and batch["labels"].dim() == 2
 
 
 def pack(batches: Sequence[Batch]) -> list[dict[str, Any]]:
@@ -138,9 +153,9 @@ def pack(batches: Sequence[Batch]) -> list[dict[str, Any]]:
     """
     counts = [int(batch["attention_mask"].sum()) for batch in batches]
     rows, longest = batches[0]["attention_mask"].shape[0], max(b["attention_mask"].shape[1] for b in batches)
-    options = {}
+    options: dict[str, Any] = {"skip_logits": labels_tokens(batches[0])}
     if len(set(counts)) > 1:
-        options = {"fill_to": max(1, round(_FILLED_SHARE * max(counts))), "batch_size": rows, "max_length": longest}
+        options |= {"fill_to": max(1, round(_FILLED_SHARE * max(counts))), "batch_size": rows, "max_length": longest}
     collate_packed = ek.PackedCollator(**options)
     packed = []
     for batch in batches:

@@ -3,24 +3,21 @@
 Importing the package never touches a GPU.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from . import ops
 from .capture import CapturedStep
 from .collator import PackedCollator
 from .compact import compact, to_stock
 from .convert import convert, is_converted, restore
 from .gates import enable_gates, head_gates, neuron_gates, remove_gates
+from .installation import version, warn_if_shadowing
 from .masking import apply_ticket, check_ticket, clear_ticket, reserve_masks
 from .models import check_convertible
 from .ops import use_backend
 from .optim import AdamW, Lamb
 from .ticket import Ticket
 
-try:
-    __version__ = version("earlybert-kernels")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "unknown"
+__version__ = version()
+warn_if_shadowing()
 
 __all__ = [
     "AdamW",

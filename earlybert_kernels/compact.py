@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from .gates import remove_gates
 from .masking import check_ticket, clear_ticket, release_masks
 from .models import find_base, layer_parts, refuse_distributed
+from .models.agreement import check_agreement
+from .models.compact_models import check_compactable, dense_stock, dense_ticket, set_compact
+from .models.layers import resized
 from .nn import LayerParts
 from .nn.cut import cut
 from .ticket import Ticket
@@ -46,8 +50,8 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
     """
     family, base = find_base(model)
     refuse_distributed(model, "compact")
-    family.check_compactable(model, base)
-    family.check_agreement(model, base)
+    check_compactable(family, model)
+    check_agreement(family, model, base)
     check_ticket(model, ticket)
     if optimizer is not None:
         _check_optimizer(optimizer, base)
@@ -56,8 +60,8 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
     remove_gates(model)
     if optimizer is not None:
         _drop(optimizer, before.difference(model.parameters()))
-    cut(layer_parts(model), ticket, family.resized, optimizer)
-    family.set_compact(model, base.config, ticket)
+    cut(layer_parts(model), ticket, partial(resized, family), optimizer)
+    set_compact(family, model, base.config, ticket)
     return model
 
 
@@ -77,12 +81,12 @@ def to_stock(model: nn.Module) -> nn.Module:
         TypeError: the model's family has no adapter, or `model` is not itself a transformers model.
     """
     family, base = find_base(model)
-    family.check_agreement(model, base)
+    check_agreement(family, model, base)
     with torch.random.fork_rng(devices=[]):  # initial weights that are overwritten below
-        stock = family.dense_stock(model, base)
+        stock = dense_stock(family, model, base.config)
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = {n: t.clone() for n, t in model.state_dict().items() if not n.endswith(("head_gates", "neuron_gates"))}
-    original = family.dense_ticket(base)
+    original = dense_ticket(family, base.config)
     layers = zip(layer_parts(model), layer_parts(stock), original.heads, original.neurons, strict=True)
     for (layer, parts), (_, dense_parts), heads, neurons in layers:
         ours = _kept(

@@ -8,7 +8,11 @@ from typing import TypeVar
 from torch import nn
 
 from .models import find_base, layer_parts
+from .models.agreement import check_agreement
 from .models.checkpointed_layer import CheckpointedEncoderLayer
+from .models.checks import check_base, check_config, check_encoder, check_heads
+from .models.connections import Connection, connect, disconnect
+from .models.family import ModelFamily
 from .nn import EncoderLayer, LayerParts, PaddingFreeEncoder
 from .nn.layer_gates import attach_gates, detach_gates
 
@@ -21,7 +25,7 @@ class _Conversion:
 
     stock_encoder: nn.Module
     layers: list[tuple[EncoderLayer, nn.Module]]  # each with the stock layer that it was made of
-    connected: list = field(default_factory=list)  # see the family's `connect`
+    connected: list[Connection] = field(default_factory=list)
 
 
 def convert(model: Model) -> Model:
@@ -55,24 +59,25 @@ def convert(model: Model) -> Model:
             repeated, embeddings of another size), so that a saved model could not be loaded again.
     """
     family, base = find_base(model)
-    family.check_config(base.config)
-    family.check_base(base)
-    family.check_agreement(model, base, whole=False)
-    family.check_heads(model)
+    check_config(family, base.config)
+    check_base(family, base)
+    check_agreement(family, model, base, whole=False)
+    check_heads(family, model)
     if is_converted(model):
-        _check_fused(base)
-        family.connect(base, model, base._earlybert.connected)
+        _check_fused(family, base)
+        connect(base, model, base._earlybert.connected)
         return model
-    family.check_encoder(base)
-    stock = base.encoder
+    check_encoder(family, base)
+    stock = family.encoder_of(base)
     fused = [(layer, CheckpointedEncoderLayer(layer, parts)) for layer, parts in layer_parts(model)]
     for stock_layer, layer in fused:
         _hand_over(stock_layer, layer, layer.parts)
-    base.encoder = PaddingFreeEncoder(nn.ModuleList(layer for _, layer in fused))
-    _copy_mode(stock, base.encoder)
+    encoder = PaddingFreeEncoder(nn.ModuleList(layer for _, layer in fused))
+    base.set_submodule(family.encoder, encoder)
+    _copy_mode(stock, encoder)
     layers = [(layer, stock_layer) for stock_layer, layer in fused]
     base._earlybert = _Conversion(stock, layers)
-    family.connect(base, model, base._earlybert.connected)
+    connect(base, model, base._earlybert.connected)
     return model
 
 
@@ -89,19 +94,19 @@ def restore(model: Model) -> Model:
     family, base = find_base(model)
     if not is_converted(model):
         return model
-    _check_fused(base)
-    if any(layer.is_masked for layer in base.encoder.layer):
+    encoder, conversion = family.encoder_of(base), base._earlybert
+    _check_fused(family, base)
+    if any(layer.is_masked for layer in encoder.layer):
         raise ValueError("a ticket is applied, and stock layers cannot skip units: call clear_ticket or compact first")
-    conversion = base._earlybert
-    stock_of = dict(conversion.layers)
-    stock_layers = [stock_of[layer] for layer in base.encoder.layer]
-    if stock_layers != list(conversion.stock_encoder.layer):
-        conversion.stock_encoder.layer = nn.ModuleList(stock_layers)
-    _copy_mode(base.encoder, conversion.stock_encoder)
-    for stock_layer, layer in zip(stock_layers, base.encoder.layer, strict=True):
+    stock, stock_of = conversion.stock_encoder, dict(conversion.layers)
+    stock_layers = [stock_of[layer] for layer in encoder.layer]
+    if stock_layers != list(stock.layer):
+        stock.layer = nn.ModuleList(stock_layers)
+    _copy_mode(encoder, stock)
+    for stock_layer, layer in zip(stock_layers, encoder.layer, strict=True):
         _hand_over(layer, stock_layer, layer.parts)
-    base.encoder = conversion.stock_encoder
-    family.disconnect(conversion.connected)
+    base.set_submodule(family.encoder, stock)
+    disconnect(conversion.connected)
     del base._earlybert
     return model
 
@@ -112,16 +117,17 @@ def is_converted(model: nn.Module) -> bool:
     Raises:
         TypeError: the model's family has no adapter.
     """
-    return isinstance(find_base(model)[1].encoder, PaddingFreeEncoder)
+    family, base = find_base(model)
+    return isinstance(family.encoder_of(base), PaddingFreeEncoder)
 
 
-def _check_fused(base: nn.Module) -> None:
+def _check_fused(family: ModelFamily, base: nn.Module) -> None:
     """Raises ValueError if a converted encoder has layers that `convert` did not make, or one of them twice."""
     left = {layer for layer, _ in base._earlybert.layers}
-    for number, layer in enumerate(base.encoder.layer):
+    for name, layer in family.named_layers_of(base):
         if layer not in left:
             raise ValueError(
-                f"encoder.layer.{number} was added after the model was converted: take it out, call "
+                f"{name} was added after the model was converted: take it out, call "
                 "earlybert_kernels.restore(model), change the layers, and convert again"
             )
         left.remove(layer)

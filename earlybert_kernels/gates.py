@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .models import find_base, layer_parts, refuse_distributed
+from .models.compact_models import set_gated
 from .nn.layer_gates import add_gates, detach_gates
 from .units import fold_gates
 
@@ -29,7 +30,7 @@ def enable_gates(model: Model) -> Model:
     """
     layers = layer_parts(model)
     refuse_distributed(model, "enable_gates")
-    find_base(model)[0].set_gated(model, True)
+    set_gated(find_base(model)[0], model, True)
     for layer, parts in layers:
         add_gates(layer, parts)
     return model
@@ -65,7 +66,7 @@ def remove_gates(model: Model) -> Model:
         if heads is not None:
             parts.attention_output.weight.copy_(fold_gates(parts.attention_output.weight, heads, parts.head_size))
             parts.output.weight.copy_(fold_gates(parts.output.weight, neurons))
-    find_base(model)[0].set_gated(model, False)
+    set_gated(find_base(model)[0], model, False)
     return model
 
 

@@ -98,7 +98,13 @@ def release_masks(model: Model) -> Model:
 
 
 def check_ticket(model: nn.Module, ticket: Ticket) -> None:
-    """Raises ValueError unless the ticket fits the model as it is now: layers, indices, no layer left empty."""
+    """Raises ValueError unless the ticket fits the model as it is now: layers, indices, no layer left empty.
+
+    Raises:
+        TypeError: it is no `Ticket`.
+    """
+    if not isinstance(ticket, Ticket):
+        raise TypeError(f"expected an earlybert_kernels.Ticket (Ticket.load reads one from a file), found {ticket!r}")
     parts = [parts for _, parts in layer_parts(model)]
     ticket.check_sizes([p.num_heads for p in parts], [p.num_neurons for p in parts])
 

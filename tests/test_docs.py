@@ -26,6 +26,7 @@ NAMES = [page.name for page in PAGES]
 #: What each command does, taken out in the test of its arguments.
 TARGETS = {
     "finetune": "earlybert.programs.finetune.finetune",
+    "pretrain": "earlybert.programs.pretrain.pretrain",
     "compare": "earlybert.programs.compare.compare",
     "demo": "earlybert.programs.demo.demo",
     "verify": "earlybert.programs.verify.verify",

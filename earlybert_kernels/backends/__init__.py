@@ -1,9 +1,14 @@
-"""Thin callers of what runs the ops: the two compiled extensions, and Triton."""
+"""Thin callers of what runs the ops: the two compiled extensions, and Triton.
+
+Each is a package here that says of itself, as `BACKEND`, what it is called, where it runs and when it cannot; adding
+one is adding such a package.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 import sysconfig
 from functools import cache
 from pathlib import Path
@@ -13,10 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backend import Backend
+
 #: The activations of csrc/common/activation.h by their numbers: none, and `reference.feed_forward.ACTIVATIONS`.
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")
 #: What a machine without a GPU is taken for.
 DEFAULT_ARCHITECTURE = 90
+
+
+@cache
+def backends() -> dict[str, Backend]:
+    """Every backend by its name, in the order of their ranks."""
+    names = (each.name for each in pkgutil.iter_modules(__path__) if each.ispkg)
+    stated = (getattr(importlib.import_module(f"{__name__}.{name}"), "BACKEND", None) for name in names)
+    return {each.name: each for each in sorted(filter(None, stated), key=lambda each: each.rank)}
+
+
+def backends_with(module: str) -> list[Backend]:
+    """Those with a module of that name, in which an op's kernels are."""
+    return [backend for backend in backends().values() if backend.has(module)]
 
 
 def _record_name(suffix: str) -> str:

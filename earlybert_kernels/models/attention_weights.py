@@ -13,9 +13,7 @@ from ..nn import EncoderLayer, Packing
 from ..units import unit_list
 
 
-def attention_weights(
-    layers: Sequence[EncoderLayer], inputs: Sequence[Tensor], packing: Packing
-) -> tuple[Tensor, ...]:
+def attention_weights(layers: Sequence[EncoderLayer], inputs: Sequence[Tensor], packing: Packing) -> tuple[Tensor, ...]:
     """The attention probabilities of every layer, computed from its input once more, without dropout.
 
     Slow, and as large as what the kernels are there to avoid. No gradient of the model's output flows through them.

@@ -8,7 +8,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 
 class ClassPairs:
-    """The compact class of every BERT class, and back."""
+    """The compact class of every class of transformers that has one, and back."""
 
     def __init__(self) -> None:
         self._compact: dict[type, type] = {}
@@ -34,5 +34,5 @@ class ClassPairs:
         return self._stock.get(cls, cls)
 
 
-#: Of BERT; `compact_bert` fills it.
+#: `compact_models` fills it.
 COMPACT_CLASSES = ClassPairs()

@@ -1,20 +1,22 @@
-"""The config of a compact BERT: that of the dense model, and which of its units each layer keeps."""
+"""The config of a compact model: that of the dense model, and which of its units each layer keeps."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import BertConfig
+from transformers import PreTrainedConfig
 
 from ..ticket import Ticket
+from .family import ModelFamily
+from .registry import FAMILIES
 
 
-@strict
-class CompactBertConfig(BertConfig):
-    """The config of a compact BERT: that of the dense model, and which of its units are left.
-
-    `num_attention_heads`, `hidden_size` and `intermediate_size` are the dense model's.
+@dataclass(init=False, repr=False, eq=False, kw_only=True)
+class CompactConfig:
+    """What the config of a compact model has beside the fields of the dense one's, which go on saying the dense sizes.
 
     Attributes:
         kept_heads, kept_neurons: what each layer keeps, as index ranges ("0-3,6"), which stay readable where
@@ -22,7 +24,7 @@ class CompactBertConfig(BertConfig):
         gated: whether the model has the gates of a search, which are then among the weights.
     """
 
-    model_type = "compact_bert"
+    family: ClassVar[ModelFamily]
 
     kept_heads: list[str] | None = None
     kept_neurons: list[str] | None = None
@@ -36,21 +38,21 @@ class CompactBertConfig(BertConfig):
             ValueError: the config does not state them, or not those of a model of its layers and sizes.
         """
         if self.kept_heads is None or self.kept_neurons is None:
-            raise ValueError("the config of a compact BERT must state kept_heads and kept_neurons")
+            raise ValueError(f"the config of a compact {self.family.name} must state kept_heads and kept_neurons")
         sizes = {
             "heads_of": [self.num_attention_heads] * self.num_hidden_layers,
-            "neurons_of": [self.intermediate_size] * self.num_hidden_layers,
+            "neurons_of": [self.family.neurons(self)] * self.num_hidden_layers,
         }
         try:
             return Ticket(map(_from_ranges, self.kept_heads), map(_from_ranges, self.kept_neurons), **sizes)
         except ValueError as error:
             raise ValueError(
                 "config.kept_heads and config.kept_neurons do not fit num_hidden_layers, num_attention_heads and "
-                f"intermediate_size: {error}"
+                f"{self.family.neurons_field}: {error}"
             ) from error
 
     @classmethod
-    def of(cls, config: BertConfig, ticket: Ticket) -> CompactBertConfig:
+    def of(cls, config: PreTrainedConfig, ticket: Ticket) -> CompactConfig:
         """`config` with the units of `ticket`, which are indices of the model as `config` has it now."""
         compact = copy.deepcopy(config)
         if isinstance(config, cls):
@@ -62,11 +64,11 @@ class CompactBertConfig(BertConfig):
         compact.kept_neurons = [_to_ranges(units) for units in ticket.neurons]
         return compact
 
-    def dense(self) -> BertConfig:
+    def dense(self) -> PreTrainedConfig:
         """The config of the dense model."""
         config = copy.deepcopy(self)
         del config.kept_heads, config.kept_neurons, config.gated
-        config.__class__, config.architectures = BertConfig, None
+        config.__class__, config.architectures = self.family.config, None
         return config
 
 
@@ -97,3 +99,18 @@ def _from_ranges(text: str) -> list[int]:
         first, _, last = run.partition("-")
         units.extend(range(int(first), int(last or first) + 1))
     return units
+
+
+def _make(family: ModelFamily) -> type[CompactConfig]:
+    members = {
+        "__module__": __name__,
+        "__doc__": f"The config of a compact {family.name}: that of the dense model, and which of its units are left.",
+        "model_type": family.compact_type,
+        "family": family,
+    }
+    return strict(type(f"Compact{family.config.__name__}", (CompactConfig, family.config), members))
+
+
+#: The class of every family: `CompactBertConfig`.
+COMPACT_CONFIGS = {family: _make(family) for family in FAMILIES}
+globals().update((cls.__name__, cls) for cls in COMPACT_CONFIGS.values())  # by name, as pickle looks classes up

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.dispatch import pick
+from ..ops.dispatch import gathers_units
 from .encoder_layer import EncoderLayer, LayerWeights, own_weights
 
 
 def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
-    """Whether a forward pass should begin with `gather_weights`: with a ticket, where feed-forward runs on `cuda`.
+    """Whether a forward pass should begin with `gather_weights`: with a ticket, where sublayers would gather.
 
-    There every sublayer would gather the same from its own weights, by several launches, and again in the backward
-    pass; other backends' sublayers do. A mask (`reserve_masks`) has no number of units that the host knows, and a
-    layer that is checkpointed is not to keep its weights.
+    Each would do it for its own weights, by several launches, and again in the backward pass. A mask (`reserve_masks`)
+    has no number of units that the host knows, and a layer that is checkpointed is not to keep its weights.
     """
     active = [units for layer in layers for units in (layer.active_heads, layer.active_neurons)]
     if all(units is None for units in active) or any(u is not None and u.dtype == torch.bool for u in active):
@@ -27,7 +26,7 @@ def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
         return False
     first, norm = own_weights(layers[0]), layers[0].parts.output_norm
     given = (*first.feed_forward, norm.weight, norm.bias, first.active_neurons, first.neuron_gates)
-    return pick("feed_forward_sublayer", None, x, *given, size=x.shape[0]) == "cuda"
+    return gathers_units("feed_forward_sublayer", x, *given, size=x.shape[0])
 
 
 def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:

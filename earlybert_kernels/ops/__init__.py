@@ -2,7 +2,7 @@
 
 from .attention import attention
 from .attention_sublayer import attention_sublayer
-from .dispatch import backends, record_backends, use_backend
+from .dispatch import BackendUnavailableError, backends, record_backends, use_backend
 from .dropout_add_layer_norm import dropout_add_layer_norm
 from .embedding_layer_norm import embedding_layer_norm
 from .feed_forward import feed_forward
@@ -15,6 +15,7 @@ from .ticket_distance import ticket_distance
 from .ticket_masks import ticket_masks
 
 __all__ = [
+    "BackendUnavailableError",
     "attention",
     "attention_sublayer",
     "backends",

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
+from ..backends.arguments import AttentionGrads, AttentionInputs, AttentionResults, AttentionSaved
+from ..backends.backend import Backend
 from .autocast import autocast
 from .checks import check_gates, check_mask, check_offsets, check_probability, check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, declare
+from .dispatch import choose
 from .flops import active_units, attention_flops
 from .seeds import draw_seed
 
@@ -63,7 +65,7 @@ def attention(
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: a mask is not bool, gates are in half precision, `cu_seqlens` is not int32.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if q.dim() != 3:
         raise ValueError(f"{_OP}: q has shape {tuple(q.shape)}, expected (tokens, heads, head size)")
@@ -126,73 +128,30 @@ def _run_compiled(
     return compiled(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale)[0]
 
 
-# The dispatcher's side. With a seed, the weight of query t (its packed row), key j (its place in the sequence) and
-# head h is kept where `counter_rng.keep_mask(seed, (H, Tq, max_seqlen), p)[h, t, j]` is.
+def _shapes(backend: Backend) -> Halves:
+    def forward(inputs: AttentionInputs) -> AttentionResults:
+        q = inputs.q
+        return AttentionResults(q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32))
 
-_INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_q, SymInt max_seqlen_q,"
-    " Tensor? head_mask, Tensor? head_gates, Tensor? seed, float dropout_p, float scale"
-)
+    def backward(grad_out: Tensor, saved: AttentionSaved) -> AttentionGrads:
+        q, k, v = (t.new_empty(t.shape) for t in (saved.q, saved.k, saved.v))
+        gates = 0 if saved.head_gates is None else q.shape[1]
+        return AttentionGrads(q, k, v, q.new_empty(gates, dtype=torch.float32))
 
-
-def _forward_shapes(q, *inputs):
-    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-
-
-def _backward_shapes(grad_out, out, logsumexp, q, k, v, cu_seqlens, *inputs):
-    head_gates = inputs[4]
-    gates = q.new_empty(0 if head_gates is None else q.shape[1], dtype=torch.float32)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), gates
+    return Halves(forward, backward)
 
 
-def _save(ctx, inputs, output):
-    q, k, v, cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q, *rest, ctx.dropout_p, ctx.scale = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, cu_seqlens, cu_seqlens_q, *rest, *output)
+def _flops(products: int, own: AttentionInputs | AttentionSaved) -> int:
+    """Of so many products of the size of the scores."""
+    size = active_units(own.head_mask, own.q.shape[1]) * own.q.shape[2]
+    return attention_flops(own.cu_seqlens, own.max_seqlen, own.cu_seqlens_q, own.max_seqlen_q, size, products)
 
 
-def _gradients(ctx, backward, grad_out, grad_logsumexp):
-    q, k, v, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed, out, logsumexp = ctx.saved_tensors
-    packing = (cu_seqlens, ctx.max_seqlen, cu_seqlens_q, ctx.max_seqlen_q)
-    *grads, grad_gates = backward(
-        grad_out, out, logsumexp, q, k, v, *packing, head_mask, head_gates, seed, ctx.dropout_p, ctx.scale
-    )
-    return *grads, None, None, None, None, None, None if head_gates is None else grad_gates, None, None, None
-
-
-def _forward_flops(q, k, v, *inputs, out_val=None):
-    return _flops(2, q, *inputs)
-
-
-def _backward_flops(grad_out, out, logsumexp, q, k, v, *inputs, out_val=None):
-    return _flops(5, q, *inputs)
-
-
-def _flops(products, q, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, *inputs):
-    size = active_units(head_mask, q.shape[1]) * q.shape[2]
-    return attention_flops(cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, size, products)
-
-
-_shapes = Halves(_forward_shapes, _backward_shapes)
-_compiled = define(
+declare(
     _OP,
-    (
-        f"({_INPUTS}) -> (Tensor out, Tensor logsumexp)",
-        f"(Tensor grad_out, Tensor out, Tensor logsumexp, {_INPUTS})"
-        " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_gates)",
-    ),
-    backends={
-        "cpu": Backend(Halves(cpu.attention.forward, cpu.attention.backward), _shapes),
-        "cuda": Backend(Halves(cuda.attention.forward, cuda.attention.backward), _shapes),
-        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
-    },
-    save=_save,
-    gradients=_gradients,
-    flops=Halves(_forward_flops, _backward_flops),
+    Arguments(AttentionInputs, AttentionResults, AttentionSaved, AttentionGrads),
+    reference=reference.attention,
+    run=_run_compiled,
+    shapes=_shapes,
+    flops=Halves(partial(_flops, 2), partial(_flops, 5)),
 )
-
-_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
-register(_OP, "reference", reference.attention)
-register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.attention.refuses})
-register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

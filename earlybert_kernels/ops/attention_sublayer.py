@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
-from ..units import indices
+from ..backends.arguments import (
+    AttentionSublayerGrads,
+    AttentionSublayerInputs,
+    AttentionSublayerResults,
+    AttentionSublayerSaved,
+)
+from ..backends.backend import Backend
 from .autocast import autocast
 from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, by_name, declare
+from .dispatch import choose
 from .flops import active_units, attention_flops
 from .seeds import draw_seed
 
@@ -74,7 +80,7 @@ def attention_sublayer(
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: gates are in half precision, `active_heads` are neither int64 nor bool, or `cu_seqlens` is not int32.
         IndexError: an index is outside the units (on the CPU).
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if w_q.dim() != 2 or w_q.shape[0] % head_size:
         raise ValueError(f"{_OP}: w_q has shape {tuple(w_q.shape)}, expected (heads * {head_size}, hidden size)")
@@ -134,124 +140,65 @@ def _run_compiled(
     return compiled(x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options)[0]
 
 
-# The dispatcher's side. Under autocast x and the norm are float32 and the eight others in autocast's dtype, which is
-# that of the products.
+def _shapes(backend: Backend) -> Halves:
+    return Halves(partial(_forward_shapes, backend.joins_projections), _backward_shapes)
 
 
-def _forward_shapes(projections, x, cu_seqlens, max_seqlen, w_q, *inputs):
-    active_heads, head_size, first_token_only = inputs[9], inputs[13], inputs[14]
+def _forward_shapes(joined: bool, inputs: AttentionSublayerInputs) -> AttentionSublayerResults:
+    x, w_q, size = inputs.x, inputs.w_q, inputs.head_size
     tokens, hidden = x.shape
-    heads = w_q.shape[0] // head_size if active_heads is None else active_heads.shape[0]
-    queries = cu_seqlens.shape[0] - 1 if first_token_only else tokens
-    context = w_q.new_empty((queries, heads, head_size))
-    logsumexp, *statistics = (x.new_empty(s, dtype=torch.float32) for s in ((heads, queries), (queries,), (queries,)))
-    kept = (w_q.new_empty(size) for size in projections(queries, tokens, heads, head_size, first_token_only))
-    return x.new_empty((queries, hidden)), *kept, context, logsumexp, w_q.new_empty((queries, hidden)), *statistics
+    heads = w_q.shape[0] // size if inputs.active_heads is None else inputs.active_heads.shape[0]
+    queries = inputs.cu_seqlens.shape[0] - 1 if inputs.first_token_only else tokens
+    if not joined:
+        projections = (queries, heads, size), (tokens, heads, size), (tokens, heads, size)
+    elif inputs.first_token_only:  # one product makes k and v, which have other rows than q
+        projections = (queries, heads, size), (tokens, heads, 2, size), (0,)
+    else:
+        projections = (0,), (tokens, heads, 3, size), (0,)
+    return AttentionSublayerResults(
+        x.new_empty((queries, hidden)),
+        *map(w_q.new_empty, projections),
+        context=w_q.new_empty((queries, heads, size)),
+        logsumexp=x.new_empty((heads, queries), dtype=torch.float32),
+        h=w_q.new_empty((queries, hidden)),
+        mean=x.new_empty(queries, dtype=torch.float32),
+        rstd=x.new_empty(queries, dtype=torch.float32),
+    )
 
 
-def _cpu_projections(queries, tokens, heads, head_size, first_token_only):
-    return (queries, heads, head_size), (tokens, heads, head_size), (tokens, heads, head_size)
-
-
-def _gpu_projections(queries, tokens, heads, head_size, first_token_only):
-    """One product makes q, k and v of a head side by side; with other queries than keys, one makes k and v."""
-    if first_token_only:
-        return (queries, heads, head_size), (tokens, heads, 2, head_size), (0,)
-    return (0,), (tokens, heads, 3, head_size), (0,)
-
-
-def _backward_shapes(grad_out, *inputs):
-    x, w_q, norm_weight, head_gates = inputs[8], inputs[11], inputs[15], inputs[17]
+def _backward_shapes(grad_out: Tensor, saved: AttentionSublayerSaved) -> AttentionSublayerGrads:
+    x, w_q = saved.x, saved.w_q
     size, hidden = w_q.shape
-    projection = (w_q.shape, (size,))
-    products = (w_q.new_empty(s) for s in (*projection * 3, (hidden, size), (hidden,)))
-    norm = (norm_weight.new_empty(hidden) for _ in range(2))
-    grad_gates = x.new_empty(0 if head_gates is None else size // inputs[20], dtype=torch.float32)
-    return x.new_empty(x.shape), *products, *norm, grad_gates
+    linears = (w_q.new_empty(s) for s in (*(w_q.shape, (size,)) * 3, (hidden, size), (hidden,)))
+    norm = (saved.norm_weight.new_empty(hidden) for _ in range(2))
+    gates = x.new_empty(0 if saved.head_gates is None else size // saved.head_size, dtype=torch.float32)
+    return AttentionSublayerGrads(x.new_empty(x.shape), *linears, *norm, gates)
 
 
-def _forward_flops(x, cu_seqlens, max_seqlen, w_q, *inputs, out_val=None):
-    active_heads, head_size, first_token_only = inputs[9], inputs[13], inputs[14]
-    return _flops(1, 2, x, cu_seqlens, max_seqlen, w_q, active_heads, head_size, first_token_only)
+def _kernels(backend: Backend) -> Halves:
+    return by_name(_ARGUMENTS, Halves(*backend.halves(_OP)))
 
 
-def _backward_flops(grad_out, *inputs, out_val=None):
-    x, cu_seqlens, max_seqlen, w_q = inputs[8:12]
-    active_heads, head_size, first_token_only = inputs[16], inputs[20], inputs[21]
-    return _flops(2, 5, x, cu_seqlens, max_seqlen, w_q, active_heads, head_size, first_token_only)
+def _flops(linear: int, products: int, own: AttentionSublayerInputs | AttentionSublayerSaved) -> int:
+    """Of the projections `linear` times, and of so many products of the size of the scores."""
+    (size, hidden), sequences = own.w_q.shape, own.cu_seqlens.shape[0] - 1
+    size = active_units(own.active_heads, size // own.head_size) * own.head_size
+    queries = sequences if own.first_token_only else own.x.shape[0]
+    asking = torch.arange(sequences + 1) if own.first_token_only else None
+    attention = attention_flops(own.cu_seqlens, own.max_seqlen, asking, 1, size, products)
+    return linear * 2 * hidden * size * (2 * own.x.shape[0] + 2 * queries) + attention
 
 
-def _flops(linear, products, x, cu_seqlens, max_seqlen, w_q, active_heads, head_size, first_token_only):
-    """Of the projections `linear` times, and of so many of the attention's products."""
-    (size, hidden), sequences = w_q.shape, cu_seqlens.shape[0] - 1
-    size = active_units(active_heads, size // head_size) * head_size
-    queries = sequences if first_token_only else x.shape[0]
-    asking = torch.arange(sequences + 1) if first_token_only else None
-    attention = attention_flops(cu_seqlens, max_seqlen, asking, 1, size, products)
-    return linear * 2 * hidden * size * (2 * x.shape[0] + 2 * queries) + attention
-
-
-def _save(ctx, inputs, output):
-    x, cu_seqlens, ctx.max_seqlen, w_q, _, w_k, _, w_v, _, w_out, _, norm_weight, _, *rest = inputs
-    *units_and_seeds, head_size, first_token_only, attention_dropout_p, dropout_p, _ = rest
-    ctx.options = (head_size, first_token_only, attention_dropout_p, dropout_p)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], x, cu_seqlens, w_q, w_k, w_v, w_out, norm_weight, *units_and_seeds)
-
-
-def _gradients(ctx, backward, grad_out, *others):
-    saved = ctx.saved_tensors
-    head_gates = saved[-3]
-    grad_x, *grads, grad_gates = backward(grad_out, *saved[:10], ctx.max_seqlen, *saved[10:], *ctx.options)
-    return grad_x, None, None, *grads, None, None if head_gates is None else grad_gates, *[None] * 7
-
-
-_OPTIONS = (
-    "Tensor? active_heads, Tensor? head_gates, Tensor? attention_seed, Tensor? seed, SymInt head_size,"
-    " bool first_token_only, float attention_dropout_p, float dropout_p"
+_ARGUMENTS = Arguments(
+    AttentionSublayerInputs, AttentionSublayerResults, AttentionSublayerSaved, AttentionSublayerGrads
 )
-#: q, k and v as the backend keeps them, and the attention's result.
-_RESULTS = "Tensor q, Tensor k, Tensor v, Tensor context, Tensor logsumexp, Tensor h, Tensor mean, Tensor rstd"
-_compiled = define(
+declare(
     _OP,
-    (
-        "(Tensor x, Tensor cu_seqlens, SymInt max_seqlen, Tensor w_q, Tensor b_q, Tensor w_k, Tensor b_k, Tensor w_v,"
-        f" Tensor b_v, Tensor w_out, Tensor b_out, Tensor norm_weight, Tensor norm_bias, {_OPTIONS}, float eps)"
-        f" -> (Tensor out, {_RESULTS})",
-        f"(Tensor grad_out, {_RESULTS}, Tensor x, Tensor cu_seqlens, SymInt max_seqlen, Tensor w_q, Tensor w_k,"
-        f" Tensor w_v, Tensor w_out, Tensor norm_weight, {_OPTIONS}) -> (Tensor grad_x, Tensor grad_w_q,"
-        " Tensor grad_b_q, Tensor grad_w_k, Tensor grad_b_k, Tensor grad_w_v, Tensor grad_b_v, Tensor grad_w_out,"
-        " Tensor grad_b_out, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_gates)",
-    ),
-    backends={
-        "cpu": Backend(
-            Halves(cpu.attention_sublayer.forward, cpu.attention_sublayer.backward),
-            Halves(partial(_forward_shapes, _cpu_projections), _backward_shapes),
-        ),
-        "cuda": Backend(
-            Halves(cuda.attention_sublayer.forward, cuda.attention_sublayer.backward),
-            Halves(partial(_forward_shapes, _gpu_projections), _backward_shapes),
-        ),
-        "triton": Backend(
-            Halves(*triton.kernels(_OP)), Halves(partial(_forward_shapes, _gpu_projections), _backward_shapes)
-        ),
-    },
-    save=_save,
-    gradients=_gradients,
-    flops=Halves(_forward_flops, _backward_flops),
+    _ARGUMENTS,
+    reference=reference.attention_sublayer,
+    run=_run_compiled,
+    shapes=_shapes,
+    kernels=_kernels,
+    flops=Halves(partial(_flops, 1, 2), partial(_flops, 2, 5)),
+    active="active_heads",
 )
-
-
-def _run_on_cpu(*inputs, active_heads: Tensor | None, **options) -> Tensor:
-    return _run_compiled(_compiled["cpu"], *inputs, active_heads=indices(active_heads), **options)
-
-
-register(_OP, "reference", reference.attention_sublayer)
-register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(
-    _OP,
-    "cuda",
-    partial(_run_compiled, _compiled["cuda"]),
-    **cuda.AVAILABILITY | {"refuses": cuda.attention_sublayer.refuses},
-)
-register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

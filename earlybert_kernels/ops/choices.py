@@ -21,12 +21,6 @@ def table() -> dict:
 
 @cache
 def orders(op: str, architecture: int) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """Sizes, rising from 0, and the order of all backends that holds from each on; empty where the table has none.
-
-    `cpu`, which takes no tensor of a GPU, stands before `reference`.
-    """
-    found = []
-    for entry in nearest(table()["architectures"], architecture).get(op, ()):
-        at = entry["order"].index("reference")
-        found.append((entry["from"], (*entry["order"][:at], "cpu", *entry["order"][at:])))
-    return tuple(found)
+    """Sizes, rising from 0, and the order of backends that holds from each on; empty where the table has none."""
+    entries = nearest(table()["architectures"], architecture).get(op, ())
+    return tuple((entry["from"], tuple(entry["order"])) for entry in entries)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from ..backends import backends
+from ..backends.backend import Backend
 from .transforms import refuse_transforms
-
-#: The device types a backend has kernels for; Triton's run on the CPU under its interpreter, CUDA's by the emulator.
-_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu")}
 
 
 class Halves(NamedTuple):
@@ -21,15 +20,15 @@ class Halves(NamedTuple):
     backward: Callable
 
 
-class Backend(NamedTuple):
+class Kernels(NamedTuple):
     """One backend's version of an op.
 
     Attributes:
-        kernels: what runs.
+        run: what runs.
         shapes: what the compiler runs in their place: empty results of the right shapes, strides and dtypes.
     """
 
-    kernels: Halves
+    run: Halves
     shapes: Halves
 
 
@@ -37,7 +36,7 @@ def define(
     name: str,
     schemas: tuple[str, str],
     *,
-    backends: dict[str, Backend],
+    kernels: Mapping[str, Kernels],
     save: Callable,
     gradients: Callable,
     flops: Halves | None = None,
@@ -47,7 +46,7 @@ def define(
     Args:
         name: the op's name.
         schemas: arguments and results of forward and backward, in the dispatcher's notation.
-        backends: by name.
+        kernels: by backend.
         save: `(ctx, inputs, output)`, keeps what backward needs.
         gradients: `(ctx, backward, *grads)` -> a gradient or None for each input of forward; `backward` is the
             backend's op of that name.
@@ -65,13 +64,10 @@ def define(
     def refuse(ctx, *grads):
         raise RuntimeError(f"{name}: only the 'reference' backend can be differentiated twice")
 
-    for backend, own in backends.items():
+    for backend, (run, shapes) in kernels.items():
         names = (f"{name}.{backend}", f"{name}_backward.{backend}")
-        for qualified, schema, kernel, fake in zip(names, schemas, own.kernels, own.shapes, strict=True):
-            torch.library.define(f"earlybert::{qualified}", schema, tags=torch.Tag.pt2_compliant_tag)
-            for device in _DEVICES[backend]:
-                torch.library.impl(f"earlybert::{qualified}", device, kernel)
-            torch.library.register_fake(f"earlybert::{qualified}", fake)
+        for qualified, schema, kernel, fake in zip(names, schemas, run, shapes, strict=True):
+            _define(qualified, schema, backends()[backend], kernel, fake)
         backward = getattr(getattr(torch.ops.earlybert, f"{name}_backward"), backend)
 
         def defined_gradients(ctx, *grads, backward=backward):
@@ -85,10 +81,10 @@ def define(
     if flops is not None:
         for op, formula in zip((name, f"{name}_backward"), flops, strict=True):
             register_flop_formula(getattr(torch.ops.earlybert, op), get_raw=True)(formula)
-    return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in backends}
+    return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in kernels}
 
 
-def define_in_place(name: str, schema: str, kernels: dict[str, Callable]) -> dict[str, Callable]:
+def define_in_place(name: str, schema: str, kernels: Mapping[str, Callable]) -> dict[str, Callable]:
     """Defines `torch.ops.earlybert.<name>.<backend>`, which changes tensors, returns nothing and has no gradient.
 
     Args:
@@ -100,9 +96,13 @@ def define_in_place(name: str, schema: str, kernels: dict[str, Callable]) -> dic
         The ops by backend.
     """
     for backend, kernel in kernels.items():
-        qualified = f"earlybert::{name}.{backend}"
-        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-        for device in _DEVICES[backend]:
-            torch.library.impl(qualified, device, kernel)
-        torch.library.register_fake(qualified, lambda *arguments: None)
+        _define(f"{name}.{backend}", schema, backends()[backend], kernel, lambda *arguments: None)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in kernels}
+
+
+def _define(name: str, schema: str, backend: Backend, kernel: Callable, shapes: Callable) -> None:
+    qualified = f"earlybert::{name}"
+    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+    for device in {*backend.devices, *(("cpu",) if backend.emulated else ())}:
+        torch.library.impl(qualified, device, kernel)
+    torch.library.register_fake(qualified, shapes)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 
 from ..backends import DEFAULT_ARCHITECTURE, architecture_of
+from ..backends import backends as all_backends
+from ..backends.backend import Backend
 from . import choices
 from .transforms import refuse_transforms
 
-#: All backends, best first where the table of choices says nothing.
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+#: The names of all backends, best first where the table of choices says nothing.
+BACKENDS = (*all_backends(), "reference")
 #: Those that take what is not on a GPU unasked: nobody who computes on the CPU is made to wait for a driver.
-_OFF_GPUS = ("cpu", "reference")
+_OFF_GPUS = (*(b.name for b in all_backends().values() if "cpu" in b.devices), "reference")
 
 # A plain global and no ContextVar: torch.compile cannot trace the latter.
 _forced: str | None = None
@@ -24,6 +26,10 @@ _forced: str | None = None
 _open: list[list[str]] = []
 #: What `record_backends` fills while it is open.
 _record: dict[str, str] | None = None
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for, by a call, `use_backend` or the environment, that cannot run the call."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +42,32 @@ class Implementation:
             for as long as the process lives.
         refuses: why it cannot take these tensors (device, dtype, sizes), or None; called as `choose` was.
         on_demand: whether it runs only where it is asked for by name.
+        gathers_units: as in `backends.backend.Backend`.
         stands_in: whether it also runs where a backend is forced for a whole process and cannot run the call.
     """
 
     run: Callable
     unavailable: Callable[[], str | None]
     refuses: Callable[..., str | None]
-    on_demand: bool
+    on_demand: bool = False
+    gathers_units: bool = False
     stands_in: bool = False
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
 
 
-def register(
-    op: str,
-    backend: str,
-    run: Callable,
-    *,
-    unavailable: Callable[[], str | None] = lambda: None,
-    refuses: Callable[..., str | None] = lambda *tensors, **facts: None,
-    on_demand: bool = False,
-    stands_in: bool = False,
-) -> None:
-    """Makes `run` the implementation of `op` on `backend`; the rest is as in `Implementation`."""
-    _known(backend)
-    _implementations.setdefault(op, {})[backend] = Implementation(run, unavailable, refuses, on_demand, stands_in)
+def register(op: str, backend: Backend, run: Callable) -> None:
+    """Makes `run` the implementation of `op` on a backend."""
+    refuses = backend.refusals.get(op, backend.refuses)
+    own = Implementation(run, backend.unavailable, refuses, backend.emulated, backend.gathers_units)
+    _implementations.setdefault(op, {})[backend.name] = own
+
+
+def register_reference(op: str, run: Callable, *, stands_in: bool = False) -> None:
+    """Makes `run` the definition of `op`, in plain PyTorch; `stands_in` as in `Implementation`."""
+    own = Implementation(run, lambda: None, lambda *tensors, **facts: None, stands_in=stands_in)
+    _implementations.setdefault(op, {})["reference"] = own
 
 
 def op_names() -> list[str]:
@@ -102,7 +108,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
     Raises:
         ValueError: there is no backend of that name.
-        RuntimeError: raised by an op inside the context that `backend` cannot run; nothing else falls back.
+        BackendUnavailableError: raised by an op inside the context that `backend` cannot run; nothing else falls back.
     """
     global _forced
     own = [_known(backend)]
@@ -152,7 +158,7 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int 
 
     Raises:
         ValueError: there is no backend of that name.
-        RuntimeError: a backend was forced and cannot run this call; the message says why.
+        BackendUnavailableError: a backend was forced and cannot run this call; the message says why.
     """
     table = _implementations[op]
     forced = backend or _forced or os.environ.get("EARLYBERT_BACKEND") or None
@@ -174,11 +180,16 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int 
     if reason is not None and backend is None and table["reference"].stands_in:
         return "reference"
     if reason is not None:
-        raise RuntimeError(
+        raise BackendUnavailableError(
             f"{op}: backend {forced!r} was asked for but cannot run this call: {reason}. "
             f"Backends of this op here: {', '.join(backends(op))}."
         )
     return forced
+
+
+def gathers_units(op: str, *tensors: torch.Tensor | None, size: int = 0) -> bool:
+    """Whether what `choose` chooses gathers active units' weights in every call; arguments and errors are `pick`'s."""
+    return _implementations[op][pick(op, None, *tensors, size=size)].gathers_units
 
 
 def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:
@@ -194,8 +205,13 @@ def _order_on(gpu: int | None, op: str, size: int) -> tuple[str, ...]:
 
 @torch.compiler.assume_constant_result
 def _orders(op: str, gpu: int | None) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """`choices.orders` for the GPU of that index."""
-    return choices.orders(op, DEFAULT_ARCHITECTURE if gpu is None else architecture_of(gpu)) or ((0, BACKENDS),)
+    """`choices.orders` for the GPU of that index, with the backends that it does not name before `reference`."""
+    known = choices.orders(op, DEFAULT_ARCHITECTURE if gpu is None else architecture_of(gpu)) or ((0, BACKENDS),)
+    found = []
+    for size, order in known:
+        at = order.index("reference")
+        found.append((size, (*order[:at], *(b for b in BACKENDS if b not in order), *order[at:])))
+    return tuple(found)
 
 
 @torch.compiler.assume_constant_result

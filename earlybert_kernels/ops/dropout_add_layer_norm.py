@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
+from ..backends.arguments import (
+    DropoutAddLayerNormGrads,
+    DropoutAddLayerNormInputs,
+    DropoutAddLayerNormResults,
+    DropoutAddLayerNormSaved,
+)
+from ..backends.backend import Backend
 from .checks import check_probability, check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, declare
+from .dispatch import choose
 from .seeds import draw_seed
 
 _OP = "dropout_add_layer_norm"
@@ -50,7 +56,7 @@ def dropout_add_layer_norm(
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
         TypeError: a tensor is not floating-point.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}, expected (..., hidden size)")
@@ -84,73 +90,52 @@ def _run_compiled(
     return compiled(x, residual, weight, bias, draw_seed(dropout_p, x.device), dropout_p, eps)[0]
 
 
-# The dispatcher's side. With a seed, `counter_rng.keep_mask(seed, x.shape, dropout_p)` is kept.
+def _shares_gradient(own: DropoutAddLayerNormSaved) -> bool:
+    """Whether the gradient of x equals the residual's, so that no kernel writes it a second time."""
+    return own.seed is None and own.x.dtype == own.residual.dtype
 
 
-def _shares_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
-    """Whether grad_x equals grad_residual, so that no kernel writes it a second time."""
-    return seed is None and x.dtype == residual.dtype
+def _kernels(backend: Backend) -> Halves:
+    forward, kernel = backend.halves(_OP)
 
-
-def _backward_with(kernel):
-    def run(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
-        grad_x, *grads = kernel(grad_out, x, residual, weight, mean, rstd, seed, dropout_p)[:4]
+    def backward(grad_out, x, *saved):
+        grad_x, *grads = kernel(grad_out, x, *saved)[:4]
         # A functional op may not return one tensor twice, so the absent one is empty.
         return (x.new_empty(0) if grad_x is None else grad_x, *grads)
 
-    return run
+    return Halves(forward, backward)
 
 
-def _forward_shapes(x, residual, weight, bias, seed, dropout_p, eps):
-    statistics = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    return residual.new_empty(x.shape), statistics, torch.empty_like(statistics)
+def _complete(saved: DropoutAddLayerNormSaved, grads: DropoutAddLayerNormGrads) -> DropoutAddLayerNormGrads:
+    return grads._replace(x=grads.residual) if _shares_gradient(saved) else grads
 
 
-def _backward_shapes(grad_out, x, residual, weight, mean, rstd, seed, dropout_p):
-    grad_x = x.new_empty(0) if _shares_gradient(x, residual, seed) else x.new_empty(x.shape)
-    return grad_x, residual.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+def _shapes(backend: Backend) -> Halves:
+    def forward(inputs: DropoutAddLayerNormInputs) -> DropoutAddLayerNormResults:
+        x = inputs.x
+        statistics = x.new_empty(x.shape[:-1], dtype=torch.float32)
+        return DropoutAddLayerNormResults(inputs.residual.new_empty(x.shape), statistics, torch.empty_like(statistics))
+
+    def backward(grad_out: Tensor, saved: DropoutAddLayerNormSaved) -> DropoutAddLayerNormGrads:
+        x, weight = saved.x, saved.weight
+        return DropoutAddLayerNormGrads(
+            x.new_empty(0) if _shares_gradient(saved) else x.new_empty(x.shape),
+            saved.residual.new_empty(x.shape),
+            weight.new_empty(weight.shape),
+            weight.new_empty(weight.shape),
+        )
+
+    return Halves(forward, backward)
 
 
-def _save(ctx, inputs, output):
-    x, residual, weight, _, seed, ctx.dropout_p, _ = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, residual, weight, mean, rstd, seed)
-
-
-def _gradients(ctx, backward, grad_out, grad_mean, grad_rstd):
-    x, residual, weight, mean, rstd, seed = ctx.saved_tensors
-    grad_x, grad_residual, grad_weight, grad_bias = backward(
-        grad_out, x, residual, weight, mean, rstd, seed, ctx.dropout_p
-    )
-    if _shares_gradient(x, residual, seed):
-        grad_x = grad_residual
-    return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
-
-
-_shapes = Halves(_forward_shapes, _backward_shapes)
-_compiled = define(
+declare(
     _OP,
-    (
-        "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? seed, float dropout_p, float eps)"
-        " -> (Tensor out, Tensor mean, Tensor rstd)",
-        "(Tensor grad_out, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, Tensor? seed,"
-        " float dropout_p) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
+    Arguments(
+        DropoutAddLayerNormInputs, DropoutAddLayerNormResults, DropoutAddLayerNormSaved, DropoutAddLayerNormGrads
     ),
-    backends={
-        backend: Backend(Halves(forward, _backward_with(backward)), _shapes)
-        for backend, (forward, backward) in {
-            "cpu": (cpu.dropout_add_layer_norm.forward, cpu.dropout_add_layer_norm.backward),
-            "cuda": (cuda.dropout_add_layer_norm.forward, cuda.dropout_add_layer_norm.backward),
-            "triton": triton.kernels(_OP),
-        }.items()
-    },
-    save=_save,
-    gradients=_gradients,
+    reference=reference.dropout_add_layer_norm,
+    run=_run_compiled,
+    shapes=_shapes,
+    kernels=_kernels,
+    complete=_complete,
 )
-
-_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
-register(_OP, "reference", reference.dropout_add_layer_norm)
-register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
-register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.dropout_add_layer_norm.refuses})
-register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
+from ..backends.arguments import (
+    EmbeddingLayerNormGrads,
+    EmbeddingLayerNormInputs,
+    EmbeddingLayerNormResults,
+    EmbeddingLayerNormSaved,
+)
+from ..backends.backend import Backend
 from .checks import check_indices, check_probability, check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, declare
+from .dispatch import choose
 from .seeds import draw_seed
 
 _OP = "embedding_layer_norm"
@@ -51,7 +57,7 @@ def embedding_layer_norm(
         ValueError: shapes, devices or probabilities do not fit together.
         IndexError: an id is outside its table (on the CPU).
         TypeError: ids are not int64.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if word.dim() != 2:
         raise ValueError(f"{_OP}: word has shape {tuple(word.shape)}, expected (vocabulary, hidden size)")
@@ -84,55 +90,23 @@ def _run_compiled(
     return compiled(*tensors, seed, padding_id, dropout_p, eps)[0]
 
 
-# The dispatcher's side.
+def _shapes(backend: Backend) -> Halves:
+    def forward(inputs: EmbeddingLayerNormInputs) -> EmbeddingLayerNormResults:
+        tokens, word = inputs.input_ids.shape[0], inputs.word
+        statistics = (word.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+        return EmbeddingLayerNormResults(word.new_empty((tokens, word.shape[1])), *statistics)
+
+    def backward(grad_out: Tensor, saved: EmbeddingLayerNormSaved) -> EmbeddingLayerNormGrads:
+        like = (saved.word, saved.position, saved.token_type, saved.weight, saved.weight)
+        return EmbeddingLayerNormGrads(*(t.new_empty(t.shape) for t in like))
+
+    return Halves(forward, backward)
 
 
-def _forward_shapes(input_ids, position_ids, token_type_ids, word, *inputs):
-    tokens = input_ids.shape[0]
-    statistics = (word.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    return word.new_empty((tokens, word.shape[1])), *statistics
-
-
-def _backward_shapes(grad_out, mean, rstd, input_ids, position_ids, token_type_ids, *tensors):
-    *tables, weight = tensors[:4]
-    return tuple(t.new_empty(t.shape) for t in (*tables, weight, weight))
-
-
-def _save(ctx, inputs, output):
-    *ids_tables_and_weight, _, seed, ctx.padding_id, ctx.dropout_p, _ = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], *ids_tables_and_weight, seed)
-
-
-def _gradients(ctx, backward, grad_out, *others):
-    grads = backward(grad_out, *ctx.saved_tensors, ctx.padding_id, ctx.dropout_p)
-    return None, None, None, *grads, None, None, None, None
-
-
-_IDS_AND_TABLES = (
-    "Tensor input_ids, Tensor position_ids, Tensor token_type_ids, Tensor word, Tensor position, Tensor token_type,"
-    " Tensor weight"
-)
-_OPTIONS = "Tensor? seed, SymInt padding_id, float dropout_p"
-_shapes = Halves(_forward_shapes, _backward_shapes)
-_compiled = define(
+declare(
     _OP,
-    (
-        f"({_IDS_AND_TABLES}, Tensor bias, {_OPTIONS}, float eps) -> (Tensor out, Tensor mean, Tensor rstd)",
-        f"(Tensor grad_out, Tensor mean, Tensor rstd, {_IDS_AND_TABLES}, {_OPTIONS}) -> (Tensor grad_word,"
-        " Tensor grad_position, Tensor grad_token_type, Tensor grad_weight, Tensor grad_bias)",
-    ),
-    backends={
-        "cpu": Backend(Halves(cpu.embedding_layer_norm.forward, cpu.embedding_layer_norm.backward), _shapes),
-        "cuda": Backend(Halves(cuda.embedding_layer_norm.forward, cuda.embedding_layer_norm.backward), _shapes),
-        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
-    },
-    save=_save,
-    gradients=_gradients,
+    Arguments(EmbeddingLayerNormInputs, EmbeddingLayerNormResults, EmbeddingLayerNormSaved, EmbeddingLayerNormGrads),
+    reference=reference.embedding_layer_norm,
+    run=_run_compiled,
+    shapes=_shapes,
 )
-
-_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
-register(_OP, "reference", reference.embedding_layer_norm)
-register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
-register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.embedding_layer_norm.refuses})
-register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

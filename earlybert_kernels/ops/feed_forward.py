@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
+from ..backends.arguments import FeedForwardGrads, FeedForwardInputs, FeedForwardResults, FeedForwardSaved
+from ..backends.backend import Backend
 from ..reference.feed_forward import ACTIVATIONS
-from ..units import indices
 from .autocast import autocast
 from .checks import check_gates, check_mask, check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, declare
+from .dispatch import choose
 from .flops import active_units
 
 _OP = "feed_forward"
@@ -52,7 +53,7 @@ def feed_forward(
     Raises:
         ValueError: shapes or devices do not fit together, or the activation is unknown.
         TypeError: the mask is not bool, or gates are in half precision.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if w_in.dim() != 2:
         raise ValueError(f"{_OP}: w_in has shape {tuple(w_in.shape)}, expected (neurons, hidden size)")
@@ -95,67 +96,32 @@ def _run_compiled(
     return compiled(*autocast(x, w_in, b_in, w_out, b_out), neuron_mask, neuron_gates, activation)[0]
 
 
-# The dispatcher's side; `active` are the neurons to compute, as indices or as a mask.
+def _shapes(backend: Backend) -> Halves:
+    def forward(inputs: FeedForwardInputs) -> FeedForwardResults:
+        x = inputs.x
+        neurons = inputs.w_in.shape[0] if inputs.active is None else inputs.active.shape[0]
+        return FeedForwardResults(x.new_empty(x.shape), x.new_empty((x.shape[0], neurons)))
+
+    def backward(grad_out: Tensor, saved: FeedForwardSaved) -> FeedForwardGrads:
+        x, (neurons, hidden) = saved.x, saved.w_in.shape
+        sizes = (x.shape, saved.w_in.shape, (neurons,), saved.w_out.shape, (hidden,))
+        gates = x.new_empty(0 if saved.gates is None else neurons, dtype=torch.float32)
+        return FeedForwardGrads(*(x.new_empty(size) for size in sizes), gates)
+
+    return Halves(forward, backward)
 
 
-def _forward_shapes(x, w_in, b_in, w_out, b_out, active, gates, activation):
-    neurons = w_in.shape[0] if active is None else active.shape[0]
-    return x.new_empty(x.shape), x.new_empty((x.shape[0], neurons))
+def _flops(products: int, own: FeedForwardInputs | FeedForwardSaved) -> int:
+    """Of so many products of the size of either linear layer's."""
+    return 2 * products * own.x.shape[0] * own.x.shape[1] * active_units(own.active, own.w_in.shape[0])
 
 
-def _backward_shapes(grad_out, preactivation, x, w_in, w_out, active, gates, activation):
-    neurons, hidden = w_in.shape
-    sizes = (x.shape, w_in.shape, (neurons,), w_out.shape, (hidden,))
-    return *(x.new_empty(size) for size in sizes), x.new_empty(0 if gates is None else neurons, dtype=torch.float32)
-
-
-def _forward_flops(x, w_in, b_in, w_out, b_out, active, *inputs, out_val=None):
-    return 4 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
-
-
-def _backward_flops(grad_out, preactivation, x, w_in, w_out, active, *inputs, out_val=None):
-    return 8 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
-
-
-def _save(ctx, inputs, output):
-    x, w_in, _, w_out, _, active, gates, ctx.activation = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], x, w_in, w_out, active, gates)
-
-
-def _gradients(ctx, backward, grad_out, grad_preactivation):
-    saved = ctx.saved_tensors
-    gates = saved[5]
-    *grads, grad_gates = backward(grad_out, *saved, ctx.activation)
-    return *grads, None, None if gates is None else grad_gates, None
-
-
-_shapes = Halves(_forward_shapes, _backward_shapes)
-_compiled = define(
+declare(
     _OP,
-    (
-        "(Tensor x, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, Tensor? active, Tensor? gates,"
-        " str activation) -> (Tensor out, Tensor preactivation)",
-        "(Tensor grad_out, Tensor preactivation, Tensor x, Tensor w_in, Tensor w_out, Tensor? active, Tensor? gates,"
-        " str activation) -> (Tensor grad_x, Tensor grad_w_in, Tensor grad_b_in, Tensor grad_w_out,"
-        " Tensor grad_b_out, Tensor grad_gates)",
-    ),
-    backends={
-        "cpu": Backend(Halves(cpu.feed_forward.forward, cpu.feed_forward.backward), _shapes),
-        "cuda": Backend(Halves(cuda.feed_forward.forward, cuda.feed_forward.backward), _shapes),
-        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
-    },
-    save=_save,
-    gradients=_gradients,
-    flops=Halves(_forward_flops, _backward_flops),
+    Arguments(FeedForwardInputs, FeedForwardResults, FeedForwardSaved, FeedForwardGrads),
+    reference=reference.feed_forward,
+    run=_run_compiled,
+    shapes=_shapes,
+    flops=Halves(partial(_flops, 2), partial(_flops, 4)),
+    active="neuron_mask",
 )
-
-
-def _run_on_cpu(*tensors: Tensor, neuron_mask: Tensor | None, **options) -> Tensor:
-    return _run_compiled(_compiled["cpu"], *tensors, neuron_mask=indices(neuron_mask), **options)
-
-
-register(_OP, "reference", reference.feed_forward)
-register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(_OP, "cuda", partial(_run_compiled, _compiled["cuda"]), **cuda.AVAILABILITY | {"refuses": cuda.units.refuses})
-register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
+from ..backends.arguments import (
+    FeedForwardSublayerGrads,
+    FeedForwardSublayerInputs,
+    FeedForwardSublayerResults,
+    FeedForwardSublayerSaved,
+)
+from ..backends.backend import Backend
 from ..reference.feed_forward import ACTIVATIONS
-from ..units import indices
 from .autocast import autocast
 from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, by_name, declare
+from .dispatch import choose
 from .flops import active_units
 from .seeds import draw_seed
 
@@ -61,7 +67,7 @@ def feed_forward_sublayer(
         ValueError: shapes, devices or probabilities do not fit together, or the activation is unknown.
         TypeError: gates are in half precision, or `active_neurons` are neither int64 nor bool.
         IndexError: an index is outside the units (on the CPU).
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if w_in.dim() != 2:
         raise ValueError(f"{_OP}: w_in has shape {tuple(w_in.shape)}, expected (neurons, hidden size)")
@@ -108,79 +114,47 @@ def _run_compiled(
     return compiled(x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps)[0]
 
 
-# The dispatcher's side. Under autocast x and the norm are float32 and the four others in autocast's dtype, which is
-# that of the products.
+def _shapes(backend: Backend) -> Halves:
+    return Halves(_forward_shapes, _backward_shapes)
 
 
-def _forward_shapes(x, w_in, b_in, w_out, b_out, norm_weight, norm_bias, active_neurons, *inputs):
-    tokens = x.shape[0]
-    active = w_in.shape[0] if active_neurons is None else active_neurons.shape[0]
+def _forward_shapes(inputs: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
+    x, w_in, tokens = inputs.x, inputs.w_in, inputs.x.shape[0]
+    active = w_in.shape[0] if inputs.active_neurons is None else inputs.active_neurons.shape[0]
     statistics = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    return x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape), *statistics
+    return FeedForwardSublayerResults(
+        x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape), *statistics
+    )
 
 
-def _backward_shapes(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, norm_weight, active, gates, *inputs):
+def _backward_shapes(grad_out: Tensor, saved: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:
+    x, w_in = saved.x, saved.w_in
     neurons, hidden = w_in.shape
-    products = (w_in.new_empty(size) for size in (w_in.shape, (neurons,), w_out.shape, (hidden,)))
-    norm = (norm_weight.new_empty(hidden) for _ in range(2))
-    grad_gates = x.new_empty(0 if gates is None else neurons, dtype=torch.float32)
-    return x.new_empty(x.shape), *products, *norm, grad_gates
+    linears = (w_in.new_empty(size) for size in (w_in.shape, (neurons,), saved.w_out.shape, (hidden,)))
+    norm = (saved.norm_weight.new_empty(hidden) for _ in range(2))
+    gates = x.new_empty(0 if saved.neuron_gates is None else neurons, dtype=torch.float32)
+    return FeedForwardSublayerGrads(x.new_empty(x.shape), *linears, *norm, gates)
 
 
-def _forward_flops(x, w_in, b_in, w_out, b_out, norm_weight, norm_bias, active, *inputs, out_val=None):
-    return 4 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
+def _kernels(backend: Backend) -> Halves:
+    return by_name(_ARGUMENTS, Halves(*backend.halves(_OP)))
 
 
-def _backward_flops(grad_out, preactivation, h, mean, rstd, x, w_in, w_out, norm_weight, active, *inputs, out_val=None):
-    return 8 * x.shape[0] * x.shape[1] * active_units(active, w_in.shape[0])
+def _flops(products: int, own: FeedForwardSublayerInputs | FeedForwardSublayerSaved) -> int:
+    """Of so many products of the size of either linear layer's."""
+    return 2 * products * own.x.shape[0] * own.x.shape[1] * active_units(own.active_neurons, own.w_in.shape[0])
 
 
-def _save(ctx, inputs, output):
-    x, w_in, _, w_out, _, norm_weight, _, active, gates, seed, ctx.activation, ctx.dropout_p, _ = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], x, w_in, w_out, norm_weight, active, gates, seed)
-
-
-def _gradients(ctx, backward, grad_out, *others):
-    saved = ctx.saved_tensors
-    gates = saved[9]
-    arguments = (grad_out, *saved, ctx.activation, ctx.dropout_p)
-    *grads, grad_gates = backward(*arguments)
-    return *grads, None, None if gates is None else grad_gates, None, None, None, None
-
-
-_UNITS = "Tensor? active_neurons, Tensor? neuron_gates, Tensor? seed, str activation, float dropout_p"
-_shapes = Halves(_forward_shapes, _backward_shapes)
-_compiled = define(
-    _OP,
-    (
-        "(Tensor x, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, Tensor norm_weight, Tensor norm_bias,"
-        f" {_UNITS}, float eps) -> (Tensor out, Tensor preactivation, Tensor h, Tensor mean, Tensor rstd)",
-        "(Tensor grad_out, Tensor preactivation, Tensor h, Tensor mean, Tensor rstd, Tensor x, Tensor w_in,"
-        f" Tensor w_out, Tensor norm_weight, {_UNITS}) -> (Tensor grad_x, Tensor grad_w_in, Tensor grad_b_in,"
-        " Tensor grad_w_out, Tensor grad_b_out, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_gates)",
-    ),
-    backends={
-        "cpu": Backend(Halves(cpu.feed_forward_sublayer.forward, cpu.feed_forward_sublayer.backward), _shapes),
-        "cuda": Backend(Halves(cuda.feed_forward_sublayer.forward, cuda.feed_forward_sublayer.backward), _shapes),
-        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes),
-    },
-    save=_save,
-    gradients=_gradients,
-    flops=Halves(_forward_flops, _backward_flops),
+_ARGUMENTS = Arguments(
+    FeedForwardSublayerInputs, FeedForwardSublayerResults, FeedForwardSublayerSaved, FeedForwardSublayerGrads
 )
-
-
-def _run_on_cpu(*tensors: Tensor, active_neurons: Tensor | None, **options) -> Tensor:
-    return _run_compiled(_compiled["cpu"], *tensors, active_neurons=indices(active_neurons), **options)
-
-
-register(_OP, "reference", reference.feed_forward_sublayer)
-register(_OP, "cpu", _run_on_cpu, unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(
+declare(
     _OP,
-    "cuda",
-    partial(_run_compiled, _compiled["cuda"]),
-    **cuda.AVAILABILITY | {"refuses": cuda.feed_forward_sublayer.refuses},
+    _ARGUMENTS,
+    reference=reference.feed_forward_sublayer,
+    run=_run_compiled,
+    shapes=_shapes,
+    kernels=_kernels,
+    flops=Halves(partial(_flops, 2), partial(_flops, 4)),
+    active="active_neurons",
 )
-register(_OP, "triton", partial(_run_compiled, _compiled["triton"]), **triton.AVAILABILITY)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cuda
+from ..backends import backends_with
+from ..backends.backend import Backend
 from .checks import check_active, check_gates
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves, Kernels, define
+from .dispatch import choose, register, register_reference
 
 _OP = "gather_units"
 
@@ -52,7 +53,7 @@ def gather_units(
         ValueError: the lists differ in length, shapes do not fit together, or tensors are on several devices.
         TypeError: units are not int64, gates are in half precision, or a tensor with gates is not floating-point.
         IndexError: a tensor has no such dimension, or an index is outside the units (on the CPU).
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     sizes = [1] * len(tensors) if sizes is None else sizes
     gates = [None] * len(tensors) if gates is None else gates
@@ -113,16 +114,20 @@ def _of(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Tensor | None
     return [None if number < 0 else tensors[number] for number in numbers]
 
 
-def _forward(tensors, units, units_of, gates, gates_of, dims, sizes):
-    return cuda.gather_units.gather(tensors, _of(units, units_of), dims, sizes, _of(gates, gates_of))
+def _kernels(backend: Backend) -> Kernels:
+    gather, scatter = backend.function(_OP, "gather"), backend.function(_OP, "scatter")
 
+    def forward(tensors, units, units_of, gates, gates_of, dims, sizes):
+        return gather(tensors, _of(units, units_of), dims, sizes, _of(gates, gates_of))
 
-def _backward(grads, tensors, units, units_of, gates, gates_of, dims, sizes):
-    gates = _of(gates, gates_of)
-    weights = [None if own is None else tensor for tensor, own in zip(tensors, gates, strict=True)]
-    shapes = [tensor.shape for tensor in tensors]
-    results, sums = cuda.gather_units.scatter(grads, shapes, _of(units, units_of), dims, sizes, gates, weights)
-    return [*results, *(each for each in sums if each is not None)]
+    def backward(grads, tensors, units, units_of, gates, gates_of, dims, sizes):
+        gates = _of(gates, gates_of)
+        weights = [None if own is None else tensor for tensor, own in zip(tensors, gates, strict=True)]
+        shapes = [tensor.shape for tensor in tensors]
+        results, sums = scatter(grads, shapes, _of(units, units_of), dims, sizes, gates, weights)
+        return [*results, *(each for each in sums if each is not None)]
+
+    return Kernels(Halves(forward, backward), Halves(_forward_shapes, _backward_shapes))
 
 
 def _forward_shapes(tensors, units, units_of, gates, gates_of, dims, sizes):
@@ -171,18 +176,15 @@ def _gradients(ctx, backward, grads):
 
 
 _LISTS = "Tensor[] tensors, Tensor[] units, int[] units_of, Tensor[] gates, int[] gates_of, int[] dims, int[] sizes"
+_implementing = backends_with(_OP)
 _compiled = define(
     _OP,
     (f"({_LISTS}) -> Tensor[]", f"(Tensor[] grads, {_LISTS}) -> Tensor[]"),
-    backends={"cuda": Backend(Halves(_forward, _backward), Halves(_forward_shapes, _backward_shapes))},
+    kernels={backend.name: _kernels(backend) for backend in _implementing},
     save=_save,
     gradients=_gradients,
 )
 
-register(_OP, "reference", reference.gather_units, stands_in=True)
-register(
-    _OP,
-    "cuda",
-    partial(_run_compiled, _compiled["cuda"]),
-    **cuda.AVAILABILITY | {"refuses": cuda.gather_units.refuses},
-)
+register_reference(_OP, reference.gather_units, stands_in=True)
+for _backend in _implementing:
+    register(_OP, _backend, partial(_run_compiled, _compiled[_backend.name]))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, cuda, triton
+from ..backends import backends_with
 from .custom import define_in_place
-from .dispatch import choose, register
+from .dispatch import choose, register, register_reference
 
 _OP = "lamb_step"
 
@@ -61,7 +61,7 @@ def lamb_step(
 
     Raises:
         ValueError: the lists differ in length, or shapes, dtypes or devices do not fit together.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if not params:
         return
@@ -115,34 +115,14 @@ def _with(kernel: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_implementing = backends_with(_OP)
 _compiled = define_in_place(
     _OP,
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor lr,"
     " float beta1, float beta2, float eps, float weight_decay, bool adapt, float l1) -> ()",
-    {
-        "cpu": _with(cpu.lamb_step.lamb_step),
-        "cuda": _with(cuda.lamb_step.lamb_step),
-        "triton": _with(triton.kernel(_OP, _OP)),
-    },
+    {backend.name: _with(backend.function(_OP, _OP)) for backend in _implementing},
 )
 
-
-def _triton_refuses(*tensors: Tensor) -> str | None:
-    moments = {tensor.dtype for tensor in tensors[len(tensors) // 2 :]}
-    if moments != {torch.float32}:
-        return f"it takes moments in float32, got {', '.join(map(str, moments))}"
-    return triton.refuses(*tensors)
-
-
-register(_OP, "reference", reference.lamb_step)
-_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
-register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses)
-register(_OP, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.lamb_step.refuses})
-register(
-    _OP,
-    "triton",
-    _run["triton"],
-    unavailable=triton.unavailable,
-    refuses=_triton_refuses,
-    on_demand=triton.INTERPRETED,
-)
+register_reference(_OP, reference.lamb_step)
+for _backend in _implementing:
+    register(_OP, _backend, partial(_run_compiled, _compiled[_backend.name]))

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cpu, triton
+from ..backends.arguments import MaskedLmLossGrads, MaskedLmLossInputs, MaskedLmLossResults, MaskedLmLossSaved
+from ..backends.backend import Backend
 from .autocast import autocast
 from .checks import check_same_device, check_shape
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves
+from .declare import Arguments, declare
+from .dispatch import choose
 
 _OP = "masked_lm_loss"
 
@@ -47,7 +49,7 @@ def masked_lm_loss(
         ValueError: shapes or devices do not fit together, or more rows than `max_labelled` have labels (on the CPU).
         IndexError: a label is outside the vocabulary (on the CPU).
         TypeError: labels are not int64.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if weight.dim() != 2:
         raise ValueError(f"{_OP}: weight has shape {tuple(weight.shape)}, expected (vocabulary, hidden size)")
@@ -86,61 +88,31 @@ def _run_compiled(
     return compiled(hidden, labels, rows, weight, bias)[0]
 
 
-# The dispatcher's side; `rows` are the labelled ones, and after them any number of -1.
+def _shapes(backend: Backend) -> Halves:
+    def forward(inputs: MaskedLmLossInputs) -> MaskedLmLossResults:
+        hidden, pitch = inputs.hidden, backend.logits_pitch
+        columns = -(-inputs.weight.shape[0] // pitch) * pitch
+        logits = hidden.new_empty((inputs.rows.shape[0], columns))
+        return MaskedLmLossResults(hidden.new_empty((), dtype=torch.float32), logits)
+
+    def backward(grad_loss: Tensor, saved: MaskedLmLossSaved) -> MaskedLmLossGrads:
+        hidden, weight = saved.hidden, saved.weight
+        sizes = (hidden.shape, weight.shape, (weight.shape[0],))
+        return MaskedLmLossGrads(*(hidden.new_empty(size) for size in sizes))
+
+    return Halves(forward, backward)
 
 
-def _forward_shapes(pitch, hidden, labels, rows, weight, bias):
-    columns = -(-weight.shape[0] // pitch) * pitch  # of a row of logits in memory
-    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty((rows.shape[0], columns))
+def _flops(products: int, own: MaskedLmLossInputs | MaskedLmLossSaved) -> int:
+    """Of so many products of the size of the decoder's."""
+    return 2 * products * own.rows.shape[0] * own.weight.numel()
 
 
-def _backward_shapes(grad_loss, grad_logits, hidden, rows, weight):
-    return tuple(hidden.new_empty(size) for size in (hidden.shape, weight.shape, (weight.shape[0],)))
-
-
-def _forward_flops(hidden, labels, rows, weight, bias, out_val=None):
-    return 2 * rows.shape[0] * weight.numel()
-
-
-def _backward_flops(grad_loss, grad_logits, hidden, rows, weight, out_val=None):
-    return 4 * rows.shape[0] * weight.numel()
-
-
-def _save(ctx, inputs, output):
-    hidden, _, rows, weight, bias = inputs
-    ctx.has_bias = bias is not None
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], hidden, rows, weight)
-
-
-def _gradients(ctx, backward, grad_loss, grad_grad_logits):
-    arguments = (grad_loss, *ctx.saved_tensors)
-    grad_hidden, grad_weight, grad_bias = backward(*arguments)
-    return grad_hidden, None, None, grad_weight, grad_bias if ctx.has_bias else None
-
-
-def _shapes(pitch: int) -> Halves:
-    return Halves(partial(_forward_shapes, pitch), _backward_shapes)
-
-
-_compiled = define(
+declare(
     _OP,
-    (
-        "(Tensor hidden, Tensor labels, Tensor rows, Tensor weight, Tensor? bias) -> (Tensor loss, Tensor grad_logits)",
-        "(Tensor grad_loss, Tensor grad_logits, Tensor hidden, Tensor rows, Tensor weight)"
-        " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
-    ),
-    backends={
-        "cpu": Backend(Halves(cpu.masked_lm_loss.forward, cpu.masked_lm_loss.backward), _shapes(1)),
-        "triton": Backend(Halves(*triton.kernels(_OP)), _shapes(64)),
-    },
-    save=_save,
-    gradients=_gradients,
-    flops=Halves(_forward_flops, _backward_flops),
+    Arguments(MaskedLmLossInputs, MaskedLmLossResults, MaskedLmLossSaved, MaskedLmLossGrads),
+    reference=reference.masked_lm_loss,
+    run=_run_compiled,
+    shapes=_shapes,
+    flops=Halves(partial(_flops, 1), partial(_flops, 2)),
 )
-
-
-_run = {backend: partial(_run_compiled, compiled) for backend, compiled in _compiled.items()}
-register(_OP, "reference", reference.masked_lm_loss)
-register(_OP, "cpu", _run["cpu"], unavailable=cpu.unavailable, refuses=cpu.refuses_products)
-register(_OP, "triton", _run["triton"], **triton.AVAILABILITY)

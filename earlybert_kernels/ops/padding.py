@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cuda
+from ..backends import backends_with
 from .checks import check_indices, check_same_device
-from .custom import Backend, Halves, define
-from .dispatch import choose, register
+from .custom import Halves, Kernels, define
+from .dispatch import choose, register, register_reference
 
 
 def unpad(tensors: Sequence[Tensor], index: Tensor, *, backend: str | None = None) -> tuple[Tensor, ...]:
@@ -31,7 +31,7 @@ def unpad(tensors: Sequence[Tensor], index: Tensor, *, backend: str | None = Non
         ValueError: shapes or devices do not fit together, or (on the CPU) the places do not rise, or are not the
             batch's.
         TypeError: `index` is not int64.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if not tensors:
         return ()
@@ -89,7 +89,7 @@ def _check_places(op: str, index: Tensor, places: int) -> None:
 # The dispatcher's side. Both ops take tensors, index, batch and seq, and either is the other's gradient.
 
 
-def _unpad_shapes(tensors, index, batch, seq):
+def _unpad_shapes(tensors: list[Tensor], index: Tensor, batch: int, seq: int) -> list[Tensor]:
     return [t.new_empty(index.shape[0], *t.shape[2:]) for t in tensors]
 
 
@@ -117,10 +117,17 @@ def _reference_unpad(tensors, index, batch, seq):
     return reference.unpad(tensors, index)
 
 
-_SCHEMA = "(Tensor[] tensors, Tensor index, SymInt batch, SymInt seq) -> Tensor[]"
-_unpad = Backend(Halves(cuda.padding.unpad, cuda.padding.pad), Halves(_unpad_shapes, _pad_shapes))
-_pad = Backend(Halves(cuda.padding.pad, cuda.padding.unpad), Halves(_pad_shapes, _unpad_shapes))
-for _op, _cuda, _reference in (("unpad", _unpad, _reference_unpad), ("pad", _pad, reference.pad)):
-    _run = define(_op, (_SCHEMA, _SCHEMA), backends={"cuda": _cuda}, save=_save, gradients=_gradients)
-    register(_op, "reference", _reference, stands_in=True)
-    register(_op, "cuda", _run["cuda"], **cuda.AVAILABILITY | {"refuses": cuda.padding.refuses})
+_SCHEMA = torch.library.infer_schema(_unpad_shapes, mutates_args=())
+_implementing = backends_with("padding")
+for _op, _other, _shapes, _reference in (
+    ("unpad", "pad", Halves(_unpad_shapes, _pad_shapes), _reference_unpad),
+    ("pad", "unpad", Halves(_pad_shapes, _unpad_shapes), reference.pad),
+):
+    _kernels = {
+        backend.name: Kernels(Halves(backend.function("padding", _op), backend.function("padding", _other)), _shapes)
+        for backend in _implementing
+    }
+    _compiled = define(_op, (_SCHEMA, _SCHEMA), kernels=_kernels, save=_save, gradients=_gradients)
+    register_reference(_op, _reference, stands_in=True)
+    for _backend in _implementing:
+        register(_op, _backend, _compiled[_backend.name])

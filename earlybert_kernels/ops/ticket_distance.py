@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import cuda
+from ..backends import backends_with
 from .checks import check_same_device, check_shape
-from .dispatch import choose, register
+from .dispatch import choose, register, register_reference
 
 _OP = "ticket_distance"
 
@@ -32,7 +32,7 @@ def ticket_distance(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tens
     Raises:
         ValueError: the shapes or devices of the two do not fit together.
         TypeError: one is not bool.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     for name, mask in (("a", a), ("b", b)):
         if mask.dtype != torch.bool:
@@ -43,5 +43,6 @@ def ticket_distance(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tens
     return choose(_OP, backend, a, b)(a, b)
 
 
-register(_OP, "reference", reference.ticket_distance, stands_in=True)
-register(_OP, "cuda", cuda.ticket_distance.ticket_distance, **cuda.AVAILABILITY)
+register_reference(_OP, reference.ticket_distance, stands_in=True)
+for _backend in backends_with(_OP):
+    register(_OP, _backend, _backend.function(_OP, _OP))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import reference
-from ..backends import cuda
+from ..backends import backends_with
 from .checks import check_shape
-from .dispatch import choose, register
+from .dispatch import choose, register, register_reference
 
 _OP = "ticket_masks"
 
@@ -42,7 +42,7 @@ def ticket_masks(
         ValueError: there are no layers or no units in one, `keep` or `multiple_of` is out of range, or scores are on
             several devices.
         TypeError: scores are not floating-point.
-        RuntimeError: the backend that was asked for cannot run this call.
+        BackendUnavailableError: the backend that was asked for cannot run this call.
     """
     if not scores:
         raise ValueError(f"{_OP}: there are no scores; expected a tensor for each layer")
@@ -66,5 +66,6 @@ def ticket_masks(
     return run(scores, keep, multiple_of=multiple_of)
 
 
-register(_OP, "reference", reference.ticket_masks, stands_in=True)
-register(_OP, "cuda", cuda.ticket_masks.ticket_masks, **cuda.AVAILABILITY | {"refuses": cuda.ticket_masks.refuses})
+register_reference(_OP, reference.ticket_masks, stands_in=True)
+for _backend in backends_with(_OP):
+    register(_OP, _backend, _backend.function(_OP, _OP))

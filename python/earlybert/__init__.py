@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arguments import FinetuneArguments
+    from .arguments import FinetuneArguments, PretrainArguments
     from .programs.compare import compare
     from .programs.demo import demo
     from .programs.finetune import finetune
     from .programs.plots import plot
+    from .programs.pretrain import pretrain
     from .programs.verify import verify
     from .search.detector import EarlyBirdDetector
     from .search.drawing import draw
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EarlyBirdDetector",
     "FinetuneArguments",
+    "PretrainArguments",
     "SearchSettings",
     "SearchStage",
     "compare",
@@ -30,12 +32,14 @@ __all__ = [
     "draw",
     "finetune",
     "plot",
+    "pretrain",
     "verify",
 ]
 
 _MODULES = {
     "EarlyBirdDetector": "search.detector",
     "FinetuneArguments": "arguments",
+    "PretrainArguments": "arguments",
     "SearchSettings": "search.stage",
     "SearchStage": "search.stage",
     "compare": "programs.compare",
@@ -43,6 +47,7 @@ _MODULES = {
     "draw": "search.drawing",
     "finetune": "programs.finetune",
     "plot": "programs.plots",
+    "pretrain": "programs.pretrain",
     "verify": "programs.verify",
 }
 

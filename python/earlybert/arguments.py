@@ -1,9 +1,10 @@
-"""What a fine-tuning run can be told: the API and the command line in one. Imports nothing heavy."""
+"""What a run can be told: the API and the command line in one. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from .errors import UsageError
 
@@ -13,6 +14,10 @@ CUDA_GRAPHS = ("auto", "off")
 #: So that steps can be counted, and that what float32 makes of a rate is a number.
 _MOST_EPOCHS, _HIGHEST_RATE = 1e9, 1e30
 PADDINGS = ("none", "longest", "max_length")
+#: Arguments that only some tasks know; see `Task.with_options`.
+TASK_OPTIONS = ("doc_stride", "null_score_diff_threshold")
+OPTIMIZERS = ("lamb", "adamw")
+DOCUMENTS = ("line", "blank-line")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -21,16 +26,10 @@ def _help(text: str, default: Any = None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneArguments:
-    """The arguments of `earlybert.finetune` and the flags of `earlybert finetune`.
+class RunArguments:
+    """What every run can be told, whatever it trains on."""
 
-    The defaults are the paper's for GLUE (arXiv 2101.00063, section 4.1) where it gives one.
-    """
-
-    model: str = field(metadata={"help": "Folder or hub name of the BERT model to start from."})
-    task: str = field(metadata={"help": "Task: a task of GLUE in lower case (sst2, cola, mrpc, ...) or pydocs."})
     output_dir: str = field(metadata={"help": "Folder for metrics.json, ticket.json, the trained model and plots."})
-    data_dir: str | None = _help("Folder with the task's files as GLUE distributes them. Default: read from the hub.")
     method: Literal["earlybert", "dense", "random", "inverted"] = _help(
         "earlybert: search, draw and train a ticket. dense: train the whole model. random, inverted: train a "
         "ticket of the drawn one's widths with random units, or with those of the smallest gates.",
@@ -47,9 +46,9 @@ class FinetuneArguments:
         "batches are padded to the longest example or to --max-length. Default: none with --kernels auto, longest "
         "with --kernels off."
     )
-    ticket: str | None = _help("Train this ticket (a ticket.json) instead of searching for one.")
+    ticket: str | None = _help("Train this ticket (a ticket.json, or a run's folder) instead of searching for one.")
 
-    seed: int = _help("Seed of the classifier, the order of the data, dropout and random tickets.", 42)
+    seed: int = _help("Seed of new weights, the order of the data, dropout and random tickets.", 42)
     device: str | None = _help("Device as torch names it. Default: cuda where there is one, else cpu.")
     dtype: Literal["float32", "bfloat16", "float16"] = _help(
         "What the model computes in (autocast); parameters and gates are float32.", "float32"
@@ -57,7 +56,7 @@ class FinetuneArguments:
 
     max_train_examples: int | None = _help("Use only so many of the first training examples.")
     max_eval_examples: int | None = _help("Use only so many of the first evaluation examples.")
-    max_length: int = _help("Cut examples to so many tokens.", 128)
+    max_length: int | None = _help("Cut examples to so many tokens.", 128)
     batch_size: int = _help("Examples in one forward pass of training.", 32)
     eval_batch_size: int = _help("Examples in one forward pass of evaluation.", 64)
     gradient_accumulation_steps: int = _help("Forward passes in one optimizer step.", 1)
@@ -88,18 +87,49 @@ class FinetuneArguments:
     overwrite_output_dir: bool = _help("Replace the run in --output-dir.", False)
 
     @property
+    def model_flag(self) -> str:
+        """The flag that says where the model's config is."""
+        return "--model"
+
+    @property
+    def tokenizer_flag(self) -> str:
+        """The flag that says where the tokenizer is."""
+        return self.model_flag
+
+    @property
+    def model_source(self) -> str:
+        """Where the model's config is: a folder or a name of the hub."""
+        return getattr(self, self.model_flag.removeprefix("--"))
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Where the tokenizer is, likewise."""
+        return getattr(self, self.tokenizer_flag.removeprefix("--"))
+
+    @property
     def searches(self) -> bool:
         """Whether the run has a search stage."""
         return self.method != "dense" and self.ticket is None
 
-    def resolved(self) -> FinetuneArguments:
-        """The same with every default filled in that depends on another argument."""
+    @property
+    def epochs(self) -> float:
+        """Epochs of the training stage."""
+        if self.num_train_epochs is not None:
+            return self.num_train_epochs
+        return 3.0 if self.method == "dense" else 2.0
+
+    def resolved(self, max_length: int) -> Self:
+        """The same with every default filled in that depends on something else.
+
+        Args:
+            max_length: of the task.
+        """
+        max_length = max_length if self.max_length is None else self.max_length
         padding = self.padding or ("none" if self.kernels == "auto" else "longest")
-        epochs = self.num_train_epochs
-        if epochs is None:
-            epochs = 3.0 if self.method == "dense" else 2.0
         rate = self.search_learning_rate if self.gate_learning_rate is None else self.gate_learning_rate
-        return replace(self, padding=padding, num_train_epochs=epochs, gate_learning_rate=rate)
+        return replace(
+            self, max_length=max_length, padding=padding, num_train_epochs=self.epochs, gate_learning_rate=rate
+        )
 
     def check(self) -> None:
         """Checks every value by itself and against the others; reads no file.
@@ -110,15 +140,16 @@ class FinetuneArguments:
         for name, known in (
             ("method", METHODS), ("kernels", KERNELS), ("cuda_graphs", CUDA_GRAPHS), ("dtype", DTYPES)
         ):
-            _expect(getattr(self, name) in known, self, name, "one of " + ", ".join(known))
-        _expect(self.padding in (None, *PADDINGS), self, "padding", "one of " + ", ".join(PADDINGS))
+            _expect_one_of(self, name, known)
+        _expect_one_of(self, "padding", (None, *PADDINGS))
         for name in (
             "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
             "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
         ):  # fmt: skip
             value = getattr(self, name)
             _expect(value is None or value >= 1, self, name, "at least 1")
-        _expect(self.max_length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
+        length = self.max_length
+        _expect(length is None or length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
         _expect(self.checkpoint_steps >= 0, self, "checkpoint_steps", "0 or more")
         _expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
         for name in ("num_train_epochs", "search_epochs"):
@@ -149,11 +180,131 @@ class FinetuneArguments:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OfTasks:
+    """What a task is, and where its examples are; listed before the rest."""
+
+    model: str = field(metadata={"help": "Folder or hub name of the BERT model to start from."})
+    task: str = field(
+        metadata={"help": "Task: a task of GLUE in lower case (sst2, cola, mrpc, ...), squad, squad_v2 or pydocs."}
+    )
+    data_dir: str | None = _help("Folder with the task's files as they are distributed. Default: read from the hub.")
+    train_file: str | None = _help("The training file, in the task's format, where it is not in a --data-dir.")
+    validation_file: str | None = _help("The evaluation file, likewise.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneArguments(RunArguments, _OfTasks):
+    """The arguments of `earlybert.finetune` and the flags of `earlybert finetune`.
+
+    The defaults are the paper's for GLUE (arXiv 2101.00063, section 4.1) where it gives one.
+    """
+
+    max_length: int | None = _help(
+        "Tokens that the model is given at once: longer examples are cut, contexts of questions into windows. "
+        "Default: 128, for squad 384."
+    )
+    doc_stride: int | None = _help(
+        "squad: tokens that neighbouring windows on a long context share. Default: a third of --max-length."
+    )
+    null_score_diff_threshold: float | None = _help(
+        "squad_v2: a question is left unanswered where that scores more than so much above its best answer. Default: 0."
+    )
+
+    def check(self) -> None:
+        """See `RunArguments.check`."""
+        super().check()
+        if self.task == "mlm":
+            raise UsageError("--task mlm: masked words are pre-trained on, by earlybert pretrain")
+        stride, threshold = self.doc_stride, self.null_score_diff_threshold
+        _expect(stride is None or stride >= 0, self, "doc_stride", "0 or more")
+        _expect(threshold is None or math.isfinite(threshold), self, "null_score_diff_threshold", "a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfTexts:
+    """What is pre-trained, and on what; listed before the rest."""
+
+    model: str | None = _help("Folder or hub name of a BERT to go on from. Give this or --config.")
+    config: str | None = _help("Folder or hub name of a BERT whose config.json is that of a new one.")
+    tokenizer: str | None = _help("Folder or hub name of the tokenizer. Default: that of --model or --config.")
+    train_file: str | None = _help("Text file in UTF-8. Give this or --dataset-name.")
+    validation_file: str | None = _help(
+        "Text file to evaluate on. Default: one in twenty documents, at most 1,000, are held out."
+    )
+    documents: Literal["line", "blank-line"] = _help(
+        "line: every line of a text file is a document. blank-line: documents are separated by blank lines.", "line"
+    )
+    dataset_name: str | None = _help("A dataset of the hub with a split train, and perhaps one named validation.")
+    dataset_config_name: str | None = _help("Its configuration.")
+    text_column: str = _help("Its column with the texts.", "text")
+    streaming: bool = _help("Read no more of it than --max-train-examples documents.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainArguments(RunArguments, _OfTexts):
+    """The arguments of `earlybert.pretrain` and the flags of `earlybert pretrain`. Examples are documents here."""
+
+    batch_size: int = _help("Sequences in one forward pass of training.", 32)
+    eval_batch_size: int = _help("Sequences in one forward pass of evaluation.", 32)
+    max_train_examples: int | None = _help("Use only so many of the first training documents.")
+    max_eval_examples: int | None = _help("Use only so many of the first evaluation documents.")
+    max_length: int = _help("Cut documents into sequences of so many tokens.", 128)
+    long_length: int = _help("Tokens of a sequence in the last part of training.", 512)
+    long_share: float = _help("Share of the training stage's steps that is trained on the longer sequences.", 0.1)
+    mlm_probability: float = _help("Share of the tokens that are to be guessed.", 0.15)
+    whole_words: bool = _help("Hide all tokens of a word together.", False)
+    optimizer: Literal["lamb", "adamw"] = _help("Of all stages.", "lamb")
+    learning_rate: float = _help("Learning rate of the training stage, falling linearly to 0.", 2e-3)
+    warmup_ratio: float = _help("Share of the training stage over which the learning rate rises from 0.", 0.1)
+    weight_decay: float = _help("Weight decay of the weight matrices.", 0.01)
+    search_learning_rate: float = _help("Constant learning rate of the weights in the search.", 1e-3)
+    eval_steps: int = _help("Optimizer steps between two evaluations; 0 for only at the end.", 500)
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return "mlm"
+
+    @property
+    def model_flag(self) -> str:
+        """See `RunArguments.model_flag`."""
+        return "--config" if self.model is None else "--model"
+
+    @property
+    def tokenizer_flag(self) -> str:
+        """See `RunArguments.tokenizer_flag`."""
+        return self.model_flag if self.tokenizer is None else "--tokenizer"
+
+    def check(self) -> None:
+        """See `RunArguments.check`."""
+        super().check()
+        _expect_one_of(self, "optimizer", OPTIMIZERS)
+        _expect_one_of(self, "documents", DOCUMENTS)
+        _expect(self.max_length is not None, self, "max_length", "a number")
+        _expect(self.eval_steps >= 0, self, "eval_steps", "0 or more")
+        _expect(0 <= self.long_share <= 1, self, "long_share", "a share from 0 to 1")
+        _expect(self.long_length >= 3, self, "long_length", "at least 3: [CLS], a token and [SEP]")
+        _expect(0 < self.mlm_probability < 1, self, "mlm_probability", "a share between 0 and 1")
+        if (self.model is None) == (self.config is None):
+            raise UsageError("expected --model, to go on from its weights, or --config, for new ones; and not both")
+        if (self.train_file is None) == (self.dataset_name is None):
+            raise UsageError("expected --train-file or --dataset-name, and not both")
+        if self.validation_file is not None and self.dataset_name is not None:
+            raise UsageError("--validation-file: a dataset of the hub has its own; expected --train-file with it")
+        if self.streaming and (self.dataset_name is None or self.max_train_examples is None):
+            raise UsageError("--streaming: expected --dataset-name and --max-train-examples, where reading ends")
+
+
 def flag(name: str) -> str:
     """The command-line flag of an argument: `max_steps` -> `--max-steps`."""
     return "--" + name.replace("_", "-")
 
 
-def _expect(holds: bool, args: FinetuneArguments, name: str, expected: str) -> None:
+def _expect_one_of(args: RunArguments, name: str, known: tuple[str | None, ...]) -> None:
+    _expect(getattr(args, name) in known, args, name, "one of " + ", ".join(filter(None, known)))
+
+
+def _expect(holds: bool, args: RunArguments, name: str, expected: str) -> None:
     if not holds:
         raise UsageError(f"{flag(name)}: expected {expected}, found {getattr(args, name)}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import Interrupted, OutputExistsError, UsageError
 from .training.interrupt import terminable
 
 if TYPE_CHECKING:
-    from .arguments import FinetuneArguments
+    from .arguments import RunArguments
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -22,6 +24,7 @@ EXIT_INTERRUPTED = 130
 #: What to do after Ctrl-C or SIGTERM, for the commands that can go on from where they were.
 _CONTINUE = {
     "finetune": "the same command with --resume, and without --overwrite-output-dir, continues",
+    "pretrain": "the same command with --resume, and without --overwrite-output-dir, continues",
     "compare": "the same command without --overwrite-output-dir continues",
     "demo": "the same command without --overwrite-output-dir continues",
 }
@@ -47,15 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help=f"one of {commands}")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("earlybert").setLevel(logging.INFO)
     try:
         with terminable():
-            return _COMMANDS[args.command][1](args.arguments)
+            status = _COMMANDS[args.command][1](args.arguments)
+            sys.stdout.flush()
+            return status
     except UsageError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:  # by a reader that has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"earlybert: error: {where}{error.strerror or error}", file=sys.stderr)
@@ -71,32 +84,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finetune(argv: list[str]) -> int:
-    args = _parse_finetune("earlybert finetune", argv)
+    from .arguments import FinetuneArguments
+
+    args = _parse(FinetuneArguments, "earlybert finetune", argv)
     args.check()
     _quiet_transformers()
     from .programs.finetune import finetune
 
-    metrics = finetune(args)
+    return _report(finetune(args), args.output_dir)
+
+
+def _pretrain(argv: list[str]) -> int:
+    from .arguments import PretrainArguments
+
+    args = _parse(PretrainArguments, "earlybert pretrain", argv)
+    args.check()
+    _quiet_transformers()
+    from .programs.pretrain import pretrain
+
+    return _report(pretrain(args), args.output_dir)
+
+
+def _report(metrics: dict[str, Any], output_dir: str) -> int:
     quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics["eval"].items())
     seconds = metrics["seconds"]
     parameters = metrics["parameters"]
     print(f"{metrics['task']}: {quality}")
     print(f"seconds: {seconds['total']:.1f} = search {seconds['search']:.1f} + train {seconds['train']:.1f}")
     print(f"parameters: {parameters['trained']:,} of {parameters['dense']:,}")
-    print(f"written to {args.output_dir}")
+    print(f"written to {output_dir}")
     return 0
 
 
 def _compare(argv: list[str]) -> int:
-    from .arguments import KERNELS
+    from .arguments import KERNELS, FinetuneArguments, PretrainArguments
     from .programs.compare import COMPARED_METHODS
 
     parser = argparse.ArgumentParser(
         prog="earlybert compare",
-        description="Run fine-tuning by several methods and seeds alike and compare quality and time. "
-        "Finished runs are not repeated and interrupted ones are continued.",
-        epilog="All other flags are those of `earlybert finetune` and hold for every run. --resume changes nothing: "
-        "only --overwrite-output-dir begins anew.",
+        description="Run fine-tuning, or pre-training, by several methods and seeds alike and compare quality and "
+        "time. Finished runs are not repeated and interrupted ones are continued.",
+        epilog="All other flags are those of `earlybert finetune`, or `earlybert pretrain`, and hold for every run. "
+        "--resume changes nothing: only --overwrite-output-dir begins anew.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -107,13 +136,14 @@ def _compare(argv: list[str]) -> int:
         help="dense-short is dense for as many epochs as a ticket; default: all others",
     )
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["off", "auto"], help="default: both")
+    parser.add_argument("--pretrain", action="store_true", help="compare pre-training in place of fine-tuning")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     own, others = parser.parse_known_args(argv)
     for argument in others:
         name = argument.partition("=")[0]
         if name in ("--method", "--seed"):
             parser.error(f"{name}: a comparison takes {name}s")
-    template = _parse_finetune("earlybert compare", others)
+    template = _parse(PretrainArguments if own.pretrain else FinetuneArguments, "earlybert compare", others)
     _quiet_transformers()
     from .programs.compare import compare
 
@@ -213,6 +243,7 @@ def _env(argv: list[str]) -> int:
 
 _COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "finetune": ("search, draw and train a ticket on a task, or a baseline", _finetune),
+    "pretrain": ("search, draw and train a ticket on texts, or a baseline", _pretrain),
     "compare": ("run several methods over several seeds and compare them", _compare),
     "demo": ("see all of it in a few minutes on a CPU", _demo),
     "draw": ("draw a ticket with other ratios from a finished search", _draw),
@@ -222,16 +253,21 @@ _COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 }
 
 
-def _parse_finetune(prog: str, argv: list[str]) -> FinetuneArguments:
+def _parse(cls: type[RunArguments], prog: str, argv: list[str]) -> Any:
     from transformers.hf_argparser import HfArgumentParser
 
-    from .arguments import FinetuneArguments
-
-    parser = HfArgumentParser(FinetuneArguments, prog=prog)
+    parser = HfArgumentParser(cls, prog=prog)
     args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
+
+
+def _version() -> str:
+    try:
+        return version("earlybert-kernels")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _quiet_transformers() -> None:

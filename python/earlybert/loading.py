@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import earlybert_kernels as ek
 
-from .errors import UsageError
+from .errors import MissingFileError, UsageError
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -30,11 +30,12 @@ _PLAIN = {
 _SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "type_vocab_size")
 
 
-def read_config(name: str) -> tuple[Any, dict[int, str]]:
+def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
     """The config of a model that the programs can train, and the names of its classes.
 
     Args:
         name: a folder or a model of the hub.
+        flag: what it was given by, for messages.
 
     Returns:
         The config; and by index the names that the model's own config.json gives its classes, nothing where the
@@ -44,7 +45,9 @@ def read_config(name: str) -> tuple[Any, dict[int, str]]:
         UsageError: no config can be read there, or none of a BERT that `earlybert_kernels.convert` takes, which stock
             modules have to be as well: they are what it is compared with.
     """
-    with reading(f"--model {name}: no model could be read there"):
+    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith((".", "~"))):
+        raise MissingFileError(f"{flag} {name}: no such folder")
+    with reading(f"{flag} {name}: no model could be read there"):
         config = AutoConfig.from_pretrained(name)
         stated, _ = PreTrainedConfig.get_config_dict(name)
         labels = _labels(config, stated)
@@ -52,20 +55,20 @@ def read_config(name: str) -> tuple[Any, dict[int, str]]:
         ek.check_convertible(config)
         getattr(config, "ticket", None)  # a compact model's, of which the config says what is left
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--model {name}: {error}") from None
+        raise UsageError(f"{flag} {name}: {error}") from None
     for field in _SIZES:
         if (value := getattr(config, field)) < 1:
-            raise UsageError(f"--model {name}: its config.json says {field} {value}, expected at least 1")
+            raise UsageError(f"{flag} {name}: its config.json says {field} {value}, expected at least 1")
     if getattr(config, "quantization_config", None) is not None:
-        raise UsageError(f"--model {name}: its weights are quantised and cannot be trained; give the model in float")
+        raise UsageError(f"{flag} {name}: its weights are quantised and cannot be trained; give the model in float")
     if getattr(config, "gated", False):
         raise UsageError(
-            f"--model {name}: it was saved with the gates of a search, which would be trained as weights; save it "
+            f"{flag} {name}: it was saved with the gates of a search, which would be trained as weights; save it "
             "without them (earlybert_kernels.remove_gates)"
         )
     if (Path(name) / "adapter_config.json").exists():
         raise UsageError(
-            f"--model {name}: beside the model there is an adapter, which would be left out; merge it into the model's "
+            f"{flag} {name}: beside the model there is an adapter, which would be left out; merge it into the model's "
             "weights (merge_and_unload), or remove adapter_config.json"
         )
     for field, value in _PLAIN.items():
@@ -87,23 +90,24 @@ def _labels(config: Any, stated: Mapping[str, Any]) -> dict[int, str]:
     return labels
 
 
-def read_tokenizer(name: str, config: Any) -> Any:
+def read_tokenizer(name: str, config: Any, flag: str = "--model") -> Any:
     """The tokenizer of a model, which makes no token type where the model has one alone.
 
     Args:
         name: a folder or a model of the hub.
         config: the model's.
+        flag: what it was given by, for messages.
 
     Raises:
         UsageError: none can be read there, or its ids are not those of the model's embeddings.
     """
-    with reading(f"--model {name}: no tokenizer could be read there"):
+    with reading(f"{flag} {name}: no tokenizer could be read there"):
         tokenizer = AutoTokenizer.from_pretrained(name)
         largest = max(tokenizer.get_vocab().values(), default=-1)
     # Where a folder has no vocabulary transformers makes one of its special tokens.
     if not config.vocab_size / 2 <= largest + 1 <= config.vocab_size:
         raise UsageError(
-            f"--model {name}: its tokenizer has token ids up to {largest} and its embeddings are "
+            f"{flag} {name}: its tokenizer has token ids up to {largest} and its embeddings are "
             f"{config.vocab_size}: the tokenizer's files are not there, or not this model's"
         )
     if config.type_vocab_size < 2:
@@ -141,6 +145,12 @@ def load_model(name: str, task: Task, config: Any, labels: Mapping[int, str], *,
     _check_encoder(name, model, absent, found["unexpected_keys"])
     task.match_head(model, absent, labels, seed)
     return model
+
+
+def new_model(task: Task, config: Any, *, seed: int) -> nn.Module:
+    """A model of a config with new weights, all of them from the seed, in float32 on the CPU."""
+    torch.manual_seed(seed)
+    return task.model_class.from_config(config, dtype=torch.float32)
 
 
 @contextmanager

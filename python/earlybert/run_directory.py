@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 _FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps")
 #: Arguments that may be paths of what a run reads.
-_INPUTS = ("model", "ticket", "data_dir")
+_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "config", "tokenizer")
 #: What arguments.json has where this library wrote it.
-_MARKS_OF_A_RUN = {"model", "task", "method"}
+_MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.
 _MARKS_OF_METRICS = {"method", "search", "ticket"}
 #: A line of SHA256SUMS: the checksum, and the path within the folder.
@@ -46,6 +46,8 @@ class RunDirectory:
         self.arguments = self.path / "arguments.json"
         self.checkpoint = self.path / "checkpoint.pt"
         self.gates = self.path / "gates.safetensors"
+        self.said = tuple(self.path / name for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"))
+        self.loss_plot = self.path / "loss.png"
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
@@ -162,7 +164,9 @@ class RunDirectory:
             self.sums,
             self.checkpoint,
             self.gates,
+            *self.said,
             self.ticket,
+            self.loss_plot,
             self.search_plot,
             self.ticket_plot,
             self.model,
@@ -206,7 +210,7 @@ class RunDirectory:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes the checksums of all that the run wrote, and its metrics, and removes the checkpoint."""
         content = json_bytes(metrics)
-        paths = [self.arguments, self.ticket, self.gates, *sorted(self.model.rglob("*"))]
+        paths = [self.arguments, self.ticket, self.gates, *self.said, *sorted(self.model.rglob("*"))]
         sums = {path: sha256(path) for path in paths if path.is_file()}
         sums[self.metrics] = hashlib.sha256(content).hexdigest()
         lines = [f"{digest}  {path.relative_to(self.path).as_posix()}\n" for path, digest in sums.items()]

@@ -66,7 +66,7 @@ def test_the_fastest_comes_first_from_where_its_size_is_nearer(tmp_path, monkeyp
     monkeypatch.setattr(shipped_choices, "table", lambda: table)
     shipped_choices.orders.cache_clear()
     try:
-        assert shipped_choices.orders("attention", 100)[1] == (256, ("cuda", "cpu", "reference", "triton"))
+        assert shipped_choices.orders("attention", 100)[1] == (256, ("cuda", "reference", "triton"))
     finally:
         shipped_choices.orders.cache_clear()
 

@@ -202,12 +202,31 @@ def test_real_sentences(tiny_bert, toy_sst2):
 
 def test_real_questions(tiny_bert, tmp_path):
     context = "the film is good " * 20
-    questions = [{"question": f"is the film {word}"} for word in ("good", "bad")]
+    answers = [{"text": "good", "answer_start": context.index("good")}]
+    questions = [{"id": word, "question": f"is the film {word}", "answers": answers} for word in ("good", "bad")]
     data = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
     (tmp_path / "train-v1.1.json").write_text(json.dumps(data))
     work = workload(model=tiny_bert, shape=None, lengths="squad", data_dir=tmp_path, max_length=30)
     (batch,) = work.batches(1, CPU)
     assert batch["input_ids"].shape == (4, 30) and batch["token_type_ids"].any()
+    starts, ends = batch["start_positions"], batch["end_positions"]
+    assert starts.equal(ends) and starts.any(), "the answer is one word"
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_hidden_words(tiny_bert, tmp_path, real):
+    (tmp_path / "texts.txt").write_text("the film is good\n" * 60)
+    data = {"model": tiny_bert, "shape": None, "data_dir": tmp_path} if real else {"shape": "tiny"}
+    work = workload(lengths="texts", max_length=20, **data)
+    first, second = work.batches(2, CPU)
+    assert first["input_ids"].shape == first["labels"].shape == (4, 20)
+    assert first["attention_mask"].all()
+    assert ((first["labels"] != -100).sum(1) == 3).all(), "15% of 18 to 20 tokens"
+    assert not first["labels"].equal(second["labels"])
+    names = ["stock", "converted", "search", "ticket-compact", "ticket-stock", "converted-captured"]
+    measured = step.measure(work, names, 1, CPU)
+    assert measured["failures"] == {}
+    assert set(measured["variants"]) == set(names)
 
 
 @pytest.mark.parametrize(

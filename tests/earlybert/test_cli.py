@@ -75,7 +75,6 @@ def test_a_users_error_is_one_line_and_exit_2(flags: list[str], run: Path, capsy
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["pretend"], "invalid choice: 'pretend'"),
         (["finetune", "--task", "sst2"], "the following arguments are required"),
         (["finetune", *REQUIRED, "--speed", "9"], "unrecognized arguments: --speed 9"),
@@ -91,7 +90,7 @@ def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["finetune", "compare", "demo", "draw", "verify", "plot", "env"])
+@pytest.mark.parametrize("command", ["finetune", "pretrain", "compare", "demo", "draw", "verify", "plot", "env"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main([command, "--help"])
@@ -115,13 +114,13 @@ def test_the_api_is_what_all_says() -> None:
     commands = set(cli._COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
     assert commands < set(earlybert.__all__)
     assert [name for name in earlybert.__all__ if name not in commands] == [
-        "EarlyBirdDetector", "FinetuneArguments", "SearchSettings", "SearchStage"
+        "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "SearchSettings", "SearchStage"
     ]  # fmt: skip
     for name in earlybert.__all__:
         assert callable(getattr(earlybert, name))
         assert name in dir(earlybert)
-    with pytest.raises(AttributeError, match="has no attribute 'pretrain'"):
-        earlybert.pretrain  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        earlybert.train  # noqa: B018
 
 
 def test_an_interrupted_run_says_how_to_continue(
@@ -143,12 +142,12 @@ def test_an_interrupted_run_says_how_to_continue(
 def test_an_interrupt_outside_of_training(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from earlybert.programs import finetune as finetuning
+    from earlybert.programs import run as runs
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning, "predict", interrupt)
+    monkeypatch.setattr(runs, "predict", interrupt)
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
     assert "interrupted; the same command with --resume" in capsys.readouterr().err
     monkeypatch.undo()
@@ -353,3 +352,25 @@ def test_the_api_does_what_the_command_does(flags: list[str], run: Path, tmp_pat
     finetune(FinetuneArguments(**values, output_dir=str(tmp_path / "api")))
     for name in ("ticket.json", "model/model.safetensors"):
         assert (tmp_path / "api" / name).read_bytes() == (run / name).read_bytes()
+
+
+def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_package_is_a_command_too() -> None:
+    answer = run_python("-m", "earlybert", "--version")
+    assert answer.returncode == 0
+    assert answer.stdout.startswith("earlybert ")
+
+
+def test_nothing_said_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "finetune" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m earlybert env | head -1"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert answer.stdout == "versions:\n"
+    assert answer.stderr == ""

@@ -11,6 +11,7 @@ from earlybert import FinetuneArguments
 from earlybert.errors import UsageError
 from earlybert.programs import finetune as finetuning
 from earlybert.programs.compare import compare, summarize
+from earlybert.programs.run import Run
 from earlybert.run_directory import RunDirectory
 
 Make = Callable[..., FinetuneArguments]
@@ -28,7 +29,7 @@ def test_runs_all_variants_seed_by_seed_and_skips_what_is_finished(
     assert order == ["dense-off-seed1", "dense-auto-seed1", "dense-off-seed2", "dense-auto-seed2"]
     assert json.loads((tmp_path / "comparison.json").read_text()) == first
 
-    monkeypatch.setattr(finetuning._Run, "execute", spy := Spy(finetuning._Run.execute))
+    monkeypatch.setattr(Run, "execute", spy := Spy(Run.execute))
     comparison = compare(template, variants, [1, 2])
     assert spy.calls == 4, "the dense runs are not repeated"
     assert [(row["method"], row["kernels"]) for row in comparison["rows"]] == variants
@@ -100,7 +101,7 @@ def test_finished_runs_of_another_kind_are_not_compared(
     metrics = json.loads(path.read_text())
     metrics[what][key] = other
     RunDirectory(path.parent).finish(metrics)
-    monkeypatch.setattr(finetuning._Run, "execute", lambda run: pytest.fail("a run began"))
+    monkeypatch.setattr(Run, "execute", lambda run: pytest.fail("a run began"))
     with pytest.raises(UsageError, match=rf"run dense-auto-seed1 cannot be compared: the {what} .* {key} {other};"):
         compare(template, [("dense", "auto"), ("random", "auto")], [1])
     # Alone it is still a result.
@@ -114,7 +115,7 @@ def test_finished_runs_are_checked_before_the_first_one_begins(
     compare(template, [("dense", "auto")], [2])
     weights = tmp_path / "dense-auto-seed2" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    monkeypatch.setattr(finetuning._Run, "execute", lambda run: pytest.fail("a run began"))
+    monkeypatch.setattr(Run, "execute", lambda run: pytest.fail("a run began"))
     with pytest.raises(UsageError, match=r"model.safetensors is not as the run wrote it"):
         compare(template, [("dense", "auto")], [1, 2])
 

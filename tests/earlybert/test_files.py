@@ -18,7 +18,7 @@ from earlybert import FinetuneArguments, files, finetune
 from earlybert.cli import main
 from earlybert.errors import Interrupted, OutputExistsError, UsageError
 from earlybert.files import replacing, write_bytes
-from earlybert.programs import finetune as finetuning
+from earlybert.programs.run import Run
 from earlybert.run_directory import RunDirectory
 from earlybert.training.loop import TrainingLoop
 
@@ -165,17 +165,17 @@ def test_a_checkpoint_that_is_not_the_runs_is_refused(
 def test_a_run_that_another_process_finishes_while_this_one_loads_is_left_alone(
     arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = finetuning._Run._load_model
+    load = Run._load_model
     expected = {}
 
-    def load_late(run: finetuning._Run) -> torch.nn.Module:
+    def load_late(run: Run) -> torch.nn.Module:
         with monkeypatch.context() as patch:
-            patch.setattr(finetuning._Run, "_load_model", load)
+            patch.setattr(Run, "_load_model", load)
             expected.update(finetune(arguments(method="dense")))
         return load(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning._Run, "_load_model", load_late)
+        patch.setattr(Run, "_load_model", load_late)
         assert finetune(arguments(method="dense", resume=True)) == expected
     RunDirectory(tmp_path / "run").check_sums()
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, draw, finetune
 from earlybert.errors import Interrupted, UsageError
-from earlybert.programs.finetune import _Run
+from earlybert.programs.run import Run
 from earlybert.training.loop import TrainingLoop
 
 Make = Callable[..., FinetuneArguments]
@@ -220,7 +220,7 @@ def test_the_same_run_twice_is_the_same(arguments: Make, tmp_path: Path) -> None
 
 def test_resuming_a_finished_run_returns_it(arguments: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = finetune(arguments(method="dense"))
-    monkeypatch.setattr(_Run, "execute", lambda run: pytest.fail("it ran again"))
+    monkeypatch.setattr(Run, "execute", lambda run: pytest.fail("it ran again"))
     assert finetune(arguments(method="dense", resume=True)) == metrics
 
 
@@ -297,9 +297,9 @@ def test_epochs_are_counted_in_examples(arguments: Make) -> None:
 
 
 def test_default_epochs_are_three_for_dense_and_two_for_tickets(arguments: Make) -> None:
-    assert arguments(method="dense").resolved().num_train_epochs == 3
-    assert arguments(method="random").resolved().num_train_epochs == 2
-    assert arguments(method="dense", num_train_epochs=1.0).resolved().num_train_epochs == 1
+    assert arguments(method="dense").epochs == 3
+    assert arguments(method="random").epochs == 2
+    assert arguments(method="dense", num_train_epochs=1.0).epochs == 1
 
 
 def test_a_compact_model_can_be_trained_further(arguments: Make, tmp_path: Path) -> None:

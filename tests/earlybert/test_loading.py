@@ -26,6 +26,7 @@ from earlybert.errors import UsageError
 from earlybert.loading import load_model, read_config
 from earlybert.tasks import TASKS
 from earlybert.training.data import EncodedExamples, check_fits
+from earlybert.training.ragged import Ragged
 
 Make = Callable[..., FinetuneArguments]
 TASK = TASKS["sst2"]
@@ -226,10 +227,10 @@ def test_ids_beyond_the_embeddings_are_refused(tiny_bert: str) -> None:
     config = AutoConfig.from_pretrained(tiny_bert)
 
     def examples(pad: int = 0, **ids: int) -> EncodedExamples:
-        features = {name: [torch.tensor([0]), torch.tensor([0, value])] for name, value in ids.items()}
+        features = {name: Ragged.of([[0], [0, value]]) for name, value in ids.items()}
         return EncodedExamples(features, {"input_ids": pad, "token_type_ids": 0}, {"labels": torch.zeros(2)})
 
-    check_fits(examples(input_ids=21, token_type_ids=1, attention_mask=99), config)
+    check_fits(examples(input_ids=21, token_type_ids=1), config)
     with pytest.raises(UsageError, match="makes input_ids up to 22 and the model has 22 embeddings"):
         check_fits(examples(input_ids=22), config)
     with pytest.raises(UsageError, match="makes input_ids up to 23"):

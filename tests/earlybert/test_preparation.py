@@ -31,7 +31,7 @@ Make = Callable[..., FinetuneArguments]
     ("changes", "message"),
     [
         ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, found magic"),
-        ({"task": "squad"}, "unknown task 'squad'; the tasks are cola"),
+        ({"task": "sst"}, "unknown task 'sst'; the tasks are cola"),
         ({"head_ratio": 1.0}, "--head-ratio: expected a share from 0 to less than 1, found 1.0"),
         ({"neuron_ratio": -0.1}, "--neuron-ratio: expected a share"),
         ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),
@@ -49,7 +49,8 @@ Make = Callable[..., FinetuneArguments]
         ({"ticket": "nowhere.json"}, "--ticket nowhere.json: no such file"),
         ({"resume": True, "overwrite_output_dir": True}, "exclude each other"),
         ({"data_dir": "/nowhere"}, "/nowhere/train.tsv: no such file; task sst2 needs train.tsv, dev.tsv"),
-        ({"model": "/nowhere"}, "--model /nowhere: no model could be read there"),
+        ({"model": "/nowhere"}, "--model /nowhere: no such folder"),
+        ({"model": "no/where"}, "--model no/where: no model could be read there"),
         ({"device": "toaster"}, "--device toaster"),
         ({"dtype": "float16", "device": "meta"}, "--dtype float16 needs autocast and loss scaling"),
     ],
@@ -198,7 +199,8 @@ def test_a_tasks_kind_does_not_depend_on_the_model_it_starts_from(
     config.num_labels, config.problem_type = 3, "single_label_classification"
     BertForSequenceClassification(config).save_pretrained(classes)
     for model, task in ((regression, "sst2"), (regression, "rte"), (classes, "stsb"), (classes, "sst2")):
-        config, _ = _config(arguments(model=str(model), task=task), TASKS[task])
+        config, _ = _config(arguments(model=str(model), task=task))
+        TASKS[task].configure(config)
         kind = "regression" if task == "stsb" else "single_label_classification"
         assert (config.problem_type, config.num_labels) == (kind, 1 if task == "stsb" else 2)
         assert config.label2id == {name: index for index, name in config.id2label.items()}

@@ -11,7 +11,10 @@ SHAPES = ((5, 1, 9, 3), (7, 2, 4), (11, 5, 6, 7, 8), (2, 3))
 
 
 def inputs_for(name, lengths, seed):
-    inputs, count, tokens = packed(lengths, seed=seed), len(lengths), sum(lengths)
+    count, tokens, longest = len(lengths), sum(lengths), max(lengths)
+    inputs = packed(lengths, seed=seed, longest=longest)
+    # As PackedCollator and transformers' collators give them: twice.
+    inputs |= {"cu_seq_lens_k": inputs["cu_seq_lens_q"], "max_length_k": longest}
     if name == "BertForSequenceClassification":
         return {**inputs, "labels": torch.arange(count) % 3}
     if name == "BertForQuestionAnswering":

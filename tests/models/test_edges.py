@@ -134,3 +134,11 @@ def test_a_masked_lm_loss_of_no_label_is_not_a_number_as_in_stock() -> None:
     model = ek.convert(stock)
     for more in ({}, {"skip_logits": True}, {"skip_logits": True, "max_labelled": 3}):
         assert model(**batch(), labels=labels, **more).loss.isnan()
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 20)], ids=["no-mask", "mask"])
+def test_sequences_longer_than_the_positions_are_refused(mask):
+    model = ek.convert(tiny_model(max_position_embeddings=16))
+    ids = torch.ones(2, 20, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"a sequence of 20 tokens is longer than the 16 .*truncation"):
+        model(ids, attention_mask=mask)

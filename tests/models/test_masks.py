@@ -65,3 +65,11 @@ def test_compact_and_stock_models_of_masked_ones():
     small = ek.compact(model, ticket)
     assert all(m is None for m in masks(small))
     torch.testing.assert_close(small(**batch()).logits, logits, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", [None, "ticket.json", ([[0]], [[0]])])
+def test_what_is_no_ticket_is_refused(wrong):
+    model = ek.convert(tiny_model())
+    for use in (ek.apply_ticket, ek.compact, ek.check_ticket):
+        with pytest.raises(TypeError, match=r"expected an earlybert_kernels.Ticket \(Ticket.load reads"):
+            use(model, wrong)

@@ -15,7 +15,7 @@ import transformers
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 import earlybert_kernels as ek
-from earlybert_kernels.models import bert_checks
+from earlybert_kernels.models import agreement
 
 HEADS = (
     "BertModel",
@@ -78,8 +78,8 @@ def inside():
 
 inside.now = False
 # The models that the library itself builds, to compare with a config, are to be those of transformers.
-check_built = bert_checks._check_built
-bert_checks._check_built = lambda *args, **kwargs: inside()(check_built)(*args, **kwargs)
+check_built = agreement._check_built
+agreement._check_built = lambda *args, **kwargs: inside()(check_built)(*args, **kwargs)
 for cls in CLASSES:
     changed_when_built(cls, CHANGES[VARIANT])
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import load_extension
+from ..backend import Backend
 
 # The extension uses OpenMP but links no OpenMP library: two runtimes in one process are two pools of
 # threads that fight for the cores. Its symbols come from the runtime that `import torch` above has
@@ -100,3 +101,15 @@ from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import lamb_step as lamb_step  # noqa: E402
 from . import linear as linear  # noqa: E402
 from . import masked_lm_loss as masked_lm_loss  # noqa: E402
+
+BACKEND = Backend(
+    name="cpu",
+    rank=2,
+    devices=("cpu",),
+    unavailable=unavailable,
+    refuses=refuses,
+    refusals=dict.fromkeys(
+        ("attention", "attention_sublayer", "feed_forward", "feed_forward_sublayer", "masked_lm_loss"), refuses_products
+    ),
+    wants_indices=True,
+)

@@ -4,53 +4,35 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..arguments import (
+    FeedForwardSublayerGrads,
+    FeedForwardSublayerInputs,
+    FeedForwardSublayerResults,
+    FeedForwardSublayerSaved,
+)
 from . import dropout_add_layer_norm, feed_forward
 
 
-def forward(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor,
-    w_out: Tensor,
-    b_out: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    active_neurons: Tensor | None,
-    neuron_gates: Tensor | None,
-    seed: Tensor | None,
-    activation: str,
-    dropout_p: float,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """The output, and for backward: the preactivations, the block's output, the norm's mean and rstd."""
-    h, preactivation = feed_forward.forward(x, w_in, b_in, w_out, b_out, active_neurons, neuron_gates, activation)
-    out, mean, rstd = dropout_add_layer_norm.forward(h, x, norm_weight, norm_bias, seed, dropout_p, eps)
-    return out, preactivation, h, mean, rstd
+def forward(own: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
+    """The output, and what backward needs."""
+    h, preactivation = feed_forward.forward(
+        own.x, own.w_in, own.b_in, own.w_out, own.b_out, own.active_neurons, own.neuron_gates, own.activation
+    )
+    out, mean, rstd = dropout_add_layer_norm.forward(
+        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
+    )
+    return FeedForwardSublayerResults(out, preactivation, h, mean, rstd)
 
 
-def backward(
-    grad_out: Tensor,
-    preactivation: Tensor,
-    h: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    norm_weight: Tensor,
-    active_neurons: Tensor | None,
-    neuron_gates: Tensor | None,
-    seed: Tensor | None,
-    activation: str,
-    dropout_p: float,
-) -> tuple[Tensor, ...]:
-    """The gradients of x, w_in, b_in, w_out, b_out, norm_weight, norm_bias and neuron_gates."""
+def backward(grad_out: Tensor, own: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:
+    """The gradients of the inputs."""
     grad_h, grad_x, *grad_norm = dropout_add_layer_norm.backward(
-        grad_out, h, x, norm_weight, mean, rstd, seed, dropout_p
+        grad_out, own.h, own.x, own.norm_weight, own.mean, own.rstd, own.seed, own.dropout_p
     )
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
         grad_h, grad_x = grad_x, grad_x.clone()
     *grads, grad_gates = feed_forward.backward(
-        grad_h, preactivation, x, w_in, w_out, active_neurons, neuron_gates, activation, grad_x
-    )
-    return *grads, *grad_norm, grad_gates
+        grad_h, own.preactivation, own.x, own.w_in, own.w_out, own.active_neurons, own.neuron_gates, own.activation,
+        grad_x,
+    )  # fmt: skip
+    return FeedForwardSublayerGrads(*grads, *grad_norm, grad_gates)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import architecture_of, build_record, load_extension
+from ..backend import Backend
 
 #: Whether kernels run on the CPU.
 EMULATED = os.environ.get("EARLYBERT_CUDA_EMULATED", "0") == "1"
@@ -110,9 +111,6 @@ def code(tensor: Tensor) -> int:
     return _CODES[tensor.dtype]
 
 
-#: How `ops.dispatch.register` is told of this backend. The emulator is far too slow to be chosen unasked.
-AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": EMULATED}
-
 # The kernels' modules need what stands above.
 from . import activation as activation  # noqa: E402
 from . import attention as attention  # noqa: E402
@@ -127,3 +125,27 @@ from . import padding as padding  # noqa: E402
 from . import ticket_distance as ticket_distance  # noqa: E402
 from . import ticket_masks as ticket_masks  # noqa: E402
 from . import units as units  # noqa: E402
+
+BACKEND = Backend(
+    name="cuda",
+    rank=0,
+    devices=("cuda",),
+    emulated=EMULATED,
+    unavailable=unavailable,
+    refuses=refuses,
+    refusals={
+        "attention": attention.refuses,
+        "attention_sublayer": attention_sublayer.refuses,
+        "dropout_add_layer_norm": dropout_add_layer_norm.refuses,
+        "embedding_layer_norm": embedding_layer_norm.refuses,
+        "feed_forward": units.refuses,
+        "feed_forward_sublayer": feed_forward_sublayer.refuses,
+        "gather_units": gather_units.refuses,
+        "lamb_step": lamb_step.refuses,
+        "pad": padding.refuses,
+        "ticket_masks": ticket_masks.refuses,
+        "unpad": padding.refuses,
+    },
+    gathers_units=True,
+    joins_projections=True,
+)

@@ -8,106 +8,68 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import (
+    AttentionSublayerGrads,
+    AttentionSublayerInputs,
+    AttentionSublayerResults,
+    AttentionSublayerSaved,
+)
 from . import Parts
 
+_Own = AttentionSublayerInputs | AttentionSublayerSaved
 
-def forward(
-    parts: Parts,
-    x: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    w_q: Tensor,
-    b_q: Tensor,
-    w_k: Tensor,
-    b_k: Tensor,
-    w_v: Tensor,
-    b_v: Tensor,
-    w_out: Tensor,
-    b_out: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    active_heads: Tensor | None,
-    head_gates: Tensor | None,
-    attention_seed: Tensor | None,
-    seed: Tensor | None,
-    head_size: int,
-    first_token_only: bool,
-    attention_dropout_p: float,
-    dropout_p: float,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """The output, and for backward: the projections, context, logsumexp, the block's output, the norm's mean and rstd.
+
+def forward(parts: Parts, own: AttentionSublayerInputs) -> AttentionSublayerResults:
+    """The output, and what backward needs.
 
     x may be wider than the weights, whose dtype is that of the products. The projections are those of
-    `ops.attention_sublayer`'s shapes for backends on GPUs: `(T, room for heads, 3, D)` in the second of three tensors,
-    or, with `first_token_only`, q `(B, room, D)` in the first and k and v `(T, room, 2, D)` in the second.
+    `ops.attention_sublayer`'s shapes for backends that join them: `(T, room for heads, 3, D)` in the second of three
+    tensors, or, with `first_token_only`, q `(B, room, D)` in the first and k and v `(T, room, 2, D)` in the second.
     """
-    units = parts.units.computed_units(active_heads)
-    low, rows = x.to(w_q.dtype), _first_tokens(cu_seqlens, first_token_only)
-    together = ((w_q, b_q), (w_k, b_k), (w_v, b_v))
-    q = x.new_empty(0, dtype=w_q.dtype)
+    units = parts.units.computed_units(own.active_heads)
+    low, rows = own.x.to(own.w_q.dtype), _first_tokens(own)
+    together = ((own.w_q, own.b_q), (own.w_k, own.b_k), (own.w_v, own.b_v))
+    q = own.x.new_empty(0, dtype=own.w_q.dtype)
     if rows is not None:
-        q = _project(parts, low.index_select(0, rows), together[:1], units, head_size).squeeze(2)
+        q = _project(parts, low.index_select(0, rows), together[:1], units, own.head_size).squeeze(2)
         together = together[1:]
-    kv = _project(parts, low, together, units, head_size)
+    kv = _project(parts, low, together, units, own.head_size)
     context, logsumexp = parts.attention.forward(
-        *_split(q, kv, rows), *_packing(cu_seqlens, max_seqlen, rows), parts.units.present(units), None, attention_seed,
-        attention_dropout_p, head_size**-0.5, zero_pruned=False,
+        *_split(q, kv, rows), *_packing(own), parts.units.present(units), None, own.attention_seed,
+        own.attention_dropout_p, own.head_size**-0.5, zero_pruned=False,
     )  # fmt: skip
-    w_folded = parts.fold.fold(w_out, units, head_gates, head_size)
-    h, _ = parts.products.linear(context.flatten(1), w_folded, b_out, inputs=parts.units.used(units, head_size))
-    residual = x if rows is None else x.index_select(0, rows)
-    out, mean, rstd = parts.dropout_add_layer_norm.forward(h, residual, norm_weight, norm_bias, seed, dropout_p, eps)
-    return out, q, kv, q.new_empty(0), context, logsumexp, h, mean, rstd
+    w_folded = parts.fold.fold(own.w_out, units, own.head_gates, own.head_size)
+    columns = parts.units.used(units, own.head_size)
+    h, _ = parts.products.linear(context.flatten(1), w_folded, own.b_out, inputs=columns)
+    residual = own.x if rows is None else own.x.index_select(0, rows)
+    out, mean, rstd = parts.dropout_add_layer_norm.forward(
+        h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
+    )
+    return AttentionSublayerResults(out, q, kv, q.new_empty(0), context, logsumexp, h, mean, rstd)
 
 
-def backward(
-    parts: Parts,
-    grad_out: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    _: Tensor,
-    context: Tensor,
-    logsumexp: Tensor,
-    h: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    x: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    w_q: Tensor,
-    w_k: Tensor,
-    w_v: Tensor,
-    w_out: Tensor,
-    norm_weight: Tensor,
-    active_heads: Tensor | None,
-    head_gates: Tensor | None,
-    attention_seed: Tensor | None,
-    seed: Tensor | None,
-    head_size: int,
-    first_token_only: bool,
-    attention_dropout_p: float,
-    dropout_p: float,
-) -> tuple[Tensor, ...]:
-    """The gradients of x, the four weights each with its bias, norm_weight, norm_bias and head_gates."""
-    units, heads = parts.units.computed_units(active_heads), w_q.shape[0] // head_size
-    low, rows = x.to(w_q.dtype), _first_tokens(cu_seqlens, first_token_only)
+def backward(parts: Parts, grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayerGrads:
+    """The gradients of the inputs."""
+    x, q, kv, context, head_size = own.x, own.q, own.k, own.context, own.head_size
+    w_q, w_k, w_v, w_out, gates = own.w_q, own.w_k, own.w_v, own.w_out, own.head_gates
+    units, heads = parts.units.computed_units(own.active_heads), w_q.shape[0] // head_size
+    low, rows = x.to(w_q.dtype), _first_tokens(own)
     residual = x if rows is None else x.index_select(0, rows)
     grad_h, grad_residual, *grad_norm, grad_b_out = parts.dropout_add_layer_norm.backward(
-        grad_out, h, residual, norm_weight, mean, rstd, seed, dropout_p
+        grad_out, own.h, residual, own.norm_weight, own.mean, own.rstd, own.seed, own.dropout_p
     )
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
         grad_h, grad_residual = grad_residual, grad_residual.clone()
 
-    w_folded, columns = parts.fold.fold(w_out, units, head_gates, head_size), parts.units.used(units, head_size)
+    w_folded, columns = parts.fold.fold(w_out, units, gates, head_size), parts.units.used(units, head_size)
     grad_context = parts.products.linear_grad_input(grad_h, w_folded, inputs=columns).view_as(context)
     grad_folded = parts.products.linear_grad_weight(grad_h, context.flatten(1), inputs=columns)
-    grad_w_out, grad_gates = parts.fold.unfold(grad_folded, w_out, units, head_gates, head_size)
+    grad_w_out, grad_gates = parts.fold.unfold(grad_folded, w_out, units, gates, head_size)
 
     grad_q, grad_kv = torch.empty_like(q), torch.empty_like(kv)
     parts.attention.backward(
-        grad_context, context, logsumexp, *_split(q, kv, rows), *_packing(cu_seqlens, max_seqlen, rows),
-        parts.units.present(units), None, attention_seed, attention_dropout_p, head_size**-0.5, zero_pruned=False,
+        grad_context, context, own.logsumexp, *_split(q, kv, rows), *_packing(own), parts.units.present(units), None,
+        own.attention_seed, own.attention_dropout_p, head_size**-0.5, zero_pruned=False,
         grads=_split(grad_q, grad_kv, rows),
     )  # fmt: skip
 
@@ -122,19 +84,20 @@ def backward(
         grad_x, projections = _project_backward(parts, grad_kv, low, (w_k, w_v), units, heads)
         grad_x = grad_x.to(x.dtype).index_add_(0, rows, grad_first)
         projections = query + projections
-    return grad_x, *projections, grad_w_out, grad_b_out, *grad_norm, grad_gates
+    return AttentionSublayerGrads(grad_x, *projections, grad_w_out, grad_b_out, *grad_norm, grad_gates)
 
 
-def _first_tokens(cu_seqlens: Tensor, first_token_only: bool) -> Tensor | None:
+def _first_tokens(own: _Own) -> Tensor | None:
     """The rows that ask, or None for all."""
-    return cu_seqlens[:-1].long() if first_token_only else None
+    return own.cu_seqlens[:-1].long() if own.first_token_only else None
 
 
-def _packing(cu_seqlens: Tensor, max_seqlen: int, rows: Tensor | None) -> tuple[Tensor, int, Tensor, int]:
+def _packing(own: _Own) -> tuple[Tensor, int, Tensor, int]:
     """Where each sequence's keys and queries are, and the most of one sequence."""
-    if rows is None:
-        return cu_seqlens, max_seqlen, cu_seqlens, max_seqlen
-    return cu_seqlens, max_seqlen, torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device), 1
+    keys, longest = own.cu_seqlens, own.max_seqlen
+    if not own.first_token_only:
+        return keys, longest, keys, longest
+    return keys, longest, torch.arange(len(keys), dtype=torch.int32, device=keys.device), 1
 
 
 def _split(q: Tensor, kv: Tensor, rows: Tensor | None) -> tuple[Tensor, ...]:

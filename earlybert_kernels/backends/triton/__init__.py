@@ -6,14 +6,14 @@ kernels' arithmetic without a GPU.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from ..backend import Backend
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Whether kernels run on the CPU, one program after the other. Triton reads this when a kernel is defined.
@@ -44,19 +44,21 @@ def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     return None
 
 
-#: How `ops.dispatch.register` is told of this backend. The interpreter is far too slow to be chosen unasked.
-AVAILABILITY = {"unavailable": unavailable, "refuses": refuses, "on_demand": INTERPRETED}
+def _refuses_lamb_step(*tensors: Tensor) -> str | None:
+    moments = {tensor.dtype for tensor in tensors[len(tensors) // 2 :]}
+    if moments != {torch.float32}:
+        return f"it takes moments in float32, got {', '.join(map(str, moments))}"
+    return refuses(*tensors)
 
 
-def kernel(op: str, name: str) -> Callable:
-    """Function `name` of this package's module `op`, which is imported when it is first called: it needs Triton."""
-
-    def call(*arguments, **options):
-        return getattr(importlib.import_module(f"{__name__}.{op}"), name)(*arguments, **options)
-
-    return call
-
-
-def kernels(op: str) -> tuple[Callable, Callable]:
-    """The functions `forward` and `backward` of module `op`, as `kernel`."""
-    return kernel(op, "forward"), kernel(op, "backward")
+BACKEND = Backend(
+    name="triton",
+    rank=1,
+    devices=("cuda",),
+    emulated=INTERPRETED,
+    unavailable=unavailable,
+    refuses=refuses,
+    refusals={"lamb_step": _refuses_lamb_step},
+    joins_projections=True,
+    logits_pitch=64,
+)

@@ -9,10 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import KERNELS, METHODS, FinetuneArguments
+from ..arguments import KERNELS, METHODS, PretrainArguments, RunArguments
 from ..errors import UsageError
 from ..files import write_bytes, write_json
 from ..run_directory import RunDirectory
+from ..tasks import get_task
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ MIN_SEEDS = 3
 MIN_STANDARD_ERRORS = 2
 
 
-def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
+def compare(template: RunArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
     """Runs every variant with every seed, seed by seed: a machine that slows down slows all of them down.
 
     Finished runs are not repeated and interrupted ones are continued, unless the template says overwrite.
@@ -49,20 +50,23 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
     """
     if not variants or not seeds:
         raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
+    max_length = get_task(template.task).max_length
     plan = [(variant, seed, _arguments(template, variant, seed)) for seed in seeds for variant in variants]
     for _, _, args in plan:
         args.check()
         RunDirectory(args.output_dir).check(
-            asdict(args.resolved()), resume=args.resume, overwrite=args.overwrite_output_dir
+            asdict(args.resolved(max_length)), resume=args.resume, overwrite=args.overwrite_output_dir
         )
     _check_finished([args for _, _, args in plan])
 
     from .finetune import finetune
+    from .pretrain import pretrain
 
+    execute = pretrain if isinstance(template, PretrainArguments) else finetune
     results: dict[Variant, dict[int, dict[str, Any]]] = {tuple(variant): {} for variant in variants}
     for number, (variant, seed, args) in enumerate(plan, start=1):
         logger.info("run %d of %d: %s, kernels %s, seed %d", number, len(plan), *variant, seed)
-        results[tuple(variant)][seed] = finetune(args)
+        results[tuple(variant)][seed] = execute(args)
     comparison = summarize(results)
     root = Path(template.output_dir)
     write_json(root / "comparison.json", comparison)
@@ -70,7 +74,7 @@ def compare(template: FinetuneArguments, variants: Sequence[Variant], seeds: Seq
     return comparison
 
 
-def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> FinetuneArguments:
+def _arguments(template: RunArguments, variant: Variant, seed: int) -> RunArguments:
     method, kernels = variant
     if method not in COMPARED_METHODS:
         raise UsageError(f"--methods: expected one of {', '.join(COMPARED_METHODS)}, found {method}")
@@ -91,14 +95,14 @@ def _arguments(template: FinetuneArguments, variant: Variant, seed: int) -> Fine
             "--methods dense-short is dense training for a ticket's epochs; with --num-train-epochs or "
             "--max-steps every method is trained alike, and dense-short would be dense"
         )
-    return replace(args, num_train_epochs=replace(template, method="earlybert").resolved().num_train_epochs)
+    return replace(args, num_train_epochs=replace(template, method="earlybert").epochs)
 
 
 def _name(variant: Variant, seed: int) -> str:
     return f"{'-'.join(variant)}-seed{seed}"
 
 
-def _check_finished(runs: Sequence[FinetuneArguments]) -> None:
+def _check_finished(runs: Sequence[RunArguments]) -> None:
     """Checks finished runs against each other, and against what those that are still to do will be done with."""
     records, to_do = [], {}
     for args in runs:
@@ -205,13 +209,13 @@ def _ratio(results: dict, numerator: Variant, denominator: Variant) -> float | N
 
 
 def _speedups(results: dict, sides: Any) -> list[dict[str, Any]]:
-    """For every pair of variants that `sides` names: how many times faster the second was."""
+    """For every pair of variants that `sides` names: how many times faster the second was, by the table's ratio."""
     found = {}
     for method, kernels in results:
         slow, fast = sides(method, kernels)
-        ratio = _ratio(results, slow, fast)
+        ratio = _ratio(results, fast, slow)
         if slow != fast and ratio is not None:
-            found[slow, fast] = {"of": "-".join(fast), "over": "-".join(slow), "times": ratio}
+            found[slow, fast] = {"of": "-".join(fast), "over": "-".join(slow), "times": 1 / ratio}
     return list(found.values())
 
 

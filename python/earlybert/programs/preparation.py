@@ -13,12 +13,12 @@ from transformers import AutoModel
 
 import earlybert_kernels as ek
 
-from ..arguments import FinetuneArguments
+from ..arguments import RunArguments
 from ..environment import describe_machine, versions
 from ..errors import MissingFileError, UsageError
 from ..loading import read_config, read_tokenizer
 from ..run_directory import RunDirectory
-from ..tasks import Task, TaskData, get_task
+from ..tasks import Source, Task, TaskData
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Prepared:
         backends: per op, the backend that will run it; empty with stock modules.
     """
 
-    args: FinetuneArguments
+    args: RunArguments
     directory: RunDirectory
     task: Task
     data: TaskData
@@ -47,6 +47,11 @@ class Prepared:
     device: torch.device
     ticket: ek.Ticket | None
     backends: dict[str, str]
+
+    @property
+    def origin(self) -> str:
+        """What the model was given by, for messages."""
+        return f"{self.args.model_flag} {self.args.model_source}"
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -59,31 +64,39 @@ class Prepared:
         return getattr(torch, self.args.dtype)
 
 
-def prepare(args: FinetuneArguments) -> Prepared:
+def prepare(args: RunArguments, task: Task, source: Source, long_length: int | None = None) -> Prepared:
     """Checks a run and reads what is light: the model's config and tokenizer, the ticket, the data.
+
+    Args:
+        args: which have been checked by themselves.
+        task: what the run trains on.
+        source: where its examples are.
+        long_length: tokens of an input in a part of the run that has longer ones than `max_length`, if there is one.
 
     Raises:
         UsageError: the run cannot be done as asked; the message says why.
     """
-    args.check()
     _check_torch()
-    args = args.resolved()
+    args = args.resolved(task.max_length)
     directory = RunDirectory(args.output_dir)
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
-    task = get_task(args.task)
     device = _device(args)
-    config, labels = _config(args, task)
+    config, labels = _config(args)
+    task.configure(config)
+    _check_length("--max-length", args.max_length, config)
+    if long_length is not None:
+        _check_length("--long-length", long_length, config)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
     backends = _backends(args, config, device)
-    tokenizer = read_tokenizer(args.model, config)
-    data = task.load(None if args.data_dir is None else Path(args.data_dir))
+    tokenizer = read_tokenizer(args.tokenizer_source, config, args.tokenizer_flag)
+    data = task.load(source)
     data = TaskData(
         data.train.first(args.max_train_examples),
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
     )
     for split, examples in (("train", data.train), *data.evals.items()):
         if not len(examples):
-            raise UsageError(f"task {args.task}: expected examples in split {split or 'dev'}, found none")
+            raise UsageError(f"task {task.name}: expected examples in split {split or 'dev'}, found none")
     return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
 
 
@@ -100,15 +113,14 @@ def _check_torch() -> None:
         raise UsageError("gradients are off (torch.no_grad or inference_mode): call this outside of it")
 
 
-def environment(args: FinetuneArguments) -> dict[str, Any]:
+def environment(args: RunArguments) -> dict[str, Any]:
     """What a run with these arguments would now be done with: `versions`, `machine` and `backend` of metrics.json.
 
     Raises:
         UsageError: the device, the model or the backend is not there.
     """
-    args = args.resolved()
     device = _device(args)
-    config, _ = _config(args, get_task(args.task))
+    config, _ = _config(args)
     return _environment(device, _backends(args, config, device))
 
 
@@ -116,18 +128,18 @@ def _environment(device: torch.device, backends: dict[str, str]) -> dict[str, An
     return {"versions": versions(), "machine": describe_machine(device), "backend": backends}
 
 
-def _backends(args: FinetuneArguments, config: Any, device: torch.device) -> dict[str, str]:
+def _backends(args: RunArguments, config: Any, device: torch.device) -> dict[str, str]:
     return backends_in_use(config, device, getattr(torch, args.dtype)) if args.kernels == "auto" else {}
 
 
 def load_ticket(path: str, config: Any) -> ek.Ticket:
-    """Reads a ticket and checks it against a model's config.
+    """Reads a ticket, or that of a run's folder, and checks it against a model's config.
 
     Raises:
         UsageError: there is no such file, it is not a ticket, or it does not fit the model.
     """
     try:
-        ticket = ek.Ticket.load(path)
+        ticket = ek.Ticket.load(RunDirectory(path).ticket if Path(path).is_dir() else path)
         ticket.check_sizes(*unit_counts(config))
     except FileNotFoundError:
         raise MissingFileError(f"--ticket {path}: no such file") from None
@@ -167,7 +179,7 @@ def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> di
     return used
 
 
-def _device(args: FinetuneArguments) -> torch.device:
+def _device(args: RunArguments) -> torch.device:
     try:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -181,13 +193,12 @@ def _device(args: FinetuneArguments) -> torch.device:
     return device
 
 
-def _config(args: FinetuneArguments, task: Task) -> tuple[Any, dict[int, str]]:
-    """The model's config configured for the task, and the labels that it came with."""
-    config, labels = read_config(args.model)
-    task.configure(config)
+def _config(args: RunArguments) -> tuple[Any, dict[int, str]]:
+    """The config of the model that is to be trained, and the labels that it came with."""
+    return read_config(args.model_source, args.model_flag)
+
+
+def _check_length(flag: str, length: int, config: Any) -> None:
     positions = config.max_position_embeddings
-    if args.max_length > positions:
-        raise UsageError(
-            f"--max-length: expected at most {positions}, the model's longest input, found {args.max_length}"
-        )
-    return config, labels
+    if length > positions:
+        raise UsageError(f"{flag}: expected at most {positions}, the model's longest input, found {length}")

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from .base import Task, TaskData
+from .base import Judgement, Source, Task, TaskData
 from .glue import GLUE_TASKS, GlueTask
+from .masked_lm import MaskedLMTask
 from .pydocs import PyDocsTask
+from .questions import QuestionAnsweringTask, Questions
 from .sentences import Sentences, SentenceTask
+from .squad import SQUAD_TASKS, SquadTask
 
-#: All tasks by name.
-TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, PyDocsTask())}
+#: All tasks to fine-tune on, by name.
+TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
 
-__all__ = ["TASKS", "GlueTask", "PyDocsTask", "SentenceTask", "Sentences", "Task", "TaskData", "get_task"]
+__all__ = [
+    "TASKS",
+    "GlueTask",
+    "Judgement",
+    "MaskedLMTask",
+    "PyDocsTask",
+    "QuestionAnsweringTask",
+    "Questions",
+    "SentenceTask",
+    "Sentences",
+    "Source",
+    "SquadTask",
+    "Task",
+    "TaskData",
+    "get_task",
+]
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """The task of that name: of `TASKS`, or `mlm`, which is pre-trained on.
 
     Raises:
         UsageError: there is none; the message lists those there are.
     """
+    if name == MaskedLMTask.name:
+        return MaskedLMTask()
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
     return TASKS[name]

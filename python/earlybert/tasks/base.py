@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..training.data import EncodedExamples
 
 
@@ -21,6 +23,35 @@ class Examples(Protocol):
 
     def first(self, count: int | None) -> Self:
         """The first `count` examples; all of them if `count` is None or larger."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's examples are read from: the hub, where nothing is given.
+
+    Attributes:
+        data_dir: a folder with the files as they are distributed.
+        train_file: the file of the training split, wherever it is.
+        validation_file: the file of the evaluation split.
+    """
+
+    data_dir: Path | None = None
+    train_file: Path | None = None
+    validation_file: Path | None = None
+
+    def files(self) -> tuple[Path, Path] | None:
+        """The two files, where they are named one by one; None where they are not.
+
+        Raises:
+            UsageError: only one is named, or a folder is too.
+        """
+        if self.train_file is None and self.validation_file is None:
+            return None
+        if self.train_file is None or self.validation_file is None:
+            raise UsageError("--train-file and --validation-file: expected both or neither")
+        if self.data_dir is not None:
+            raise UsageError("--data-dir names a folder with both files: leave out --train-file and --validation-file")
+        return self.train_file, self.validation_file
 
 
 @dataclass(frozen=True)
@@ -37,6 +68,19 @@ class TaskData:
     evals: dict[str, Examples]
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """How good a model's outputs are.
+
+    Attributes:
+        metrics: by name; shares are from 0 to 1.
+        files: what the model has said, by the name of the JSON file that it is written to.
+    """
+
+    metrics: dict[str, float]
+    files: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """Everything that the programs need to know about a task, so that none of them names a kind of task.
@@ -44,26 +88,41 @@ class Task(ABC):
     Attributes:
         name: what `--task` calls it.
         main_metric: the one that is shown when there is room for one.
+        max_length: tokens that the model is given at once, if nothing else is said.
+        files_written: names of the files in a run's folder that say what the model has said.
     """
 
     name: str
     main_metric: str
+    max_length: int = 128
+    files_written: tuple[str, ...] = ()
 
     @property
     @abstractmethod
     def model_class(self) -> type:
         """The class of transformers whose `from_pretrained` reads a model with the head: an auto class."""
 
+    def with_options(self, **options: Any) -> Self:
+        """The task with what its own flags say.
+
+        Args:
+            options: by name; None where a flag was not given.
+
+        Raises:
+            UsageError: one was given that means nothing to the task.
+        """
+        for name, value in options.items():
+            if value is not None:
+                raise UsageError(f"--{name.replace('_', '-')} says nothing to task {self.name}")
+        return self
+
     @abstractmethod
     def configure(self, config: Any) -> None:
         """Puts into a model's config what the head has to know: the labels and the kind of loss."""
 
     @abstractmethod
-    def load(self, data_dir: Path | None) -> TaskData:
+    def load(self, source: Source) -> TaskData:
         """Reads every split completely.
-
-        Args:
-            data_dir: folder with the distribution's files; None for the task's other source.
 
         Raises:
             UsageError: a file is absent or a row is not as the format says.
@@ -82,16 +141,35 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> EncodedExamples:
-        """What the model is given of a split, in sequences of at most `max_length` tokens."""
+        """What the model is given of a split, in sequences of at most `max_length` tokens.
+
+        Raises:
+            UsageError: the tokenizer or the length does not do for the task.
+        """
 
     @abstractmethod
-    def score(self, outputs: np.ndarray, encoded: EncodedExamples) -> dict[str, float]:
+    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+        """What of a model's output is judged, float32, one tensor per sequence of the batch.
+
+        Args:
+            model: of `model_class`.
+            batch: padded or packed, with its targets.
+            lengths: tokens of each sequence.
+        """
+
+    @abstractmethod
+    def score(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> Judgement:
         """Judges a model's outputs by the task's metrics.
 
         Args:
-            outputs: the logits, `(examples, ...)`.
+            outputs: float32, one array for every encoded example, as `outputs` gives them.
             encoded: the split.
 
         Raises:
             FloatingPointError: an output is not finite.
         """
+
+    def check_finite(self, outputs: Sequence[np.ndarray]) -> None:
+        """Raises FloatingPointError if a model's outputs are not finite."""
+        if not all(np.isfinite(each).all() for each in outputs):
+            raise FloatingPointError(f"task {self.name}: the model's outputs are not finite")

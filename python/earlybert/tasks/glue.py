@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingFileError, UsageError
-from .base import TaskData
+from .base import Source, TaskData
 from .sentences import Sentences, SentenceTask
 from .tsv import Row, read_rows
 
@@ -45,21 +45,23 @@ class GlueTask(SentenceTask):
         """The files that `load` reads from a data directory."""
         return ("train.tsv", *(file for _, file, _ in self.eval_files))
 
-    def load(self, data_dir: Path | None) -> TaskData:
-        """See `Task.load`."""
-        if data_dir is None:
+    def load(self, source: Source) -> TaskData:
+        """See `Task.load`. A single evaluation file is the first split's."""
+        files = source.files()
+        if files is not None:
+            train, evals = files[0], {self.eval_files[0][0]: files[1]}
+        elif source.data_dir is not None:
+            train, evals = source.data_dir / "train.tsv", {n: source.data_dir / f for n, f, _ in self.eval_files}
+        else:
             return self._load_from_hub()
-        for file in self.files:
-            if not (data_dir / file).is_file():
-                what = "a folder, expected a file" if (data_dir / file).is_dir() else "no such file"
+        for path in (train, *evals.values()):
+            if not path.is_file():
+                what = "a folder, expected a file" if path.is_dir() else "no such file"
                 raise MissingFileError(
-                    f"{data_dir / file}: {what}; task {self.name} needs {', '.join(self.files)} "
+                    f"{path}: {what}; task {self.name} needs {', '.join(self.files)} "
                     "of the GLUE distribution in its data directory"
                 )
-        return TaskData(
-            train=self.read(data_dir / "train.tsv"),
-            evals={name: self.read(data_dir / file) for name, file, _ in self.eval_files},
-        )
+        return TaskData(train=self.read(train), evals={name: self.read(path) for name, path in evals.items()})
 
     def read(self, path: Path) -> Sentences:
         """Reads one file.

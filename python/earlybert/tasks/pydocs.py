@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from .base import TaskData
+from .base import Source, TaskData
 from .sentences import Sentences, SentenceTask
 
 TRAIN_PER_CLASS = 720
@@ -65,10 +65,10 @@ class PyDocsTask(SentenceTask):
     metrics: tuple[str, ...] = ("accuracy",)
     main_metric: str = "accuracy"
 
-    def load(self, data_dir: Path | None) -> TaskData:
+    def load(self, source: Source) -> TaskData:
         """See `Task.load`."""
-        if data_dir is not None:
-            raise UsageError(f"task {self.name} is made from Python's own documentation: it takes no --data-dir")
+        if source != Source():
+            raise UsageError(f"task {self.name} is made from Python's own documentation: it takes no files of others")
         by_class = {label: _unique(_sentences_of(label)) for label in self.labels}
         seen: dict[str, int] = {}
         for sentences in by_class.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from ..training.data import EncodedExamples
-from .base import Task
+from .base import Judgement, Task
 from .metrics import compute_metrics
 
 logger = logging.getLogger(__name__)
@@ -102,9 +102,13 @@ class SentenceTask(Task):
         targets = {"labels": torch.tensor(examples.labels, dtype=dtype)}
         return EncodedExamples.from_encoding(tokenizer, encoding, targets)
 
-    def score(self, outputs: np.ndarray, encoded: EncodedExamples) -> dict[str, float]:
+    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+        """See `Task.outputs`: the logits, `(labels,)`."""
+        return list(model(**batch).logits.float())
+
+    def score(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> Judgement:
         """See `Task.score`."""
-        if not np.isfinite(outputs).all():
-            raise FloatingPointError(f"task {self.name}: the model's outputs are not finite")
-        predictions = outputs[:, 0].astype(np.float64) if self.is_regression else outputs.argmax(axis=1)
-        return compute_metrics(self.metrics, predictions, encoded.targets["labels"].numpy())
+        self.check_finite(outputs)
+        logits = np.stack(outputs)
+        predictions = logits[:, 0].astype(np.float64) if self.is_regression else logits.argmax(axis=1)
+        return Judgement(compute_metrics(self.metrics, predictions, encoded.targets["labels"].numpy()))

@@ -14,16 +14,20 @@ from .data import EncodedExamples
 
 Batch = dict[str, Any]
 
+#: What stands where a token has no label.
+NO_LABEL = -100
+
 #: Batches that are filled up get a multiple of so many tokens for every example. Mean lengths of batches of 32 differ
 #: by a few tokens, so that shapes are a handful.
 FILL_PER_EXAMPLE = 4
 
 
 class BatchMaker:
-    """Makes a model's batches of a split's examples. A copy to a GPU does not wait.
+    """Makes a model's batches of a split's examples.
 
     Attributes:
         packs: whether batches are packed ones, without padding; padded otherwise.
+        label_tokens: whether labels are of single tokens, and not of whole examples.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class BatchMaker:
         *,
         pad_to: int | None = None,
         fill_from: int | None = None,
+        skip_logits: bool = False,
     ) -> None:
         """
         Args:
@@ -42,25 +47,34 @@ class BatchMaker:
             device: where batches go.
             pad_to: pad to this many tokens; None for the longest of a batch. Of no account where batches are packed.
             fill_from: examples of a full batch, to fill packed batches up to few shapes; None to fill nothing.
+            skip_logits: packed batches ask for the loss alone, where the examples are for masked language models.
         """
         self.packs = ek.is_converted(model)
+        self.label_tokens = examples.label_tokens
         self._examples = examples
         self._device = device
         self._pad_to = pad_to
-        self._pack = (
-            ek.PackedCollator()
-            if fill_from is None
-            else ek.PackedCollator(
-                fill_to=FILL_PER_EXAMPLE * fill_from, batch_size=fill_from, max_length=max(2, *examples.lengths())
-            )
-        )
+        options: dict[str, Any] = {"skip_logits": skip_logits and examples.label_tokens}
+        if fill_from is not None:
+            options |= {
+                "fill_to": FILL_PER_EXAMPLE * fill_from,
+                "batch_size": fill_from,
+                "max_length": max(2, *examples.lengths()),
+            }
+        self._pack = ek.PackedCollator(**options)
 
     def __call__(self, indices: list[int]) -> Batch:
-        """The batch of these examples, with their targets `(batch,)`."""
+        """The batch of these examples, with their targets, where the model is."""
+        return self.move(self.make(indices))
+
+    def make(self, indices: list[int]) -> Batch:
+        """The batch of these examples on the host."""
         if self.packs:
-            batch = self._pack([self._examples[index] for index in indices])
-        else:
-            batch = collate(self._examples, indices, pad_to=self._pad_to)
+            return self._pack([self._examples[index] for index in indices])
+        return collate(self._examples, indices, pad_to=self._pad_to)
+
+    def move(self, batch: Batch) -> Batch:
+        """A batch where the model is; a copy to a GPU does not wait."""
         if self._device.type != "cuda":
             return batch
         return {
@@ -78,13 +92,20 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         pad_to: pad to this many tokens; None for the longest of the batch.
 
     Returns:
-        The model's inputs `(batch, tokens)` int64, and its targets `(batch,)`.
+        The model's inputs, and targets of tokens, `(batch, tokens)` int64; targets of examples `(batch,)`.
     """
+    rows = [examples[index] for index in indices]
+    rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
+    fills = {"attention_mask": 0, **examples.pad_values}
     batch = {}
-    for name, sequences in examples.features.items():
-        value = examples.pad_values[name]
-        padded = pad_sequence([sequences[i] for i in indices], batch_first=True, padding_value=value)
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if not values[0].dim():  # of the example, and not of its tokens
+            batch[name] = torch.stack(values)
+            continue
+        fill = fills.get(name, NO_LABEL)
+        padded = pad_sequence(values, batch_first=True, padding_value=fill)
         if pad_to is not None:
-            padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=value)
+            padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=fill)
         batch[name] = padded
-    return batch | {name: values[indices] for name, values in examples.targets.items()}
+    return batch

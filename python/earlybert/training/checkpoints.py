@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import Interrupted, UsageError
 from ..run_directory import RunDirectory
 from .interrupt import InterruptRequest
 from .loop import TrainingLoop
+from .ragged import Ragged
 
 
 class Checkpoints:
@@ -109,9 +111,10 @@ def _add(digest: Any, value: Any) -> None:
         for name, each in sorted(value.items()):
             digest.update(f"{name}:".encode())
             _add(digest, each)
-    elif isinstance(value, list) and value and torch.is_tensor(value[0]):
-        _add(digest, torch.tensor([len(each) for each in value]))
-        _add(digest, torch.cat(value))
+    elif isinstance(value, Ragged):
+        _add(digest, torch.from_numpy(value.lengths))
+        for array in value.arrays():
+            digest.update(np.ascontiguousarray(array, np.int64))
     elif isinstance(value, list) and value and isinstance(value[0], Mapping):
         for each in value:
             _add(digest, each)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from ..errors import UsageError
+from .ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -16,43 +18,59 @@ class EncodedExamples:
     """Tokenised examples, not padded.
 
     Attributes:
-        features: per input of the model, one int64 tensor `(tokens,)` per example.
+        features: per input of the model, one row of tokens per example.
         pad_values: per input of the model, what padding is filled with.
         targets: by the name of the forward's argument, what the model is to say: int64 (a class, a position) or
             float32 `(examples,)`.
     """
 
-    features: dict[str, list[torch.Tensor]]
+    features: dict[str, Ragged]
     pad_values: dict[str, int]
     targets: dict[str, torch.Tensor]
 
+    @property
+    def label_tokens(self) -> bool:
+        """Whether labels are of single tokens, and not of whole examples."""
+        return False
+
     @classmethod
     def from_encoding(
-        cls, tokenizer: Any, encoding: Mapping[str, Any], targets: dict[str, torch.Tensor]
-    ) -> EncodedExamples:
-        """What a tokenizer has made, which did not pad."""
-        names = [name for name in tokenizer.model_input_names if name in encoding]
+        cls, tokenizer: Any, encoding: Mapping[str, Any], targets: dict[str, torch.Tensor], **own: Any
+    ) -> Self:
+        """What a tokenizer has made, which did not pad; `own` is what a subclass has besides."""
+        # The mask says nothing of a sequence that is not padded.
+        names = [name for name in tokenizer.model_input_names if name in encoding and name != "attention_mask"]
         return cls(
-            features={name: [torch.tensor(values) for values in encoding[name]] for name in names},
+            features={name: as_ragged(encoding[name]) for name in names},
             pad_values={
                 "input_ids": tokenizer.pad_token_id or 0,  # which the mask hides, where there is no such token
                 "token_type_ids": tokenizer.pad_token_type_id,
-                "attention_mask": 0,
             },
             targets=targets,
+            **own,
         )
 
     def __len__(self) -> int:
         return len(self.features["input_ids"])
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One example as a tokenizer gives it, without the mask, which says nothing of it, and with its targets."""
-        features = {name: values[index] for name, values in self.features.items() if name != "attention_mask"}
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """One example with its targets.
+
+        Args:
+            number: as `TrainingOrder` counts: those of the second epoch go on where those of the first end.
+        """
+        index = number % len(self)
+        features = {name: rows[index] for name, rows in self.features.items()}
         return features | {name: values[index] for name, values in self.targets.items()}
 
     def lengths(self) -> list[int]:
         """Tokens per example."""
-        return [len(ids) for ids in self.features["input_ids"]]
+        return self.features["input_ids"].lengths.tolist()
+
+
+def as_ragged(rows: Any) -> Ragged:
+    """Rows that may be such already."""
+    return rows if isinstance(rows, Ragged) else Ragged.of(rows)
 
 
 def check_fits(examples: EncodedExamples, config: Any) -> None:
@@ -70,7 +88,7 @@ def check_fits(examples: EncodedExamples, config: Any) -> None:
     for name, field in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
         if name not in examples.features:
             continue
-        largest = max(examples.pad_values[name], torch.cat(examples.features[name]).max().item())
+        largest = max(examples.pad_values[name], *(int(ids.max()) for ids in examples.features[name].arrays()))
         count = getattr(config, field)
         if largest >= count:
             raise UsageError(
@@ -81,19 +99,22 @@ def check_fits(examples: EncodedExamples, config: Any) -> None:
 
 def unknown_share(tokenizer: Any, examples: EncodedExamples) -> float:
     """Which share of a split's tokens, but those that the tokenizer adds, it has no word for."""
-    ids = torch.cat(examples.features["input_ids"])
-    unknown = (ids == tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else torch.zeros_like(ids)
-    added = torch.isin(ids, torch.tensor([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]))
-    return (unknown.sum() / (~added).sum().clamp(min=1)).item()
+    added = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
+    unknown = words = 0
+    for ids in examples.features["input_ids"].arrays():
+        unknown += int((ids == tokenizer.unk_token_id).sum())
+        words += int((~np.isin(ids, added)).sum())
+    return unknown / max(1, words)
 
 
 class TrainingOrder:
     """Which examples each optimizer step sees.
 
-    The order is a fresh permutation per epoch. It depends on the seed and the epoch and on nothing else, so
-    that every method and every choice of kernels is trained on the same batches, and a resumed run on the
-    ones that were left. Gradient accumulation splits an optimizer step's examples and changes neither them
-    nor their weight.
+    Examples are counted through all epochs: number `epoch * num_examples + i` is example `i`, and says to those that
+    are other ones in every epoch which of them it is. The order is a fresh permutation per epoch. It depends on the
+    seed and the epoch and on nothing else, so that every method and every choice of kernels is trained on the same
+    batches, and a resumed run on the ones that were left. Gradient accumulation splits an optimizer step's examples
+    and changes neither them nor their weight.
     """
 
     def __init__(self, num_examples: int, *, batch_size: int, accumulation_steps: int, seed: int) -> None:
@@ -111,12 +132,13 @@ class TrainingOrder:
         self.steps_per_epoch = -(-num_examples // self.step_size)
 
     def permutation(self, epoch: int) -> list[int]:
-        """All examples in the order of this epoch."""
+        """The numbers of all examples in the order of this epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.num_examples, generator=generator).tolist()
+        order = torch.randperm(self.num_examples, generator=generator)
+        return (order + epoch * self.num_examples).tolist()
 
     def steps_from(self, step: int) -> Iterator[list[list[int]]]:
-        """Per optimizer step from number `step` (from 0) on, without end: the indices of its batches."""
+        """Per optimizer step from number `step` (from 0) on, without end: the numbers of its batches' examples."""
         epoch, first = divmod(step, self.steps_per_epoch)
         while True:
             order = self.permutation(epoch)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .batches import BatchMaker
+from .batches import Batch, BatchMaker
 from .data import EncodedExamples
 
 
@@ -15,27 +17,38 @@ from .data import EncodedExamples
 def predict(
     model: nn.Module,
     examples: EncodedExamples,
+    outputs: Callable[[nn.Module, Batch, Sequence[int]], list[torch.Tensor]],
     *,
     batch_size: int,
     pad_to: int | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> np.ndarray:
-    """The model's logits `(examples, outputs)` in float32, with dropout off.
+) -> list[np.ndarray]:
+    """What a model says of each example, with dropout off, in float32.
 
     Batches are made of examples of similar length, which pads them least.
+
+    Args:
+        model: on `device`.
+        examples: the split.
+        outputs: calls the model and takes what is wanted out of its output, one tensor an example; see `Task.outputs`.
+        batch_size: examples in a forward pass.
+        pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
+        dtype: what the forward pass computes in.
+        device: where.
     """
     was_training = model.training
     model.eval()
-    order = np.argsort(examples.lengths(), kind="stable").tolist()
+    lengths = examples.lengths()
+    order = np.argsort(lengths, kind="stable").tolist()
     starts = range(0, len(order), batch_size)
     make_batch = BatchMaker(model, examples, device, pad_to=pad_to)
-    outputs = []
+    found: dict[int, np.ndarray] = {}
     for start in tqdm(starts, desc="evaluate", unit="batch", disable=None):
-        batch = make_batch(order[start : start + batch_size])
+        own = order[start : start + batch_size]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            outputs.append(model(**batch).logits.float())
+            each = outputs(model, make_batch(own), [lengths[index] for index in own])
+        on_host = torch.cat(each).cpu().split([len(tensor) for tensor in each])  # waits for a GPU once
+        found |= {index: tensor.numpy() for index, tensor in zip(own, on_host, strict=True)}
     model.train(was_training)
-    logits = torch.empty(len(order), outputs[0].shape[1], dtype=torch.float32)
-    logits[torch.tensor(order)] = torch.cat(outputs).cpu()
-    return logits.numpy()
+    return [found[index] for index in range(len(order))]

@@ -16,7 +16,7 @@ from transformers import get_scheduler
 
 import earlybert_kernels as ek
 
-from .batches import Batch, BatchMaker
+from .batches import NO_LABEL, Batch, BatchMaker
 from .data import EncodedExamples, TrainingOrder
 from .stopwatch import Stopwatch
 
@@ -44,6 +44,7 @@ class StageSettings:
         gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
         dtype: what the forward pass computes in; parameters are float32.
         pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
+        optimizer: `"adamw"`, torch's; or `"lamb"`, `ek.Lamb` with trust ratios of the weight matrices alone.
         cuda_graphs: whether a converted model's steps are captured in CUDA graphs, on a GPU and where they can be.
     """
 
@@ -57,6 +58,7 @@ class StageSettings:
     gate_l1: float = 0.0
     dtype: torch.dtype = torch.float32
     pad_to: int | None = None
+    optimizer: str = "adamw"
     cuda_graphs: bool = True
 
 
@@ -117,11 +119,15 @@ class TrainingLoop:
             groups.append({"params": self.gates, "weight_decay": 0.0, "lr": settings.gate_learning_rate})
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
         self.captures = self._can_capture(examples)
-        self._make_batch = BatchMaker(
-            model, examples, device, pad_to=settings.pad_to, fill_from=order.batch_size if self.captures else None
+        self._batches = BatchMaker(
+            model,
+            examples,
+            device,
+            pad_to=settings.pad_to,
+            fill_from=order.batch_size if self.captures else None,
+            skip_logits=True,
         )
-        capturable = self.captures and device.type == "cuda"  # the only device that takes it
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, capturable=capturable)
+        self.optimizer = self._make_optimizer(groups)
         self.scheduler = get_scheduler(
             settings.schedule,
             self.optimizer,
@@ -172,6 +178,14 @@ class TrainingLoop:
                 self._log()  # training was stopped between two looks at the loss
         self._captured = None  # graphs keep memory
 
+    def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        rate = self.settings.learning_rate
+        if self.settings.optimizer == "lamb":
+            groups = [{**group, "adapt": group["params"] is groups[0]["params"]} for group in groups]
+            return ek.Lamb([group for group in groups if group["params"]], lr=rate)
+        capturable = self.captures and self.device.type == "cuda"  # the only device that takes it
+        return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=capturable)
+
     def _can_capture(self, examples: EncodedExamples) -> bool:
         """Whether steps are captured; a line says why not, where they could be expected to."""
         if not (self.settings.cuda_graphs and ek.is_converted(self.model) and has_graphs(self.device)):
@@ -190,13 +204,17 @@ class TrainingLoop:
         return True
 
     def _train_step(self, batches: list[list[int]]) -> None:
-        made = [self._make_batch(indices) for indices in batches]
+        made = [self._batches.make(indices) for indices in batches]
+        # The gradient is that of the mean over all the step's examples, or labelled tokens, however they are split.
+        counts = [
+            int((batch["labels"] != NO_LABEL).sum()) if self._batches.label_tokens else len(indices)
+            for batch, indices in zip(made, batches, strict=True)
+        ]
+        made = [self._batches.move(batch) for batch in made]
         if self._captured is not None:
             self._loss += self._captured(*made)
         else:
-            # Weighted by examples: the gradient is that of the mean over all examples of the step, however split.
-            count = sum(map(len, batches))
-            self._loss += self._update(made, [len(indices) / count for indices in batches])
+            self._loss += self._update(made, [count / sum(counts) for count in counts])
         if self.step == 0:
             self.first_loss = self._loss.item()
         self.scheduler.step()
@@ -206,10 +224,10 @@ class TrainingLoop:
 
         Args:
             batches: of one optimizer step.
-            shares: which share of the step's examples each of them has.
+            shares: which share of the step's examples, or labelled tokens, each of them has.
 
         Returns:
-            The mean loss of the step's examples, a 0-dimensional tensor.
+            The step's mean loss, a 0-dimensional tensor.
         """
         dtype = self.settings.dtype
         total = torch.zeros_like(self._loss)

@@ -1,4 +1,4 @@
-"""`python -m earlybert_kernels.backends.triton.inspect`: all that ships passes its checks, and they can fail."""
+"""`python -m earlybert_kernels.inspection.triton`: all that ships passes its checks, and they can fail."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import json, sys
 import torch
 import triton
 import triton.language as tl
-from earlybert_kernels.backends.triton import compiled, inspect
 from earlybert_kernels.backends.triton.launch import launch, recording
+from earlybert_kernels.inspection import compiled
+from earlybert_kernels.inspection.triton import inspect
 
 @triton.jit
 def spills(x, out, rows, N: tl.constexpr):
@@ -62,7 +63,7 @@ with recording(90) as launches:
     for x in (single, half, single[:7]):  # the last says nothing new
         launch(multiplies, (3,), x, x, N=32, DTYPE=tl.bfloat16, PRECISION="tf32")
     launch(multiplies, (1,), single, single, N=32, DTYPE=tl.float32, PRECISION="ieee")
-rows = inspect.inspect([compiled.configuration("faults", 90, each) for each in launches])
+rows = inspect([compiled.configuration("faults", 90, each) for each in launches])
 print(json.dumps([row._asdict() for row in rows]))
 '''
 
@@ -89,7 +90,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def inspected(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return run("-m", "earlybert_kernels.backends.triton.inspect", *arguments, **environment)
+    return run("-m", "earlybert_kernels.inspection.triton", *arguments, **environment)
 
 
 def test_the_checks_can_fail(tmp_path):

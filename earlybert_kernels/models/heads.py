@@ -1,4 +1,4 @@
-"""The BERT heads: what stands on padding counts in none of them, and some gain by knowing which tokens are real."""
+"""The heads of converted models: padding counts in none of them, and some gain by knowing which tokens are real."""
 
 # Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
 import functools
@@ -9,43 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModelOutput
-from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
 from ..nn import Packing, PaddingFreeEncoder
-from .bert_forward import encode
-from .doors import OFFSETS, read_offsets, refuse_tracing
+from .batch_arguments import OFFSETS, read_offsets, refuse_tracing
+from .family import Head, Labels, Rows
+from .forward import encode
+from .registry import family_of, head_of
 
 _NO_LABEL = -100
-
-#: Heads that read the pooled token alone: the last layer need compute no other.
-READS_FIRST_TOKEN = (
-    hf.BertForSequenceClassification,
-    hf.BertForMultipleChoice,
-    hf.BertForNextSentencePrediction,
-)
-#: Heads whose `labels` belong to tokens.
-LABELS_TOKENS = (hf.BertForPreTraining, hf.BertLMHeadModel, hf.BertForMaskedLM, hf.BertForTokenClassification)
-
-#: Heads in which every token is scored, so that padding has to be left out.
-SCORES_TOKENS = (*LABELS_TOKENS, hf.BertForQuestionAnswering)
-
-
-def stock_class(head: nn.Module) -> type | None:
-    """The head class of transformers whose forward `head` has, or None."""
-    for cls in (*READS_FIRST_TOKEN, *LABELS_TOKENS, hf.BertForQuestionAnswering):
-        if isinstance(head, cls) and type(head).forward is cls.forward:
-            return cls
-    return None
 
 
 def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """What a converted head's forward is called with in the place of its arguments.
 
     What stands on padding never counts: a label there is as if it were -100. Of a packed batch the offsets are read
-    where it comes without them (see `read_offsets`). For `BertLMHeadModel`, a label counts only if the token before
-    it, from which it is predicted, is a real one of the same sequence.
+    where it comes without them (see `read_offsets`). A label that is predicted from
+    the token before counts only if that one is a real one of the same sequence.
 
     Args:
         names: of the arguments that the forward takes by position.
@@ -56,7 +37,7 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
         No positional arguments, and keyword arguments.
 
     Raises:
-        ValueError: `BertForMultipleChoice` is given a packed batch, or `read_offsets` refuses the batch.
+        ValueError: a multiple-choice head is given a packed batch, or `read_offsets` refuses the batch.
         TypeError: there are more positional arguments than names.
         RuntimeError: the model is traced, or exported with a mask.
     """
@@ -64,7 +45,7 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
     if len(args) > len(names):
         raise TypeError(f"{type(head).__name__} takes {len(names)} positional arguments, got {len(args)}")
     kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-    cls, mask = stock_class(head), kwargs.get("attention_mask")
+    kind, mask = head_of(head), kwargs.get("attention_mask")
     tokens = kwargs.get("input_ids")
     shape = tokens.shape if tokens is not None else getattr(kwargs.get("inputs_embeds"), "shape", ())[:-1]
     given = {name: kwargs.get(name) for name in ("seq_idx", *OFFSETS)}
@@ -72,16 +53,16 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
         rows = (shape[:-1].numel(), shape[-1])
         kwargs.update(read_offsets(rows, kwargs.get("position_ids"), mask, **given))
     offsets = kwargs.get("cu_seq_lens_q")
-    if cls is hf.BertForMultipleChoice and offsets is not None:
-        raise ValueError("BertForMultipleChoice takes no packed batch, in which its choices could not be told apart")
-    if cls in READS_FIRST_TOKEN:
+    if offsets is not None and not kind.takes_packed:
+        raise ValueError(f"{kind.stock.__name__} takes no packed batch, in which its choices could not be told apart")
+    if kind.rows is Rows.FIRST:
         kwargs["first_token_only"] = True
-    if cls is hf.BertForPreTraining:
+    if kind.rows is Rows.ALL_AND_POOLED:
         kwargs["pooled_is_read"] = True
-    if cls in LABELS_TOKENS:
+    if kind.labels in (Labels.TOKEN, Labels.NEXT_TOKEN):
         for name in ("labels", "shift_labels"):
             if kwargs.get(name) is not None:
-                predicted = cls is hf.BertLMHeadModel and name == "labels"
+                predicted = kind.labels is Labels.NEXT_TOKEN and name == "labels"
                 kwargs[name] = _counting(kwargs[name], mask, offsets, predicted)
     return (), kwargs
 
@@ -110,7 +91,7 @@ def _counting(labels: Tensor, mask: Tensor | None, offsets: Tensor | None, predi
 
 @can_return_tuple
 def question_answering_forward(
-    model: hf.BertForQuestionAnswering,
+    model: nn.Module,
     previous: Callable | None,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -123,7 +104,7 @@ def question_answering_forward(
     max_length_q: int | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> QuestionAnsweringModelOutput:
-    """`BertForQuestionAnswering.forward` in which padding is no candidate for a start or an end.
+    """A question-answering head's forward in which padding is no candidate for a start or an end.
 
     The stock head lets padding take part in the softmax over positions, so that its loss depends on how far a
     batch was padded. Here those logits are the dtype's lowest value: each row has the loss it has alone, and a
@@ -184,8 +165,8 @@ def question_answering_forward(
 
 
 def is_fused(head: nn.Module) -> bool:
-    """Whether the BERT of a head is converted; forwards that were wrapped meanwhile outlive `restore`."""
-    return isinstance(head.bert.encoder, PaddingFreeEncoder)
+    """Whether the base model of a head is converted; forwards that were wrapped meanwhile outlive `restore`."""
+    return isinstance(family_of(head).encoder_of(head.base_model), PaddingFreeEncoder)
 
 
 def _answer_loss(scores: Tensor, positions: Tensor, real: Tensor | None) -> Tensor:
@@ -199,7 +180,7 @@ def _answer_loss(scores: Tensor, positions: Tensor, real: Tensor | None) -> Tens
 
 
 def masked_lm_forward(
-    model: hf.BertForMaskedLM,
+    model: nn.Module,
     previous: Callable | None,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -211,7 +192,7 @@ def masked_lm_forward(
     max_labelled: int | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> MaskedLMOutput:
-    """`BertForMaskedLM.forward`, with the head and the decoder on the labelled rows alone when `skip_logits`.
+    """A masked language model's forward, with the head and the decoder on the labelled rows alone when `skip_logits`.
 
     Args:
         previous: the forward that was on the model before it was converted, which is called where logits are wanted;
@@ -243,13 +224,13 @@ def masked_lm_forward(
 
 @can_return_tuple
 def _labelled_rows_forward(
-    model: hf.BertForMaskedLM, inputs: tuple, labels: Tensor, max_labelled: int | None, **kwargs
+    model: nn.Module, inputs: tuple, labels: Tensor, max_labelled: int | None, **kwargs
 ) -> MaskedLMOutput:
-    packing, x, hidden_states, attentions = encode(model.bert, *inputs, **kwargs)
+    decoder = head_of(model).decoder
+    packing, x, hidden_states, attentions = encode(family_of(model), model.base_model, *inputs, **kwargs)
     rows, labels = _labelled(*packing.pack(labels), max_labelled)
-    head = model.cls.predictions
-    hidden = head.transform(x.index_select(0, rows))
-    loss = ops.masked_lm_loss(hidden, labels, head.decoder.weight, head.decoder.bias, max_labelled=max_labelled)
+    hidden, linear = decoder.transform(model, x.index_select(0, rows)), model.get_submodule(decoder.linear)
+    loss = ops.masked_lm_loss(hidden, labels, linear.weight, linear.bias, max_labelled=max_labelled)
     # The op's loss of no label at all is 0; the mean of nothing is not a number, as in the stock head.
     loss = torch.where((labels != _NO_LABEL).any(), loss, torch.nan)
     return MaskedLMOutput(loss=loss, hidden_states=hidden_states, attentions=attentions)
@@ -271,8 +252,12 @@ def _labelled(labels: Tensor, max_labelled: int | None) -> tuple[Tensor, Tensor]
     return rows, labels.index_select(0, rows).masked_fill(absent, _NO_LABEL)
 
 
-#: Forwards that take the place of the stock ones on a converted head.
-FORWARDS = {
-    hf.BertForQuestionAnswering: question_answering_forward,
-    hf.BertForMaskedLM: masked_lm_forward,
-}
+def forward_of(head: Head) -> Callable | None:
+    """What takes the place of the stock forward on a converted head; None where that stays."""
+    if head.labels is Labels.SPAN:
+        return question_answering_forward
+    return None if head.decoder is None else masked_lm_forward
+
+
+#: All that `forward_of` gives.
+FORWARDS = (question_answering_forward, masked_lm_forward)

@@ -1,4 +1,4 @@
-"""`python -m earlybert_kernels.backends.cuda.inspect`: all that was built passes its checks, and they can fail."""
+"""`python -m earlybert_kernels.inspection.cuda`: all that was built passes its checks, and they can fail."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from earlybert_kernels.backends import build_record, load_extension
-from earlybert_kernels.backends.cuda import inspect
-from earlybert_kernels.backends.cuda.inspect import Code, Kernel, Row
+from earlybert_kernels.inspection import cuda
+from earlybert_kernels.inspection.cuda import Code, Kernel, Row
 
 MODULE, MISSING = load_extension("_cuda")
 
@@ -71,11 +71,11 @@ def test_the_assemblers_notes_are_read():
     attention = Kernel(symbol("attention", "7forwardIfE"), "80", registers=198, stack=16, local=0, shared=32)
     plain = Kernel("plain", "80", registers=12, stack=0, local=8, shared=0)
     hopper = Kernel("plain", "90a", registers=40, stack=0, local=0, shared=1024)
-    assert inspect.kernels(RESOURCES) == [attention, plain, hopper]
+    assert cuda.kernels(RESOURCES) == [attention, plain, hopper]
 
 
 def test_machine_code_is_read():
-    assert inspect.codes(SASS.splitlines()) == {
+    assert cuda.codes(SASS.splitlines()) == {
         ("90a", "first"): Code(instructions=4, on_stack=2, tensor_cores=None),
         ("90a", "second"): Code(instructions=1, on_stack=0, tensor_cores="HGMMA"),
         ("100", "second"): Code(instructions=1, on_stack=0, tensor_cores="UTCHMMA"),
@@ -92,7 +92,7 @@ def test_machine_code_is_read():
     ],
 )
 def test_names_are_shortened(whole, short):
-    assert inspect.short_name(whole) == short
+    assert cuda.short_name(whole) == short
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_names_are_shortened(whole, short):
 )
 def test_the_checks_can_fail(op, name, changes, code, expected):
     kernel = Kernel("symbol", "90a", registers=40, stack=0, local=0, shared=1024)
-    found = inspect.problems(op, name, kernel._replace(**changes), code)
+    found = cuda.problems(op, name, kernel._replace(**changes), code)
     assert len(found) == len(expected)
     assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True))
 
@@ -124,9 +124,9 @@ def test_a_kernel_that_an_architecture_lacks_is_a_finding():
         return Row("rows", name, Kernel("", architecture, 40, 0, 0, 0), None, problems)
 
     rows = [row("f", "80", []), row("f", "90a", ["is slow", "is long"]), row("g", "80", [])]
-    assert inspect.findings(rows[:2], ["80", "90a"]) == ["rows: f (sm_90a) is slow; is long"]
-    assert inspect.findings(rows, ["80", "90a"])[1:] == ["sm_90a has no rows: g"]
-    assert inspect.findings(rows[:1], ["80", "100"]) == ["sm_100 has no rows: f", "sm_100 has no kernels"]
+    assert cuda.findings(rows[:2], ["80", "90a"]) == ["rows: f (sm_90a) is slow; is long"]
+    assert cuda.findings(rows, ["80", "90a"])[1:] == ["sm_90a has no rows: g"]
+    assert cuda.findings(rows[:1], ["80", "100"]) == ["sm_100 has no rows: f", "sm_100 has no kernels"]
 
 
 FAULTS = """
@@ -149,13 +149,13 @@ void run(float* values) {
 """
 
 
-@pytest.mark.skipif(inspect.tool() is None, reason="there is no cuobjdump")
+@pytest.mark.skipif(cuda.tool() is None, reason="there is no cuobjdump")
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 def test_a_stack_is_found_in_what_nvcc_compiles(tmp_path):
     (tmp_path / "attention.cu").write_text(FAULTS)
     command = ["nvcc", "-arch=sm_80", "-shared", "-Xcompiler=-fPIC", "-o", "module.so", "attention.cu"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    half, single = inspect.inspect(tmp_path / "module.so")
+    half, single = cuda.inspect(tmp_path / "module.so")
     for row in (half, single):
         assert row.op == "attention" and row.kernel.architecture == "80" and row.kernel.stack >= 256
         assert row.code.on_stack > 0
@@ -164,13 +164,13 @@ def test_a_stack_is_found_in_what_nvcc_compiles(tmp_path):
         assert re.match("keeps 256 bytes on the stack, .*without tensor cores", " ".join(half.problems))
 
 
-@pytest.mark.skipif(inspect.tool() is None, reason="there is no cuobjdump")
+@pytest.mark.skipif(cuda.tool() is None, reason="there is no cuobjdump")
 @pytest.mark.skipif(MODULE is None, reason=f"{MISSING}")
 def test_every_kernel_that_was_built_passes():
-    rows = inspect.inspect(Path(MODULE.__file__))
+    rows = cuda.inspect(Path(MODULE.__file__))
     architectures = build_record()["_cuda"]["archs"].replace("+PTX", "").split(";")
-    assert inspect.findings(rows, architectures) == []
-    sources = (Path(__file__).parents[3] / "csrc" / "cuda").glob("*.cu")
+    assert cuda.findings(rows, architectures) == []
+    sources = (Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu")
     assert {row.op for row in rows} == {source.stem for source in sources if has_kernels(source)}
 
 
@@ -181,6 +181,6 @@ def has_kernels(source):
 
 @pytest.mark.skipif(MODULE is None, reason=f"{MISSING}")
 def test_without_cuobjdump_that_is_said(tmp_path):
-    code = "from earlybert_kernels.backends.cuda import inspect; inspect.tool = lambda: None; exit(inspect.main())"
+    code = "from earlybert_kernels.inspection import cuda; cuda.tool = lambda: None; exit(cuda.main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "cuobjdump was not found: on PATH, in CUDA_HOME/bin" in done.stderr

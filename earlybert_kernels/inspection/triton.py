@@ -1,4 +1,4 @@
-"""`python -m earlybert_kernels.backends.triton.inspect`: compiles every kernel without a GPU, and checks what came out.
+"""`python -m earlybert_kernels.inspection.triton`: compiles every kernel without a GPU, and checks what came out.
 
 For each configuration that ships (`workloads.py` calls every op at BERT's shapes and dtypes) it prints registers,
 spilled bytes (and the share of an inner loop's instructions that go there), shared memory and the tensor-core
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import INTERPRETED
+from ..backends.triton import INTERPRETED
 
 #: Bytes of shared memory that a program may ask for, by architecture.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -128,7 +128,7 @@ def _plain(value: Any) -> Any:
 
 def main() -> int:
     """The command line; returns the exit status: 0, or 1 where a check fails."""
-    parser = argparse.ArgumentParser(prog="python -m earlybert_kernels.backends.triton.inspect", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m earlybert_kernels.inspection.triton", description=__doc__)
     parser.add_argument("--arch", type=int, action="append", choices=sorted(SHARED_LIMITS), help="default: all")
     parser.add_argument("--op", action="append", help="of workloads.py; default: all")
     parser.add_argument("--all", action="store_true", help="all combinations, not a selection: takes long")

@@ -1,4 +1,4 @@
-"""The two doors of a converted model: a padded batch with its mask, or a packed batch with its offsets."""
+"""The arguments of a forward that say where a batch's tokens are: a padded batch's mask, or a packed one's offsets."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def find_packing(
             f"max_length_q is {max_length_q!r}: a packed batch needs the length of its longest sequence as an int, "
             "which the device need not be asked for"
         )
-    if max_length_k is not None and max_length_k != max_length_q:
+    # Inductor's code for two ints that have been found equal names one that it does not define (torch 2.11 to 2.13).
+    if not torch.compiler.is_compiling() and max_length_k not in (None, max_length_q):
         raise ValueError(f"max_length_k is {max_length_k}, expected max_length_q, {max_length_q}, or nothing")
     if cu_seq_lens_k is not None and not _equal(cu_seq_lens_k, cu_seq_lens_q):
         raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q: in an encoder a token attends to its own sequence")

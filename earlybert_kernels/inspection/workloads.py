@@ -1,4 +1,4 @@
-"""What `inspect` compiles: every op called at the shapes and dtypes of real BERTs, on tensors without data.
+"""What is compiled to be inspected: the Triton backend's ops, called as real BERTs call them, on tensors without data.
 
 The kernels' configurations stand where they are launched, and nowhere else: what these calls would launch is recorded.
 A workload goes through all combinations (`everything`), or through a selection that has each tile and each branch of
@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import attention as attention_op
-from . import attention_sublayer as attention_sublayer_op
-from . import dropout_add_layer_norm as dropout_add_layer_norm_op
-from . import embedding_layer_norm as embedding_layer_norm_op
-from . import feed_forward as feed_forward_op
-from . import feed_forward_sublayer as feed_forward_sublayer_op
-from . import lamb_step as lamb_step_op
-from . import masked_lm_loss as masked_lm_loss_op
-from .launch import Launch, recording
+from ..backends.arguments import (
+    AttentionSublayerInputs,
+    AttentionSublayerSaved,
+    FeedForwardSublayerInputs,
+    FeedForwardSublayerSaved,
+)
+from ..backends.triton import attention as attention_op
+from ..backends.triton import attention_sublayer as attention_sublayer_op
+from ..backends.triton import dropout_add_layer_norm as dropout_add_layer_norm_op
+from ..backends.triton import embedding_layer_norm as embedding_layer_norm_op
+from ..backends.triton import feed_forward as feed_forward_op
+from ..backends.triton import feed_forward_sublayer as feed_forward_sublayer_op
+from ..backends.triton import lamb_step as lamb_step_op
+from ..backends.triton import masked_lm_loss as masked_lm_loss_op
+from ..backends.triton.launch import Launch, recording
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 #: Hidden size, neurons, heads and head size.
@@ -54,6 +61,12 @@ def _empty(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
 
 def _seed(dropout_p: float) -> Tensor | None:
     return _empty(dtype=torch.int64) if dropout_p else None
+
+
+def _saved(cls: type, inputs: NamedTuple, results: NamedTuple) -> NamedTuple:
+    """What an op saves of its inputs and results."""
+    values = inputs._asdict() | results._asdict()
+    return cls._make(values[name] for name in cls._fields)
 
 
 def _mask(units: int) -> Tensor:
@@ -142,9 +155,9 @@ def _attention_sublayer(
     units = (_mask(heads) if masked else None, _empty(heads) if gated else None, _seed(dropout_p), _seed(dropout_p))
     options = (size, first_only, dropout_p, dropout_p)
     x, packing = _empty(tokens, hidden, dtype=stream), (_offsets(sequences), 128)
-    out, *kept = attention_sublayer_op.forward(x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS)
-    weights = (*projection[:1] * 3, w_out, norm[0])
-    attention_sublayer_op.backward(torch.empty_like(out), *kept, x, *packing, *weights, *units, *options)
+    inputs = AttentionSublayerInputs(x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS)
+    results = attention_sublayer_op.forward(inputs)
+    attention_sublayer_op.backward(torch.empty_like(results.out), _saved(AttentionSublayerSaved, inputs, results))
 
 
 @_workload
@@ -243,8 +256,9 @@ def _feed_forward_sublayer(
     b_in, b_out = _empty(neurons, dtype=dtype), _empty(hidden, dtype=dtype)
     x, norm = _empty(tokens, hidden, dtype=stream), (_empty(hidden, dtype=stream), _empty(hidden, dtype=stream))
     units = (_mask(neurons) if masked else None, None, _seed(0.1), "gelu", 0.1)
-    out, *kept = feed_forward_sublayer_op.forward(x, w_in, b_in, w_out, b_out, *norm, *units, EPS)
-    feed_forward_sublayer_op.backward(torch.empty_like(out), *kept, x, w_in, w_out, norm[0], *units)
+    inputs = FeedForwardSublayerInputs(x, w_in, b_in, w_out, b_out, *norm, *units, EPS)
+    results = feed_forward_sublayer_op.forward(inputs)
+    feed_forward_sublayer_op.backward(torch.empty_like(results.out), _saved(FeedForwardSublayerSaved, inputs, results))
 
 
 @_workload

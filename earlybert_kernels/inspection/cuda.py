@@ -1,4 +1,4 @@
-"""`python -m earlybert_kernels.backends.cuda.inspect`: what nvcc made of every kernel, and what is wrong with it.
+"""`python -m earlybert_kernels.inspection.cuda`: what nvcc made of every kernel, and what is wrong with it.
 
 Reads the built extension with cuobjdump, without a GPU. For each architecture and kernel it prints registers, bytes
 of a thread's stack, how many instructions go there, static shared memory and the tensor-core instruction; what a
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import build_record, load_extension
+from ..backends import build_record, load_extension
 
 #: Ops all of whose kernels multiply matrices.
 PRODUCTS = ("attention",)
@@ -261,7 +261,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> int:
     """The command line; returns the exit status: 0, 1 where a check fails, 2 where none can be made."""
-    argparse.ArgumentParser(prog="python -m earlybert_kernels.backends.cuda.inspect", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m earlybert_kernels.inspection.cuda", description=__doc__).parse_args()
     module, missing = load_extension("_cuda")
     if module is None:
         print(missing, file=sys.stderr)

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from .launch import Launch
+from ..backends.triton.launch import Launch
 
 #: Instructions of a loop that time is spent in; smaller ones set memory to 0 or look something up.
 _LEAST_LOOP = 64

@@ -1,4 +1,4 @@
-"""What runs inside a converted BERT: real tokens in, real tokens through, padding only where it is asked for."""
+"""What runs inside a converted model: real tokens in, real tokens through, padding only where it is asked for."""
 
 # Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
 from collections.abc import Iterable
@@ -7,23 +7,24 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
 from ..nn import Packing, PaddingFreeEncoder
 from ..nn.plain import extension
 from .attention_weights import attention_weights
-from .bert_checks import check_attention
-from .doors import OFFSETS, find_packing, read_offsets, refuse_tracing
+from .batch_arguments import OFFSETS, find_packing, read_offsets, refuse_tracing
+from .checks import check_attention
+from .family import Embeddings, ModelFamily
+from .registry import family_of
 
-#: Arguments that transformers passes along and that change nothing in a BERT encoder.
+#: Arguments that transformers passes along and that change nothing in an encoder.
 _HARMLESS = frozenset({"num_items_in_batch", "output_router_logits", "return_dict", "use_cache"})
 
 
 @can_return_tuple
 def packed_forward(
-    base: hf.BertModel,
+    base: nn.Module,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
@@ -37,7 +38,7 @@ def packed_forward(
     pooled_is_read: bool = False,
     **kwargs: Unpack[TransformersKwargs],
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-    """`BertModel.forward` without padding: same arguments, same outputs at every real token, zeros elsewhere.
+    """A base model's forward without padding: same arguments, same outputs at every real token, zeros elsewhere.
 
     A batch that is packed already, `(1, T)`, comes with the offsets of its sequences, as `find_packing` describes
     them. Then `last_hidden_state` and hidden states are `(1, T, E)`, `pooler_output` is `(sequences, E)`, and nothing
@@ -55,7 +56,9 @@ def packed_forward(
         TypeError: offsets are not int32.
         RuntimeError: the model is traced, or exported with a mask (see `refuse_tracing`).
     """
-    if not isinstance(base.encoder, PaddingFreeEncoder):  # restored, under a forward that was wrapped while converted
+    family = family_of(base)
+    # Restored, under a forward that was wrapped while it was converted.
+    if not isinstance(family.encoder_of(base), PaddingFreeEncoder):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         decoding = (encoder_hidden_states, encoder_attention_mask, past_key_values)
         return type(base).forward(base, *inputs, *decoding, use_cache=use_cache, **kwargs)
@@ -63,8 +66,8 @@ def packed_forward(
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
     options = {"first_token_only": first_token_only, "needs_first_token": first_token_only or pooled_is_read, **kwargs}
-    packing, x, hidden_states, attentions = encode(base, *inputs, **options)
-    pooler = None if packing.starts_with_padding or packing.has_empty else base.pooler
+    packing, x, hidden_states, attentions = encode(family, base, *inputs, **options)
+    pooler = None if packing.starts_with_padding or packing.has_empty else getattr(base, "pooler", None)
     if first_token_only and hidden_states is None:
         sequence_output = first = x.unsqueeze(1)
     else:
@@ -96,7 +99,8 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    base: hf.BertModel,
+    family: ModelFamily,
+    base: nn.Module,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     token_type_ids: Tensor | None,
@@ -127,22 +131,24 @@ def encode(
             As in transformers, 0 by itself asks for none.
 
     Raises:
-        ValueError: not exactly one of the inputs was given, mask or offsets do not fit the batch, a row begins with
-            padding or is nothing else where its first token is needed, there is no such hidden state, or the batch
-            has no columns or is on another device than the model; or an attention was made causal or scaled.
+        ValueError: not exactly one of the inputs was given, the batch is longer than the model has positions for, mask
+            or offsets do not fit the batch, a row begins with padding or is nothing else where its first token is
+            needed, there is no such hidden state, or the batch has no columns or is on another device than the model;
+            or an attention was made causal or scaled.
         TypeError: offsets are not int32, ids, types or positions neither int64 nor int32, or there is an argument
             that would change what is computed, or is unknown.
         RuntimeError: the model is traced, or exported with a mask.
     """
     refuse_tracing(attention_mask)
     _check_options(kwargs)
-    for layer in base.encoder.layer:
-        check_attention("attention.self", layer.attention.self)
+    encoder = family.encoder_of(base)
+    for layer in encoder.layer:
+        check_attention(family.layer.parts["self_attention"], layer.parts.self_attention)
     if output_attentions is None:
         output_attentions = base.config.output_attentions
     if output_hidden_states is None:
         output_hidden_states = base.config.output_hidden_states
-    selection = _selected(output_hidden_states, len(base.encoder.layer) + 1)
+    selection = _selected(output_hidden_states, len(encoder.layer) + 1)
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
     for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
@@ -163,16 +169,25 @@ def encode(
     packing = find_packing(shape, device, attention_mask, **offsets)
     if needs_first_token and packing.has_empty:
         raise ValueError(
-            "a row or packed sequence of the batch holds no token, not even the first, which BERT pools: leave it out"
+            "a row or packed sequence of the batch holds no token, not even the first, which "
+            f"{family.name} pools: leave it out"
         )
     if needs_first_token and packing.starts_with_padding:
         raise ValueError(
-            "BERT pools the first token of a row, and in this batch a row begins with padding: "
+            f"{family.name} pools the first token of a row, and in this batch a row begins with padding: "
             "pad on the right (tokenizer.padding_side = 'right')"
         )
     if position_ids is None:
         is_packed = offsets["cu_seq_lens_q"] is not None
         position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
+        first, positions = family.first_position(base.config), base.config.max_position_embeddings
+        if not is_packed and packing.max_seqlen + first > positions:
+            raise ValueError(
+                f"a sequence of {packing.max_seqlen} tokens is longer than the {positions - first} that the model has "
+                "positions for: cut it (truncation=True, max_length=...)"
+            )
+        if first:
+            position_ids = position_ids + first
     named = {
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,
@@ -181,10 +196,10 @@ def encode(
     }
     given = {name: value.expand(*shape, *value.shape[2:]) for name, value in named.items() if value is not None}
     packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
-    x = _embed(base.embeddings, **dict.fromkeys(named) | dict(zip(given, packed, strict=True)))
+    x = _embed(family.embeddings, base.embeddings, **dict.fromkeys(named) | dict(zip(given, packed, strict=True)))
     states = [] if selection or output_attentions else None
-    x = base.encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
-    return _encoded(base, packing, x, states, selection, output_attentions)
+    x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
+    return _encoded(encoder, packing, x, states, selection, output_attentions)
 
 
 def _check_options(kwargs: dict) -> None:
@@ -211,7 +226,12 @@ def _selected(output_hidden_states: bool | int | Iterable[int], count: int) -> s
 
 
 def _encoded(
-    base: hf.BertModel, packing: Packing, x: Tensor, states: list | None, selection: set[int], output_attentions: bool
+    encoder: PaddingFreeEncoder,
+    packing: Packing,
+    x: Tensor,
+    states: list | None,
+    selection: set[int],
+    output_attentions: bool,
 ) -> Encoded:
     """Puts padding back into what was asked for.
 
@@ -224,28 +244,32 @@ def _encoded(
         padded = iter(packing.pad(*(state for number, state in enumerate(states) if number in selection)))
         hidden_states = tuple(next(padded) if number in selection else None for number in range(len(states)))
     if output_attentions:
-        attentions = attention_weights(base.encoder.layer, states, packing)
+        attentions = attention_weights(encoder.layer, states, packing)
     return Encoded(packing, x, hidden_states, attentions)
 
 
 def _embed(
-    embeddings: hf.BertEmbeddings,
+    fused: Embeddings | None,
+    embeddings: nn.Module,
     input_ids: Tensor | None,
     token_type_ids: Tensor | None,
     position_ids: Tensor,
     inputs_embeds: Tensor | None,
 ) -> Tensor:
     """`(1, T)` inputs -> `(T, E)`."""
-    if inputs_embeds is not None or not _is_plain(embeddings):
-        return embeddings(input_ids, token_type_ids, position_ids, inputs_embeds).squeeze(0)
-    word, norm, dropout = embeddings.word_embeddings, embeddings.LayerNorm, embeddings.dropout
+    if fused is None or inputs_embeds is not None or not _is_plain(fused, embeddings):
+        named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
+        given = {name: value for name, value in named.items() if value is not None}
+        return embeddings(**given, position_ids=position_ids).squeeze(0)
+    names = (fused.word, fused.position, fused.token_type, fused.norm, fused.dropout)
+    word, position, token_type, norm, dropout = (getattr(embeddings, name) for name in names)
     if token_type_ids is None:
         token_type_ids = torch.zeros_like(input_ids)
     return ops.embedding_layer_norm(
         *(ids.squeeze(0).long() for ids in (input_ids, position_ids, token_type_ids)),
         word.weight,
-        embeddings.position_embeddings.weight,
-        embeddings.token_type_embeddings.weight,
+        position.weight,
+        token_type.weight,
         norm.weight,
         norm.bias,
         padding_id=word.padding_idx,
@@ -254,18 +278,13 @@ def _embed(
     )
 
 
-def _is_plain(embeddings: nn.Module) -> bool:
+def _is_plain(fused: Embeddings, embeddings: nn.Module) -> bool:
     """Whether calling the modules one by one would do what the op does: none is replaced, extended or hooked."""
-    children = {
-        "word_embeddings": nn.Embedding,
-        "position_embeddings": nn.Embedding,
-        "token_type_embeddings": nn.Embedding,
-        "LayerNorm": nn.LayerNorm,
-        "dropout": nn.Dropout,
-    }
+    children = dict.fromkeys((fused.word, fused.position, fused.token_type), nn.Embedding)
+    children |= {fused.norm: nn.LayerNorm, fused.dropout: nn.Dropout}
     modules = {name: getattr(embeddings, name, None) for name in children}
     return (
-        type(embeddings) is hf.BertEmbeddings
+        type(embeddings) is fused.stock
         and all(type(modules[name]) is cls for name, cls in children.items())
         and not any(map(extension, (embeddings, *modules.values())))
         and not any(

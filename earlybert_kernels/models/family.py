@@ -1,0 +1,183 @@
+"""A model family: everything the library knows about one family of transformers models, as a value.
+
+What is done to a model (checks, swapping modules, padding-free forwards, compact classes) is written once, in the
+other modules of this package, which ask the family and know none by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Rows(Enum):
+    """The rows of the last layer that a head reads."""
+
+    #: The first token of each sequence, pooled or not; the last layer need compute no other.
+    FIRST = auto()
+    ALL = auto()
+    #: All, and the first one pooled.
+    ALL_AND_POOLED = auto()
+
+
+class Labels(Enum):
+    """What a head's labels belong to, and with it which of them stand on padding."""
+
+    #: A sequence, or a choice: none does.
+    SEQUENCE = auto()
+    TOKEN = auto()
+    #: A token that is predicted from the one before.
+    NEXT_TOKEN = auto()
+    #: The positions at which a span begins and ends.
+    SPAN = auto()
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The part of a masked language model that can be computed for some rows alone.
+
+    Attributes:
+        transform: the head's module and hidden states `(rows, E)` -> what the decoder multiplies, `(rows, E)`.
+        linear: path in the model of the linear layer that makes logits of it.
+    """
+
+    transform: Callable[[nn.Module, Tensor], Tensor]
+    linear: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head class of transformers.
+
+    Attributes:
+        stock: the class.
+        auto_class: the class of transformers that loads it for its task, `"AutoModelForMaskedLM"`, say.
+        rows: which rows of the last layer it reads.
+        labels: what its labels belong to.
+        decoder: of a masked language model.
+        takes_packed: whether a packed batch has a meaning for it.
+    """
+
+    stock: type[PreTrainedModel]
+    auto_class: str
+    rows: Rows
+    labels: Labels = Labels.SEQUENCE
+    decoder: Decoder | None = None
+    takes_packed: bool = True
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings that are the sum of three tables, a layer norm and dropout, which one op computes.
+
+    Attributes:
+        stock: their class.
+        word, position, token_type, norm, dropout: its children of these names.
+    """
+
+    stock: type[nn.Module]
+    word: str = "word_embeddings"
+    position: str = "position_embeddings"
+    token_type: str = "token_type_embeddings"
+    norm: str = "LayerNorm"
+    dropout: str = "dropout"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an encoder layer is made of, as paths in it: `"attention.self.query"`.
+
+    Attributes:
+        classes: the very class of each module that is no part: the layer itself at `""`, and what holds its parts.
+        parts: the modules that `nn.LayerParts` names, by its names; their classes are those that it states.
+        activation: the module that computes the feed-forward's activation.
+        heads: attribute of the self-attention that says how many heads it has.
+        width: attribute of it that says how wide they are together.
+    """
+
+    classes: Mapping[str, type[nn.Module]]
+    parts: Mapping[str, str]
+    activation: str
+    heads: str = "num_attention_heads"
+    width: str = "all_head_size"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelFamily:
+    """Everything the library knows about one family of transformers models.
+
+    Attributes:
+        name: what messages call it.
+        config: its class of configs; the model type is that of it.
+        tokenizer: the class that `AutoTokenizer` takes for compact models.
+        pretrained: the class that its models derive from.
+        base: its base model, embeddings and encoder.
+        encoder: path in the base model of the module that runs the layers, registered in it as `layer`.
+        encoder_class: the very class of that module.
+        layer: what a layer is made of.
+        embeddings: what the fused op computes; None where it does not, and the base model's own are called.
+        first_position: a config -> the position of the first token of a sequence.
+        activations: by the names that transformers gives the activations that the ops know, the ops' names.
+        activation_field, neurons_field: the config's fields that hold the name and the number of neurons.
+        size_fields: the config's field that says how large a Parameter is, by a part of its name; the first that fits.
+        heads: its head classes.
+    """
+
+    name: str
+    config: type[PreTrainedConfig]
+    tokenizer: type[PreTrainedTokenizerBase]
+    pretrained: type[PreTrainedModel]
+    base: type[PreTrainedModel]
+    encoder: str
+    encoder_class: type[nn.Module]
+    layer: Layer
+    embeddings: Embeddings | None
+    first_position: Callable[[PreTrainedConfig], int] = lambda config: 0
+    activations: Mapping[str, str]
+    activation_field: str = "hidden_act"
+    neurons_field: str = "intermediate_size"
+    size_fields: Mapping[str, str]
+    heads: tuple[Head, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The model type of stock models."""
+        return self.config.model_type
+
+    @property
+    def compact_type(self) -> str:
+        """The model type of compact ones."""
+        return f"compact_{self.model_type}"
+
+    @property
+    def auto_classes(self) -> Iterator[tuple[str, type[PreTrainedModel]]]:
+        """Every class of models, with the class of transformers that loads it."""
+        yield "AutoModel", self.base
+        yield from ((head.auto_class, head.stock) for head in self.heads)
+
+    def neurons(self, config: PreTrainedConfig) -> int:
+        """Feed-forward neurons of a dense layer."""
+        return getattr(config, self.neurons_field)
+
+    def encoder_of(self, base: nn.Module) -> nn.Module:
+        """The module of a base model that runs its layers, stock or converted."""
+        return base.get_submodule(self.encoder)
+
+    def layers_of(self, base: nn.Module) -> nn.ModuleList:
+        """The encoder layers of a base model."""
+        return self.encoder_of(base).layer
+
+    def named_layers_of(self, base: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The encoder layers of a base model, each with its path in it."""
+        return [(f"{self.encoder}.layer.{number}", layer) for number, layer in enumerate(self.layers_of(base))]
+
+    def head_of(self, module: nn.Module) -> Head | None:
+        """The head that `module` is, by its class and by the forward of its class; None if it is none."""
+        for head in self.heads:
+            if isinstance(module, head.stock) and type(module).forward is head.stock.forward:
+                return head
+        return None

@@ -1,0 +1,443 @@
+"""A run: search, draw, rewind, compact, train, evaluate, save. What it trains on is for others to say."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import nn
+
+import earlybert_kernels as ek
+
+from ..errors import UsageError
+from ..files import apply_umask, write_bytes, write_json
+from ..loading import first_line
+from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
+from ..search.stage import SearchSettings, SearchStage
+from ..training.checkpoints import Checkpoints, fingerprint
+from ..training.data import EncodedExamples, TrainingOrder, check_fits, unknown_share
+from ..training.evaluation import predict
+from ..training.interrupt import InterruptRequest
+from ..training.loop import StageSettings, TrainingLoop
+from ..training.stopwatch import Stopwatch
+from .preparation import Prepared, unit_counts
+from .verify import model_size
+
+logger = logging.getLogger(__name__)
+
+#: A larger share of tokens without a word is no text that the model can have learned to read.
+MOST_UNKNOWN = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """What is trained, with which settings, and in which order."""
+
+    settings: StageSettings
+    examples: EncodedExamples
+    order: TrainingOrder
+
+
+class Run(ABC):
+    """One run; its attributes are what the stages hand on to each other.
+
+    Attributes:
+        eval_steps: optimizer steps of the training stages between two evaluations; 0 for none but that of the end.
+    """
+
+    eval_steps: int = 0
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.args = prepared.args
+        self.directory = prepared.directory
+        self.device = prepared.device
+        self.pad_to = self.args.max_length if self.args.padding == "max_length" else None
+        self.interrupt = InterruptRequest()
+        self.environment = prepared.environment
+        self.seconds: dict[str, float] = {}
+        #: What the search found; goes into checkpoints of the training stage and into metrics.json.
+        self.search: dict[str, Any] | None = None
+        self.warnings: list[str] = []
+        #: The evaluations while training: `step` and `seconds` of all training before, and the metrics.
+        self.curve: list[dict[str, Any]] = []
+        self.ticket = prepared.ticket
+        self.head_counts, self.neuron_counts = unit_counts(prepared.config)
+
+    @abstractmethod
+    def read_model(self) -> nn.Module:
+        """The stock model that is to be trained, in float32 on the CPU.
+
+        Raises:
+            UsageError: its weights cannot be read.
+        """
+
+    @abstractmethod
+    def read_examples(self) -> dict[str, EncodedExamples]:
+        """By a name for a message, all that is trained on."""
+
+    @abstractmethod
+    def search_stage(self) -> TrainingStage:
+        """The search, as long as it can become."""
+
+    @abstractmethod
+    def training_stages(self) -> list[TrainingStage]:
+        """The stages behind the search, the first of which begins with the weights that the run began with."""
+
+    def held_out(self, encoded: EncodedExamples) -> EncodedExamples:
+        """An evaluation split as it is evaluated."""
+        return encoded
+
+    def run(self) -> dict[str, Any]:
+        """Does what is left to do, and returns what is in `metrics.json`."""
+        if self.args.resume and self.directory.is_finished:
+            logger.info("%s holds this run, finished", self.directory.path)
+            return self.directory.read_finished()
+        with self.directory.released():
+            return self.execute()
+
+    def execute(self) -> dict[str, Any]:
+        """Does what is left to do of an unfinished run."""
+        with self._timed("loading"):
+            model, weights = self._load_model()
+        with self._timed("tokenizing"):
+            train = self.read_examples()
+            evals = {n: self.held_out(self.encode(examples)) for n, examples in self.prepared.data.evals.items()}
+        if (share := unknown_share(self.prepared.tokenizer, next(iter(train.values())))) > MOST_UNKNOWN:
+            unknown = self.prepared.tokenizer.unk_token
+            self._warn(
+                f"{share:.0%} of the training examples' tokens are {unknown}: the tokenizer is made for other texts, "
+                "or not this model's"
+            )
+        dense_parameters = model_size(model)
+        inputs = {"the model's weights": weights, **self._inputs(train, evals)}
+
+        # Not before all is there that the run needs: this removes an earlier run.
+        self.directory.start(asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir)
+        if self.args.resume and self.directory.is_finished:  # by another process, while this one was loading
+            return self.directory.read_finished()
+        self.checkpoints = Checkpoints(
+            self.directory, self.interrupt, self.args.checkpoint_steps, inputs=inputs, environment=self.environment
+        )
+        checkpoint = self.checkpoints.load()
+        with self.interrupt.listening():
+            self._obtain_ticket(model, checkpoint)
+            log = self._train(model, evals, checkpoint)
+        with self._timed("evaluation"):
+            results, said = self._evaluate(model, evals)
+        metrics = self._metrics(model, log, results, dense_parameters)
+        self._write(model, metrics, said)
+        return metrics
+
+    def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:
+        """A split as the model is given it, in sequences of at most `max_length` tokens (of the arguments')."""
+        length = max_length or self.args.max_length
+        encoded = self.prepared.task.encode(self.prepared.tokenizer, examples, length)
+        check_fits(encoded, self.prepared.config)
+        return encoded
+
+    def order(self, examples: EncodedExamples) -> TrainingOrder:
+        """The order in which the run sees examples."""
+        return TrainingOrder(
+            len(examples),
+            batch_size=self.args.batch_size,
+            accumulation_steps=self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
+
+    def settings(self, name: str, **own: Any) -> StageSettings:
+        """The settings of a stage: what all stages share, and its own."""
+        return StageSettings(
+            name=name,
+            weight_decay=self.args.weight_decay,
+            dtype=self.prepared.dtype,
+            pad_to=self.pad_to,
+            cuda_graphs=self.args.cuda_graphs == "auto",
+            **own,
+        )
+
+    def search_steps(self, order: TrainingOrder) -> int:
+        """Optimizer steps of the longest search."""
+        return self.args.search_steps or max(1, round(self.args.search_epochs * order.steps_per_epoch))
+
+    def training_steps(self, order: TrainingOrder) -> int:
+        """Optimizer steps of all training stages together."""
+        return self.args.max_steps or max(1, round(self.args.num_train_epochs * order.steps_per_epoch))
+
+    def _inputs(self, train: dict[str, EncodedExamples], evals: dict[str, EncodedExamples]) -> dict[str, str]:
+        """Fingerprints of what the run has read, but for the model's weights."""
+        config = self.prepared.config.to_dict()
+        for field in ("transformers_version", "_name_or_path"):
+            config.pop(field, None)
+        ticket = self.prepared.ticket
+        return {
+            "the model's config": fingerprint(config),
+            **{name: fingerprint(examples.features, examples.targets) for name, examples in train.items()},
+            "the evaluation examples": fingerprint({n: [e.features, e.targets] for n, e in evals.items()}),
+            "the ticket": fingerprint(None if ticket is None else [ticket.heads, ticket.neurons]),
+        }
+
+    def _load_model(self) -> tuple[nn.Module, str]:
+        """The model on its device, and the fingerprint of its weights."""
+        model = self.read_model()
+        weights = fingerprint(model.state_dict())
+        model = model.to(self.device)
+        if self.args.kernels == "off":
+            return model, weights
+        try:
+            return ek.convert(model), weights
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{self.prepared.origin}: {error}") from error
+
+    def _obtain_ticket(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> None:
+        """Searches if the run does, and leaves `model` compact, with the weights that it came with."""
+        if self.args.method == "dense":
+            self.seconds["search"] = 0.0
+            return
+        if checkpoint is not None and checkpoint["stage"] != "search":
+            self.search = checkpoint["search"]
+            self.ticket = ek.Ticket(**checkpoint["ticket"])
+            self.warnings = list(checkpoint["warnings"])
+            self.seconds["search"] = checkpoint["search_seconds"]
+            ek.compact(model, self.ticket)
+            return
+        watch = Stopwatch(self.device)
+        if self.args.searches:
+            watch = self._search(model, checkpoint)
+        elif self.args.method == "random":
+            self.ticket = self._random(self.ticket)
+        with watch.running():
+            ek.compact(model, self.ticket)
+        self.seconds["search"] = watch.seconds
+
+    def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> Stopwatch:
+        """Trains with gates until the ticket is at rest or the time is up, draws and rewinds; returns its clock."""
+        args, plan = self.args, self.search_stage()
+        stage = SearchStage(
+            model,
+            SearchSettings(
+                max_steps=plan.settings.max_steps,
+                head_ratio=args.head_ratio,
+                neuron_ratio=args.neuron_ratio,
+                interval=args.early_bird_interval,
+                threshold=args.early_bird_threshold,
+                patience=args.early_bird_patience,
+                min_share=args.min_search_share,
+            ),
+        )
+        loop = TrainingLoop(model, plan.examples, plan.order, plan.settings, self.device, gates=stage.gates)
+        if checkpoint is not None:
+            loop.load_state_dict(checkpoint["loop"])
+            stage.load_state_dict(checkpoint["detector"])
+        else:
+            torch.manual_seed(args.seed)  # dropout
+
+        def after_step(step: int) -> bool:
+            if stage.after_step(step):
+                return True
+            self.checkpoints.after_step(loop, lambda: {"stage": "search", "detector": stage.state_dict()})
+            return False
+
+        loop.run(after_step)
+        with loop.watch.running():
+            drawn = stage.draw()
+        gates = stage.head_gates, stage.neuron_gates
+        self.ticket = {
+            "earlybert": lambda: drawn,
+            "random": lambda: self._random(drawn),
+            "inverted": lambda: inverted_ticket(drawn, *gates),
+        }[args.method]()
+        self.search = {**stage.record(), "step": loop.step, "log": loop.history}
+        drawn_by, longest = self.search["drawn_by"], loop.settings.max_steps
+        logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
+        self._warn_of_divergence(loop)
+        write_bytes(self.directory.gates, save(gates_by_name(*gates)))
+        with loop.watch.running():
+            stage.rewind()
+        return loop.watch
+
+    def _random(self, ticket: ek.Ticket) -> ek.Ticket:
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return random_ticket(ticket, self.head_counts, self.neuron_counts, generator)
+
+    def _train(
+        self, model: nn.Module, evals: dict[str, EncodedExamples], checkpoint: dict[str, Any] | None
+    ) -> list[dict[str, float]]:
+        """Goes through the training stages and returns the records of all of them."""
+        stages = self.training_stages()
+        names = [stage.settings.name for stage in stages]
+        log: list[dict[str, float]] = []
+        seconds, first = 0.0, 0
+        if checkpoint is not None and checkpoint["stage"] in names:
+            first = names.index(checkpoint["stage"])
+            log, seconds, self.curve = (checkpoint[name] for name in ("log", "train_seconds", "curve"))
+        else:
+            checkpoint = None
+        for number in range(first, len(stages)):
+            loop = self._train_stage(model, stages, number, evals, (log, seconds), checkpoint)
+            before = sum(stage.settings.max_steps for stage in stages[:number])
+            log = log + [{**record, "step": record["step"] + before} for record in loop.history]
+            seconds, checkpoint = seconds + loop.watch.seconds, None
+        self.seconds["train"] = seconds
+        return log
+
+    def _train_stage(
+        self,
+        model: nn.Module,
+        stages: list[TrainingStage],
+        number: int,
+        evals: dict[str, EncodedExamples],
+        done: tuple[list[dict[str, float]], float],
+        checkpoint: dict[str, Any] | None,
+    ) -> TrainingLoop:
+        """Trains one stage, from its beginning or from a checkpoint of it.
+
+        Args:
+            stages: all of them.
+            number: which one.
+            evals: what the model is judged on meanwhile.
+            done: records and seconds of the stages before.
+            checkpoint: of this stage.
+        """
+        stage = stages[number]
+        loop = TrainingLoop(model, stage.examples, stage.order, stage.settings, self.device)
+        before = sum(each.settings.max_steps for each in stages[:number])
+        last = sum(each.settings.max_steps for each in stages)
+        log, seconds = done
+
+        def extra() -> dict[str, Any]:
+            return {
+                "stage": stage.settings.name,
+                "search": self.search,
+                "search_seconds": self.seconds["search"],
+                "ticket": None if self.ticket is None else {
+                    name: getattr(self.ticket, name) for name in ("heads", "neurons", "heads_of", "neurons_of")
+                },
+                "warnings": list(self.warnings),
+                "log": log,
+                "train_seconds": seconds,
+                "curve": self.curve,
+            }  # fmt: skip
+
+        if checkpoint is not None:
+            loop.load_state_dict(checkpoint["loop"])
+        else:
+            torch.manual_seed(self.args.seed)  # dropout
+            if self.search is not None or number:
+                self.checkpoints.save(loop, extra())
+
+        def after_step(step: int) -> bool:
+            if self.eval_steps and (step + before) % self.eval_steps == 0 and step + before < last:
+                with loop.watch.paused():
+                    results, _ = self._evaluate(model, evals)
+                self._add_to_curve(step + before, seconds + loop.watch.seconds, results)
+            self.checkpoints.after_step(loop, extra)
+            return False
+
+        loop.run(after_step)
+        self.checkpoints.save(loop, extra())
+        self._warn_of_divergence(loop)
+        return loop
+
+    def _add_to_curve(self, step: int, seconds: float, results: dict[str, float]) -> None:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in results.items())
+        logger.info("step %d: %s", step, shown)
+        self.curve.append({"step": step, "seconds": self.seconds["search"] + seconds, **results})
+
+    def _evaluate(
+        self, model: nn.Module, splits: dict[str, EncodedExamples]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """The task's metrics on every evaluation split, and by file what the model has said of the last.
+
+        A metric is named as such on the first split, and `metric_<split>` on the others.
+        """
+        results, task = {}, self.prepared.task
+        for name, encoded in splits.items():
+            outputs = predict(
+                model,
+                encoded,
+                task.outputs,
+                batch_size=self.args.eval_batch_size,
+                pad_to=self.pad_to,
+                dtype=self.prepared.dtype,
+                device=self.device,
+            )
+            judgement = task.score(outputs, encoded)
+            results |= {f"{metric}_{name}" if name else metric: value for metric, value in judgement.metrics.items()}
+        return results, judgement.files
+
+    def _warn_of_divergence(self, loop: TrainingLoop) -> None:
+        if (warning := loop.divergence()) is not None:
+            self._warn(warning)
+
+    def _warn(self, warning: str) -> None:
+        logger.warning("%s", warning)
+        self.warnings.append(warning)
+
+    def _metrics(
+        self, model: nn.Module, log: list[dict[str, float]], results: dict[str, float], dense_parameters: int
+    ) -> dict[str, Any]:
+        args, ticket = self.args, self.ticket
+        if self.eval_steps:
+            self._add_to_curve(log[-1]["step"], self.seconds["train"], results)
+        order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
+        seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
+        return {
+            "method": args.method,
+            "task": args.task,
+            "model": args.model_source,
+            "seed": args.seed,
+            "kernels": args.kernels,
+            "eval": results,
+            "main_metric": self.prepared.task.main_metric,
+            "seconds": {name: seconds[name] for name in order},
+            "steps": {"search": 0 if self.search is None else self.search["step"], "train": log[-1]["step"]},
+            "parameters": {"dense": dense_parameters, "trained": model_size(model)},
+            "ticket": None if ticket is None else {
+                "heads": [len(units) for units in ticket.heads],
+                "neurons": [len(units) for units in ticket.neurons],
+                "heads_of": self.head_counts,
+                "neurons_of": self.neuron_counts,
+            },
+            "search": self.search,
+            "train_log": log,
+            "curve": self.curve,
+            "warnings": [*self.warnings, *self.checkpoints.warnings()],
+            "examples": {
+                "train": len(self.prepared.data.train),
+                "eval": {name or "dev": len(examples) for name, examples in self.prepared.data.evals.items()},
+            },
+            "arguments": asdict(args),
+            **self.environment,
+        }  # fmt: skip
+
+    def _write(self, model: nn.Module, metrics: dict[str, Any], said: dict[str, Any]) -> None:
+        from .plots import plot_run  # matplotlib takes a second
+
+        try:
+            model.save_pretrained(self.directory.model)
+        except SafetensorError as error:
+            raise OSError(f"{self.directory.model}: the model cannot be written there: {first_line(error)}") from None
+        self.prepared.tokenizer.save_pretrained(self.directory.model)
+        for path in self.directory.model.iterdir():
+            apply_umask(path)  # safetensors makes its files readable for their owner alone
+        for name, content in said.items():
+            write_json(self.directory.path / name, content)
+        if self.ticket is not None:
+            self.ticket.save(self.directory.ticket)
+        plot_run(self.directory, metrics, self.ticket)
+        self.directory.finish(metrics)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        watch = Stopwatch(self.device)
+        with watch.running():
+            yield
+        self.seconds[name] = watch.seconds

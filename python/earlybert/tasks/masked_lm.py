@@ -1,0 +1,182 @@
+"""Guessing hidden words: what a BERT is pre-trained on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM
+
+from ..errors import UsageError
+from ..training.batches import NO_LABEL
+from ..training.data import EncodedExamples
+from ..training.ragged import Ragged
+from .base import Judgement, Source, Task, TaskData
+from .documents import Corpus, Documents
+from .masking import Masking
+from .tokenizing import map_cached, tokenizer_key
+
+logger = logging.getLogger(__name__)
+
+#: Documents that one process is to have at least: for fewer the processes take longer to start than they save.
+_DOCUMENTS_PER_PROCESS = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSequences(EncodedExamples):
+    """Sequences in which tokens are hidden: others in every epoch, or always the same.
+
+    Attributes:
+        masking: how.
+        words: per sequence the word of each token, where whole words are hidden.
+        fixed: whether every epoch hides what the first does.
+    """
+
+    masking: Masking
+    words: Ragged | None = None
+    fixed: bool = False
+
+    @property
+    def label_tokens(self) -> bool:
+        """See `EncodedExamples.label_tokens`."""
+        return True
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """A sequence with `labels` of its hidden tokens, -100 elsewhere."""
+        index = number % len(self)
+        example = super().__getitem__(index)
+        words = None if self.words is None else self.words[index].numpy()
+        shown, labels = self.masking.apply(example["input_ids"].numpy(), index if self.fixed else number, words)
+        return example | {"input_ids": torch.from_numpy(shown), "labels": torch.from_numpy(labels)}
+
+    def as_held_out(self) -> Self:
+        """The same sequences with masks that are the same in every run."""
+        return replace(self, fixed=True, masking=replace(self.masking, seed=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLMTask(Task):
+    """Masked language modelling.
+
+    Attributes:
+        corpus: where the documents come from.
+        probability: share of the tokens that are hidden.
+        whole_words: whether all tokens of a word are hidden together.
+        seed: of what is hidden.
+    """
+
+    name: str = "mlm"
+    main_metric: str = "accuracy"
+    corpus: Corpus = field(default_factory=Corpus)
+    probability: float = 0.15
+    whole_words: bool = False
+    seed: int = 0
+
+    @property
+    def model_class(self) -> type:
+        """See `Task.model_class`."""
+        return AutoModelForMaskedLM
+
+    def configure(self, config: Any) -> None:
+        """See `Task.configure`: there is nothing to say."""
+
+    def load(self, source: Source) -> TaskData:
+        """See `Task.load`."""
+        return self.corpus.load(source)
+
+    @torch.no_grad()
+    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+        """See `Task.match_head`."""
+        prefix = "cls.predictions.transform."
+        if not any(key.startswith(prefix) for key in absent):
+            logger.info("head: the checkpoint's")
+            return
+        torch.manual_seed(seed)
+        head = model.cls.predictions
+        nn.init.normal_(head.transform.dense.weight, std=model.config.initializer_range)
+        for bias in (head.transform.dense.bias, head.transform.LayerNorm.bias, head.bias):
+            nn.init.zeros_(bias)
+        nn.init.ones_(head.transform.LayerNorm.weight)
+        logger.info("head: new; the checkpoint has none for hidden words")
+
+    def encode(self, tokenizer: Any, examples: Documents, max_length: int) -> MaskedSequences:
+        """See `Task.encode`. Documents are cut into sequences, none of which has parts of two."""
+        if tokenizer.mask_token_id is None:
+            raise UsageError(f"{type(tokenizer).__name__} has no token to hide others with, such as [MASK]")
+        if not tokenizer.is_fast:
+            raise UsageError(f"expected a fast tokenizer, which cuts texts into sequences; found {type(tokenizer)}")
+        masking = Masking(
+            self.probability,
+            tokenizer.mask_token_id,
+            len(tokenizer),
+            tuple(sorted(set(tokenizer.all_special_ids))),
+            self.seed,
+        )
+        whole_words = self.whole_words
+
+        def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
+            return _sequences(tokenizer, batch["text"], max_length, masking, whole_words)
+
+        processes = min(len(os.sched_getaffinity(0)), len(examples) // _DOCUMENTS_PER_PROCESS)
+        dataset = map_cached(
+            examples.dataset, encode, tokenizer_key(tokenizer), max_length, whole_words, processes=processes
+        )
+        names = [name for name in tokenizer.model_input_names if name in dataset.column_names]
+        if not len(dataset):
+            raise UsageError("expected texts with words, found none that the tokenizer knows")
+        return MaskedSequences.from_encoding(
+            tokenizer,
+            {name: Ragged.column(dataset, name) for name in names},
+            {},
+            masking=masking,
+            words=Ragged.column(dataset, "words") if whole_words else None,
+        )
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+        """See `Task.outputs`: of each hidden token the loss, and 1 where it is guessed, `(labels, 2)`."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        hidden = model.base_model(**inputs).last_hidden_state
+        hidden_rows = batch["labels"] != NO_LABEL
+        labels = batch["labels"][hidden_rows]
+        logits = model.cls(hidden[hidden_rows]).float()  # of these tokens alone: all would take most of the memory
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        found = torch.stack([losses, (logits.argmax(dim=-1) == labels).float()], dim=-1)
+        if len(hidden_rows) == len(lengths):  # padded; a packed batch of one sequence is the same
+            counts = hidden_rows.sum(dim=1)
+        else:
+            counts = torch.stack([part.sum() for part in hidden_rows[0, : sum(lengths)].split(list(lengths))])
+        return list(found.split(counts.tolist()))
+
+    def score(self, outputs: Sequence[np.ndarray], encoded: MaskedSequences) -> Judgement:
+        """See `Task.score`: the mean loss of hidden tokens and the share of them that is guessed."""
+        self.check_finite(outputs)
+        loss, accuracy = np.concatenate(outputs).astype(np.float64).mean(axis=0).tolist()
+        return Judgement({"loss": loss, "accuracy": accuracy})
+
+
+def _sequences(
+    tokenizer: Any, texts: list[str], max_length: int, masking: Masking, whole_words: bool
+) -> dict[str, list]:
+    """The sequences of some documents: the columns that `MaskedLMTask.encode` reads."""
+    encoding = tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_length,
+        return_overflowing_tokens=True,
+        return_attention_mask=False,
+    )
+    kept = [row for row, ids in enumerate(encoding["input_ids"]) if masking.maskable(np.array(ids, np.int64)).any()]
+    columns = [name for name in ("input_ids", "token_type_ids") if name in encoding]
+    made = {name: [encoding[name][row] for row in kept] for name in columns}
+    if whole_words:
+        made["words"] = [
+            np.array([-1 if word is None else word for word in encoding.word_ids(row)], np.int32) for row in kept
+        ]
+    return made

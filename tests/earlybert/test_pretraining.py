@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy import FILLERS, WORDS
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+import earlybert_kernels as ek
+from earlybert import FinetuneArguments, PretrainArguments, compare, draw, finetune, plot, pretrain, verify
+from earlybert.errors import Interrupted, UsageError
+from earlybert.programs.plots import curve_figure
+from earlybert.search.drawing import read_gates
+from earlybert.tasks import Source
+from earlybert.tasks.documents import Corpus
+from earlybert.tasks.masked_lm import MaskedLMTask
+from earlybert.tasks.masking import Masking
+from earlybert.training import loop as loop_module
+from earlybert.training.batches import NO_LABEL, collate
+from earlybert.training.data import TrainingOrder
+from earlybert.training.evaluation import predict
+from earlybert.training.loop import StageSettings, TrainingLoop
+
+Make = Callable[..., PretrainArguments]
+CPU = torch.device("cpu")
+
+
+# Documents
+
+
+def texts(path: Path, **options: Any) -> list[str]:
+    return list(Corpus(**options).read(path).dataset["text"])
+
+
+def test_documents_are_lines_or_separated_by_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffone two.\r\nthree\u2028four\n \t\n\n  five\n\nsix".encode())
+    assert texts(path) == ["one two.", "three\u2028four", "five", "six"]
+    assert texts(path, blank_lines=True) == ["one two. three\u2028four", "five", "six"]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("one\n")
+    assert texts(path) == ["one"]
+    path.write_text("one\ntwo\n")
+    assert texts(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "expected a text"), (b" \n\n", "expected a text"), (b"one\n\xff\n", ":2: .*UTF-8")]
+)
+def test_files_without_text_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        Corpus().load(Source(train_file=path))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Corpus().load(Source(train_file=tmp_path / "none.txt"))
+    with pytest.raises(FileNotFoundError, match="a folder"):
+        Corpus().load(Source(train_file=tmp_path))
+
+
+def test_the_same_documents_are_held_out_and_never_learnt_from(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"text {number}\n" for number in range(50)))
+    first, second = (Corpus().load(Source(train_file=path)) for _ in range(2))
+    train, held_out = (set(part.dataset["text"]) for part in (first.train, first.evals[""]))
+    assert (len(train), len(held_out)) == (47, 3)
+    assert not train & held_out
+    assert held_out == set(second.evals[""].dataset["text"])
+    named = Corpus(max_documents=7).load(Source(train_file=path, validation_file=path))
+    assert (len(named.train), len(named.evals[""])) == (7, 50)
+    path.write_text("alone\n")
+    with pytest.raises(UsageError, match="single document"):
+        Corpus().load(Source(train_file=path))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_datasets_of_the_hub_are_read(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    from datasets import Dataset, DatasetDict
+
+    from earlybert.tasks import documents
+
+    asked = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        asked.append((*args, options["streaming"]))
+        splits = {"train": [str(n) for n in range(9)], "validation": ["last"]}
+        found = {name: Dataset.from_dict({"body": rows, "id": rows}) for name, rows in splits.items()}
+        return {n: d.to_iterable_dataset() for n, d in found.items()} if options["streaming"] else DatasetDict(found)
+
+    monkeypatch.setattr(documents, "load_dataset", load)
+    corpus = Corpus(dataset_name="some/texts", dataset_config="en", text_column="body", max_documents=4)
+    data = replace(corpus, streaming=streaming).load(Source())
+    assert asked == [("some/texts", "en", streaming)]
+    assert list(data.train.dataset["text"]) == ["0", "1", "2", "3"]
+    assert list(data.evals[""].dataset["text"]) == ["last"]
+    with pytest.raises(UsageError, match="--text-column: expected a column of some/texts, body, id; found text"):
+        replace(corpus, text_column="text").load(Source())
+
+
+def test_the_hub_being_away_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from earlybert.tasks import documents
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(documents, "load_dataset", fail)
+    with pytest.raises(UsageError, match=r"some/texts could not be read .*no network.*give --train-file"):
+        Corpus(dataset_name="some/texts").load(Source())
+
+
+# Masks
+
+
+def masking(probability: float = 0.15, seed: int = 0) -> Masking:
+    return Masking(probability, mask_id=4, vocabulary=1000, special_ids=(0, 2, 3, 4), seed=seed)
+
+
+IDS = np.array([2, *range(10, 138), 3])
+
+
+def test_tokens_are_hidden_as_bert_hides_them() -> None:
+    masks = randoms = kept = total = 0
+    places = np.zeros(len(IDS))
+    for number in range(2000):
+        shown, labels = masking().apply(IDS, number)
+        hidden = labels != NO_LABEL
+        assert hidden.sum() == 19, "15% of 128"
+        assert (labels[hidden] == IDS[hidden]).all()
+        assert (shown[~hidden] == IDS[~hidden]).all()
+        places += hidden
+        total += hidden.sum()
+        masks += (shown[hidden] == 4).sum()
+        kept += (shown[hidden] == IDS[hidden]).sum()
+        randoms += ((shown[hidden] != 4) & (shown[hidden] != IDS[hidden])).sum()
+    assert places[0] == places[-1] == 0, "special tokens are shown"
+    # Five standard deviations of the counts.
+    for count, share in ((masks, 0.8), (randoms, 0.1), (kept, 0.1)):
+        assert abs(count / total - share) < 5 * (share * (1 - share) / total) ** 0.5 + 0.001
+    expected = 2000 * 19 / 128
+    assert abs(places[1:-1] - expected).max() < 5 * expected**0.5
+
+
+def test_masks_depend_on_seed_and_number_alone() -> None:
+    first = masking().apply(IDS, 7)
+    np.random.default_rng().random(5)
+    again = masking().apply(IDS, 7)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    for other in (masking().apply(IDS, 8), masking(seed=1).apply(IDS, 7)):
+        assert (other[1] != first[1]).any()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 40])
+def test_at_least_one_token_is_hidden(tokens: int) -> None:
+    ids = np.array([2, *range(10, 10 + tokens), 3])
+    _, labels = masking().apply(ids, 0)
+    assert (labels != NO_LABEL).sum() == max(1, round(0.15 * tokens))
+
+
+def test_whole_words_are_hidden_whole() -> None:
+    words = np.array([-1, *np.repeat(np.arange(32), 4), -1])
+    for number in range(200):
+        _, labels = masking().apply(IDS, number, words)
+        hidden = (labels != NO_LABEL)[1:-1].reshape(32, 4)
+        assert (hidden.all(1) == hidden.any(1)).all()
+        assert hidden.sum() == 16, "four words of four; a fifth would be more than 19 tokens"
+    _, labels = masking().apply(IDS[:10], 0, np.array([-1, *[5] * 9]))
+    assert (labels != NO_LABEL).sum() == 9, "the only word"
+
+
+# Sequences
+
+
+def encoded(tiny_bert: str, *documents: str, max_length: int = 8, **options: Any) -> Any:
+    from datasets import Dataset
+
+    from earlybert.tasks.documents import Documents
+
+    task = MaskedLMTask(**options)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    return task.encode(tokenizer, Documents(Dataset.from_dict({"text": list(documents)})), max_length)
+
+
+def test_sequences_hold_parts_of_one_document(tiny_bert: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    found = encoded(tiny_bert, "a film is good " * 2, "", "sad", "[UNK] zzz")
+    seen = [tokenizer.decode(ids) for ids in found.features["input_ids"]]
+    assert seen == ["[CLS] a film is good a film [SEP]", "[CLS] is good [SEP]", "[CLS] sad [SEP]"], (
+        "texts without a word that is known teach nothing"
+    )
+
+
+def test_every_epoch_hides_others(tiny_bert: str) -> None:
+    found = encoded(tiny_bert, "a film is good " * 20, max_length=128)
+    labels = [found[number]["labels"].tolist() for number in range(3)]
+    assert len({tuple(each) for each in labels}) == 3, "one sequence, in three epochs"
+    held_out = found.as_held_out()
+    assert held_out[0]["labels"].tolist() == held_out[1]["labels"].tolist()
+    other_seed = replace(found, masking=replace(found.masking, seed=9)).as_held_out()
+    assert held_out[0]["labels"].tolist() == other_seed[0]["labels"].tolist()
+
+
+def test_padded_batches_have_no_label_on_padding(tiny_bert: str) -> None:
+    batch = collate(encoded(tiny_bert, "a film is good", "sad"), [0, 1])
+    assert batch["labels"].shape == batch["input_ids"].shape == (2, 6)
+    assert (batch["labels"][1, 3:] == NO_LABEL).all()
+    assert batch["attention_mask"][1].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+# Training and evaluation
+
+
+@pytest.fixture
+def model(tiny_bert: str) -> nn.Module:
+    config = BertConfig.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return BertForMaskedLM(config)
+
+
+@pytest.fixture
+def sequences(tiny_bert: str, toy_texts: str) -> Any:
+    return encoded(tiny_bert, *Path(toy_texts).read_text().splitlines()[:40], max_length=24)
+
+
+def losses(model: nn.Module, sequences: Any, batch_size: int, accumulation: int, **settings: Any) -> list[float]:
+    order = TrainingOrder(len(sequences), batch_size=batch_size, accumulation_steps=accumulation, seed=1)
+    settings = {"max_steps": 6, "learning_rate": 1e-2, "schedule": "constant", "optimizer": "lamb", **settings}
+    loop = TrainingLoop(model, sequences, order, StageSettings(name="train", **settings), CPU)
+    loop.run()
+    return [record["loss"] for record in loop.history]
+
+
+def test_accumulated_batches_count_by_their_labels(
+    model: nn.Module, sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 1)
+    whole = losses(deepcopy(model), sequences, 16, 1)
+    assert losses(deepcopy(model), sequences, 4, 4) == pytest.approx(whole, rel=1e-4)
+    assert losses(ek.convert(deepcopy(model)), sequences, 4, 4) == pytest.approx(whole, rel=1e-4)
+    assert whole[-1] < whole[0]
+
+
+def test_only_matrices_have_a_trust_ratio(model: nn.Module, sequences: Any) -> None:
+    order = TrainingOrder(len(sequences), batch_size=8, accumulation_steps=1, seed=1)
+    settings = StageSettings(name="search", max_steps=2, learning_rate=1e-3, schedule="constant", optimizer="lamb")
+    ek.enable_gates(ek.convert(model))
+    gates = [*ek.head_gates(model), *ek.neuron_gates(model)]
+    loop = TrainingLoop(model, sequences, order, settings, CPU, gates=gates)
+    for group in loop.optimizer.param_groups:
+        assert group["adapt"] == all(p.dim() > 1 for p in group["params"])
+    loop.run()
+    moved = [(gate - 1).abs().max().item() for gate in gates]
+    assert max(moved) <= 2.1 * settings.gate_learning_rate + 1e-6
+
+
+def test_the_model_is_judged_on_hidden_tokens(model: nn.Module, sequences: Any) -> None:
+    task, held_out = MaskedLMTask(), sequences.as_held_out()
+    options = {"outputs": task.outputs, "batch_size": 7, "pad_to": None, "dtype": torch.float32, "device": CPU}
+    stock = task.score(predict(model, held_out, **options), held_out).metrics
+    total = correct = count = 0.0
+    with torch.no_grad():
+        for index in range(len(held_out)):
+            batch = collate(held_out, [index])
+            hidden = batch["labels"] != NO_LABEL
+            logits = model.eval()(**batch).logits[hidden]
+            total += nn.functional.cross_entropy(logits, batch["labels"][hidden], reduction="sum").item()
+            correct += (logits.argmax(-1) == batch["labels"][hidden]).sum().item()
+            count += hidden.sum().item()
+    assert stock == pytest.approx({"loss": total / count, "accuracy": correct / count}, rel=1e-5)
+    packed = task.score(predict(ek.convert(model), held_out, **options), held_out).metrics
+    assert packed == pytest.approx(stock, rel=1e-4)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="session")
+def toy_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A text file whose documents repeat one word, which can so be guessed."""
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    lines = []
+    for number in range(200):
+        word = generator.choice([*WORDS[number % 2], *FILLERS])
+        lines.append(" ".join([word] * generator.randint(6, 40)))
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def pretraining(tiny_bert: str, toy_texts: str, tmp_path: Path) -> Make:
+    """Makes the arguments of a short run: 8 optimizer steps of search, 9 of training and 3 on longer sequences."""
+
+    def make(**changes: Any) -> PretrainArguments:
+        defaults = {
+            "config": tiny_bert,
+            "train_file": toy_texts,
+            "output_dir": str(tmp_path / "run"),
+            "batch_size": 8,
+            "max_length": 16,
+            "long_length": 32,
+            "long_share": 0.25,
+            "max_steps": 12,
+            "search_steps": 8,
+            "early_bird_interval": 2,
+            "learning_rate": 2e-2,
+            "search_learning_rate": 2e-2,
+            "head_ratio": 0.25,
+            "eval_steps": 5,
+            "device": "cpu",
+        }
+        return PretrainArguments(**{**defaults, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+@pytest.mark.parametrize("method", ["earlybert", "dense", "random", "inverted"])
+def test_a_whole_run_on_texts(
+    pretraining: Make, arguments: Callable, tmp_path: Path, method: str, kernels: str
+) -> None:
+    args = pretraining(method=method, kernels=kernels, max_steps=60, eval_steps=20)
+    metrics = pretrain(args)
+    out = Path(args.output_dir)
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert metrics["task"] == "mlm"
+    assert metrics["steps"]["train"] == 60
+    assert [entry["step"] for entry in metrics["curve"]] == [20, 40, 60]
+    assert metrics["curve"][-1]["loss"] == metrics["eval"]["loss"] < metrics["train_log"][0]["loss"]
+    assert metrics["eval"]["accuracy"] > 0.5, "a sequence is one word, again and again"
+    assert (out / "loss.png").exists()
+    model = AutoModelForMaskedLM.from_pretrained(out / "model")
+    assert sum(p.numel() for p in model.parameters()) == metrics["parameters"]["trained"]
+    if method == "dense":
+        assert plot(str(out)) == [out / "loss.png"]
+    else:
+        assert all(finding.holds for finding in verify(str(out)))
+        assert len(plot(str(out))) == 3
+        assert draw(*read_gates(out), neuron_ratio=0.5).neurons != ek.Ticket.load(out / "ticket.json").neurons
+    further: FinetuneArguments = arguments(
+        model=str(out / "model"), method="dense", output_dir=str(tmp_path / "further"), kernels=kernels
+    )
+    assert finetune(further)["parameters"]["trained"] < metrics["parameters"]["trained"], "without the decoder"
+
+
+def test_sequences_are_longer_in_the_last_part(pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int]] = {}
+    step = TrainingLoop._train_step
+
+    def note(loop: TrainingLoop, batches: list[list[int]]) -> None:
+        longest = max(len(loop._batches._examples[i]["input_ids"]) for batch in batches for i in batch)
+        seen.setdefault(loop.settings.name, []).append(longest)
+        step(loop, batches)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", note)
+    metrics = pretrain(pretraining())
+    assert {name: len(each) for name, each in seen.items()} == {"search": 8, "train": 9, "train-long": 3}
+    assert max(seen["train"]) == 16 < max(seen["train-long"]) <= 32
+    assert [record["step"] for record in metrics["train_log"]] == [9, 12]
+
+
+@pytest.mark.parametrize(("stage", "at"), [("search", 3), ("train", 4), ("train", 8), ("train-long", 2)])
+def test_a_resumed_run_on_texts_is_the_uninterrupted_one_bit_by_bit(
+    pretraining: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, at: int
+) -> None:
+    whole = pretrain(pretraining(output_dir=str(tmp_path / "whole")))
+    args = pretraining(output_dir=str(tmp_path / "stopped"))
+    step = TrainingLoop._train_step
+
+    def stopping(loop: TrainingLoop, batches: list[list[int]]) -> None:
+        step(loop, batches)
+        if loop.settings.name == stage and loop.step + 1 == at:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            pretrain(args)
+    resumed = pretrain(replace(args, resume=True))
+    for name in ("ticket.json", "gates.safetensors", "model/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    for name in ("eval", "train_log", "steps"):
+        assert resumed[name] == whole[name]
+    timeless = [[{**entry, "seconds": None} for entry in run["curve"]] for run in (resumed, whole)]
+    assert timeless[0] == timeless[1]
+
+
+def test_weights_of_a_checkpoint_are_gone_on_with(pretraining: Make, tmp_path: Path) -> None:
+    first = pretrain(pretraining(method="dense", max_steps=60))
+    again = pretraining(
+        config=None, model=str(tmp_path / "run" / "model"), output_dir=str(tmp_path / "again"), method="dense",
+        max_steps=1, long_share=0.0, learning_rate=1e-9,
+    )  # fmt: skip
+    assert pretrain(again)["eval"]["loss"] == pytest.approx(first["eval"]["loss"], rel=1e-4)
+
+
+def test_an_encoder_without_a_head_gets_one_of_the_seed(pretraining: Make, tiny_bert: str, tmp_path: Path) -> None:
+    found = []
+    for number, kernels in enumerate(("auto", "off")):
+        args = pretraining(
+            config=None, model=tiny_bert, output_dir=str(tmp_path / str(number)), kernels=kernels, method="dense",
+            max_steps=1, long_share=0.0, learning_rate=1e-9, warmup_ratio=0.0,
+        )  # fmt: skip
+        found.append(pretrain(args)["eval"]["loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_whole_words_and_adamw_are_choices(pretraining: Make) -> None:
+    metrics = pretrain(pretraining(whole_words=True, optimizer="adamw", dtype="bfloat16", method="dense"))
+    assert metrics["arguments"]["optimizer"] == "adamw"
+
+
+def test_methods_are_compared_on_texts(pretraining: Make, tmp_path: Path) -> None:
+    args = pretraining(max_steps=4, search_steps=4, output_dir=str(tmp_path / "all"))
+    comparison = compare(args, [("dense", "off"), ("earlybert", "auto"), ("random", "auto")], [1])
+    assert comparison["metric"] == "accuracy"
+    assert comparison["model"] == args.config
+    assert compare(args, [("dense", "off")], [1])["rows"][0] == comparison["rows"][0], "not repeated"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "x"}, "expected --model, .*or --config, .*not both"),
+        ({"config": None}, "expected --model, .*or --config"),
+        ({"train_file": None}, "expected --train-file or --dataset-name"),
+        ({"dataset_name": "x"}, "not both"),
+        ({"dataset_name": "x", "train_file": None, "validation_file": "y"}, "has its own"),
+        ({"streaming": True}, "--streaming: expected --dataset-name and --max-train-examples"),
+        ({"mlm_probability": 1.0}, "--mlm-probability: expected a share between 0 and 1"),
+        ({"mlm_probability": float("nan")}, "--mlm-probability"),
+        ({"long_share": 1.5}, "--long-share"),
+        ({"long_length": 64}, "--long-length: expected at most 32, the model's longest input, found 64"),
+        ({"max_length": 64}, "--max-length: expected at most 32"),
+        ({"optimizer": "sgd"}, "--optimizer: expected one of lamb, adamw"),
+        ({"documents": "page"}, "--documents: expected one of line, blank-line"),
+        ({"eval_steps": -1}, "--eval-steps: expected 0 or more"),
+        ({"config": "nowhere"}, "--config nowhere: no model could be read there"),
+        ({"tokenizer": "nowhere"}, "--tokenizer nowhere: no tokenizer could be read there"),
+        ({"max_length": None}, "--max-length: expected a number"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    pretraining: Make, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        pretrain(pretraining(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_of_less_than_a_batch_is_refused(pretraining: Make, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("good\nbad\ngood\n")
+    with pytest.raises(UsageError, match=r"2 sequences.*--batch-size 8"):
+        pretrain(pretraining(train_file=str(path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_masks_are_bound_to_a_run(pretraining: Make) -> None:
+    pretrain(pretraining())
+    with pytest.raises(UsageError, match="--mlm-probability"):
+        pretrain(pretraining(resume=True, mlm_probability=0.3))
+
+
+def test_a_task_to_pretrain_on_is_none_to_finetune_on(arguments: Callable) -> None:
+    with pytest.raises(UsageError, match="earlybert pretrain"):
+        finetune(arguments(task="mlm"))
+
+
+def test_the_curve_is_drawn_against_steps_and_seconds() -> None:
+    figure = curve_figure([{"step": 5, "seconds": 2.0, "loss": 3.0}, {"step": 10, "seconds": 4.0, "loss": 2.0}])
+    lines = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert lines == [[[5, 3], [10, 2]], [[2, 3], [4, 2]]]
+
+
+def test_the_command_line_pretrains(pretraining: Make, capsys: pytest.CaptureFixture) -> None:
+    from earlybert.cli import main
+
+    args = pretraining(method="dense", max_steps=2, long_share=0.0)
+    names = ("config", "train_file", "output_dir", "batch_size", "max_length", "max_steps", "long_share", "method")
+    flags = [part for name in names for part in ("--" + name.replace("_", "-"), str(getattr(args, name)))]
+    assert main(["pretrain", *flags]) == 0
+    assert "mlm: loss " in capsys.readouterr().out

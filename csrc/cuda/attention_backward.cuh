@@ -300,7 +300,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   };
   uint64_t seed = p.seed == nullptr ? 0 : static_cast<uint64_t>(*p.seed);
   seed = static_cast<uint64_t>(same_in_warp(seed >> 32)) << 32 | same_in_warp(static_cast<uint32_t>(seed));
-  for (bool begins = true; first < Memory::place().count_k; first += c.tiles * tile_keys, begins = false) {
+  // Without computed_here the compiler counts tiles as well, in another register.
+  for (; first < Memory::place().count_k; first = computed_here(first + c.tiles * tile_keys)) {
+    const bool begins = first < c.tiles * tile_keys;
     const int count = min(tile_keys, Memory::place().count_k - first);
     if (row < count) {
       const Place at = Memory::place();

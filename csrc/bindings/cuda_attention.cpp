@@ -36,10 +36,16 @@ void forward(int device, Address stream, const Problem& p, Address out, Address 
 }
 
 void backward(int device, Address stream, const Problem& p, const HeadsTuple& grad_out, Address out, Address logsumexp,
-              const HeadsTuple& grad_q, const HeadsTuple& grad_k, const HeadsTuple& grad_v, Address grad_gates) {
+              const HeadsTuple& grad_q, const HeadsTuple& grad_k, const HeadsTuple& grad_v, Address grad_gates,
+              Address workspace) {
   attention_backward({p.problem, heads_of(grad_out), at<void>(out), at<float>(logsumexp), heads_of(grad_q),
-                      heads_of(grad_k), heads_of(grad_v), at<float>(grad_gates)},
+                      heads_of(grad_k), heads_of(grad_v), at<float>(grad_gates), at<float>(workspace)},
                      p.dtype, p.head_size, on(device, stream));
+}
+
+std::pair<int64_t, int64_t> parts(int device, const Problem& p) {
+  const AttentionParts parts = attention_parts(device, p.problem, p.head_size);
+  return {parts.count, parts.workspace};
 }
 
 }  // namespace
@@ -48,7 +54,7 @@ void define_attention(pybind11::module_& m) {
   pybind11::class_<Problem>(m, "AttentionProblem", "What attention's forward and backward have in common.")
       .def(pybind11::init(&problem));
   m.def("attention_max_keys", &attention_max_keys, "The longest sequences that the device can take.");
-  m.def("attention_tiles", &attention_tiles, "Parts of a sequence in grad_gates.");
+  m.def("attention_parts", &parts, "Parts of a sequence in grad_gates, and float32 of workspace.");
   m.def("attention_forward", &forward, release());
   m.def("attention_backward", &backward, release());
 }

@@ -44,14 +44,18 @@ struct AttentionBackward {
   const void* out;                 // from forward
   const float* logsumexp;
   Heads grad_q, grad_k, grad_v;
-  float* grad_gates;               // (attention_tiles(max_keys, max_queries) * sequences, heads) parts of a sum; or null
+  float* grad_gates;               // (sequences * AttentionParts::count, heads) parts of a sum; or null
+  float* workspace;                // AttentionParts::workspace values, multiples of 16 bytes; or null
 };
 
 // The longest sequences that the device's blocks have shared memory for, forward and backward; 0 for other head sizes.
 int64_t attention_max_keys(int device, int64_t head_size);
 
-// Blocks that share a sequence in backward.
-int64_t attention_tiles(int64_t max_keys, int64_t max_queries);
+// How backward cuts sequences: how many blocks have a head of one, and how many float32 they need to add grad_q up.
+struct AttentionParts {
+  int64_t count, workspace;
+};
+AttentionParts attention_parts(int device, const AttentionProblem&, int64_t head_size);
 
 void attention_forward(const AttentionForward&, Dtype, int64_t head_size, Launch);
 void attention_backward(const AttentionBackward&, Dtype, int64_t head_size, Launch);

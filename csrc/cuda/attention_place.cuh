@@ -19,9 +19,8 @@ struct Constants {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // The head, sequence and tile of a block. Heads run fastest: those of a token lie side by side in memory.
-struct Place {
-  int head, tile, sequence, count_q, count_k;
-  int64_t first_q, first_k;
+struct alignas(16) Place {
+  int head, tile, sequence, first_q, first_k, count_q, count_k;
 
   __device__ __forceinline__ Place(const AttentionProblem& p, unsigned block, int tiles) {
     const auto heads = static_cast<unsigned>(p.heads);
@@ -29,18 +28,18 @@ struct Place {
     tile = block / heads % tiles;
     sequence = block / heads / tiles;
     first_q = p.cu_seqlens_q[sequence];
-    count_q = static_cast<int>(p.cu_seqlens_q[sequence + 1] - first_q);
+    count_q = p.cu_seqlens_q[sequence + 1] - first_q;
     first_k = p.cu_seqlens[sequence];
-    count_k = static_cast<int>(p.cu_seqlens[sequence + 1] - first_k);
+    count_k = p.cu_seqlens[sequence + 1] - first_k;
   }
 
   template <typename T>
   __device__ __forceinline__ T* of_queries(const Heads& heads, int row) const {
-    return static_cast<T*>(heads.data) + (first_q + row) * heads.token + head * heads.head;
+    return static_cast<T*>(heads.data) + static_cast<int64_t>(first_q + row) * heads.token + head * heads.head;
   }
   template <typename T>
   __device__ __forceinline__ T* of_keys(const Heads& heads, int row) const {
-    return static_cast<T*>(heads.data) + (first_k + row) * heads.token + head * heads.head;
+    return static_cast<T*>(heads.data) + static_cast<int64_t>(first_k + row) * heads.token + head * heads.head;
   }
   // The row of a query's weights in the tensor that dropout sees: (heads, tokens_q, keys).
   __device__ __forceinline__ uint64_t row(const AttentionProblem& p, int query) const {

@@ -14,7 +14,15 @@ constexpr int kTileRows = 16;  // of a warp
 __device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_id() { return threadIdx.x / 32; }
 
+// What is the same in all lanes of a warp, so that the compiler knows: it goes to the registers that they share.
+__device__ __forceinline__ uint32_t same_in_warp(uint32_t x) { return __shfl_sync(0xFFFFFFFFu, x, 0); }
+
 EARLYBERT_HOST_DEVICE constexpr int up_to_tiles(int rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
+// The threads that copy something together, and which of them this one is.
+struct Loaders {
+  int own, count;
+};
 
 // Rows of kSize values in shared memory. The 16-byte chunks of a row change places with the row's number, so that eight
 // rows' chunks of one column, which a matrix of `load_matrices` is, lie in different banks.
@@ -28,23 +36,27 @@ struct SharedRows {
     return data + row * kSize + ((number ^ turn) * 8);
   }
 
-  // The block's threads begin to copy rows 0 ... count - 1 of a head, and zeros up to a multiple of 16 rows.
+  // The block's threads begin to copy rows 0 ... count - 1 of a head, and zeros up to `rows`, or to a multiple of 16.
   __device__ __forceinline__ void load(const T* head, int64_t stride, int count) const {
-    const int chunks = up_to_tiles(count) * kChunks;
-    for (int i = threadIdx.x; i < chunks; i += blockDim.x) {
-      const int row = i / kChunks, number = i % kChunks;
-      const bool there = row < count;
-      copy_async_16(chunk(row, number), head + (there ? row * stride : 0) + number * 8, there);
+    load(head, stride, count, up_to_tiles(count), {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)});
+  }
+  __device__ __forceinline__ void load(const T* head, int64_t stride, int count, int rows, Loaders threads) const {
+    const int number = threads.own % kChunks, step = threads.count / kChunks;
+    int row = threads.own / kChunks;
+    const T* from = head + row * stride + number * 8;
+    for (; row < rows; row += step, from += step * stride) {
+      copy_async_16(chunk(row, number), row < count ? from : head, row < count);
     }
   }
 
   // Row `first + lane % 16`'s chunk: what a lane gives to load 16 rows and 16 columns, as A or transposed as B ...
-  __device__ __forceinline__ const T* as_a(int first, int columns) const {
-    return chunk(first + lane_id() % 16, columns / 8 + lane_id() / 16);
+  // `first` is a multiple of 16, which leaves a chunk in its place.
+  __device__ __forceinline__ const T* as_a(int first, int columns, unsigned lane = lane_id()) const {
+    return chunk(lane % 16, columns / 8 + lane / 16) + first * kSize;
   }
   // ... and as B: rows 0-7, columns 0-7 and 8-15, then rows 8-15.
-  __device__ __forceinline__ const T* as_b(int first, int columns) const {
-    return chunk(first + lane_id() % 8 + lane_id() / 16 * 8, columns / 8 + lane_id() / 8 % 2);
+  __device__ __forceinline__ const T* as_b(int first, int columns, unsigned lane = lane_id()) const {
+    return chunk(lane % 8 + lane / 16 * 8, columns / 8 + lane / 8 % 2) + first * kSize;
   }
 };
 
@@ -121,7 +133,7 @@ __device__ __forceinline__ void add_times(float (&d)[kSize / 8][4], const Pairs<
 template <typename T, int kSize>
 __device__ __forceinline__ void store_rows(const float (&d)[kSize / 8][4], float factor, float factor_8,
                                            const SharedRows<T, kSize>& own, T* out, int64_t stride, int count) {
-  const int g = lane_id() / 4, c = lane_id() % 4;
+  const unsigned lane = computed_here(lane_id()) % 32, g = lane / 4, c = lane % 4;
   __syncwarp();  // the warp is done with what is there
 #pragma unroll
   for (int n = 0; n < kSize / 8; ++n) {
@@ -131,7 +143,7 @@ __device__ __forceinline__ void store_rows(const float (&d)[kSize / 8][4], float
   __syncwarp();
   constexpr int kChunks = SharedRows<T, kSize>::kChunks;
 #pragma unroll
-  for (int i = lane_id(); i < kTileRows * kChunks; i += 32) {
+  for (int i = lane; i < kTileRows * kChunks; i += 32) {
     const int row = i / kChunks, number = i % kChunks;
     if (row < count) {
       store_result(reinterpret_cast<uint4*>(out + row * stride + number * 8),
@@ -188,35 +200,35 @@ __device__ __forceinline__ void drop(Pairs<kOthers>& weights, const Pairs<kOther
   }
 }
 
-// Which weights of a tile dropout keeps, one by one.
-template <int kOthers, bool kByKey>
-struct Kept {
-  Pairs<kOthers> draws;
-  uint32_t threshold;
+// The draws of 32 keys x kOthers queries, of which a lane has keys g, g + 8, g + 16, g + 24.
+template <int kOthers>
+struct KeysDraws {
+  uint32_t pairs[kOthers / 8][2][2];  // [n][m][i]: of keys g + 16 m (low) and g + 16 m + 8, query 8 n + 2 c + i
 
-  // Whether that of d[n][i] is. Two neighbours' draws are in a word where those are keys; else those of rows g, g + 8.
-  __device__ __forceinline__ bool operator()(int n, int i) {
-    return draw_of(draws.of(n, kByKey ? i % 2 : i / 2), kByKey ? i / 2 : i % 2) >= threshold;
+  __device__ __forceinline__ bool kept(int n, int m, int i, int half, uint32_t threshold) const {
+    // In place: a half is worth no shift.
+    return (pairs[n][m][i] & (kDraws - 1) << (16 * half)) >= threshold << (16 * half);
   }
 };
 
-// Of a tile of 16 keys x kOthers queries the draws for `Kept`. `row`: of the first query's weights; `first`: the first
-// key, a multiple of 16.
+// `row`: of the first query's weights; `first`: the first key, a multiple of 32.
 template <int kOthers>
-__device__ __forceinline__ Pairs<kOthers> draws_by_key(uint64_t seed, uint64_t row, int first) {
-  Pairs<kOthers> draws;
-  const int g = lane_id() / 4, odd = g % 2;
-  const bool upper = first % kDropoutGroup != 0;
+__device__ __forceinline__ KeysDraws<kOthers> draws_by_key(uint64_t seed, uint64_t row, int first, unsigned lane) {
+  KeysDraws<kOthers> draws;
+  const unsigned g = lane / 4, odd = g % 2;
   const uint32_t mine = odd ? 0x7632 : 0x5410, others = mine ^ 0x2222;
 #pragma unroll
   for (int n = 0; n < kOthers / 8; ++n) {
     // The lanes of keys 2c and 2c + 1 need the same blocks of two queries, each half of them: each draws that of one.
-    const Words block = random_words(seed, row + n * 8 + lane_id() % 4 * 2 + odd, first / kDropoutGroup * 4 + g / 2);
-    const uint32_t of_g = upper ? block.w[2] : block.w[0], of_g_8 = upper ? block.w[3] : block.w[1];
-    const uint32_t own = __byte_perm(of_g, of_g_8, mine);
-    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, __byte_perm(of_g, of_g_8, others), 4);
-    draws.of(n, 0) = odd ? got : own;
-    draws.of(n, 1) = odd ? own : got;
+    const Words block = random_words(seed, row + n * 8 + lane % 4 * 2 + odd, first / kDropoutGroup * 4 + g / 2);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const uint32_t of_g = block.w[2 * m], of_g_8 = block.w[2 * m + 1];
+      const uint32_t own = __byte_perm(of_g, of_g_8, mine);
+      const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, __byte_perm(of_g, of_g_8, others), 4);
+      draws.pairs[n][m][0] = odd ? got : own;
+      draws.pairs[n][m][1] = odd ? own : got;
+    }
   }
   return draws;
 }
@@ -225,6 +237,12 @@ __device__ __forceinline__ Pairs<kOthers> draws_by_key(uint64_t seed, uint64_t r
 __device__ __forceinline__ float quad_sum(float v) {
   v += __shfl_xor_sync(0xFFFFFFFFu, v, 1);
   return v + __shfl_xor_sync(0xFFFFFFFFu, v, 2);
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xFFFFFFFFu, v, distance);
+  return v;
 }
 
 __device__ __forceinline__ float quad_max(float v) {

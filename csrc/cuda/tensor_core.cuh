@@ -29,6 +29,9 @@ inline void load_transposed(uint32_t (&r)[4], const void* row) { emulator::ldmat
 inline void copy_async_16(void* to, const void* from, bool there) {
   emulator::copy_later(to, from, there ? 16 : 0, 16);
 }
+inline unsigned computed_here(unsigned x) { return x; }
+inline void commit_copies() { emulator::commit_copies(); }
+inline void wait_for_all_but_last_copies() { emulator::wait_for_copies(1); }
 inline void wait_for_copies() {
   emulator::commit_copies();
   emulator::wait_for_copies(0);
@@ -39,6 +42,10 @@ uint32_t pack(float low, float high) {
   uint32_t bits;
   std::memcpy(&bits, pair, sizeof bits);
   return bits;
+}
+template <typename T>
+uint32_t pack_positive(float low, float high) {
+  return pack<T>(std::fmax(low, 0.0f), std::fmax(high, 0.0f));
 }
 template <typename T>
 float2 unpack(uint32_t bits) {
@@ -94,6 +101,19 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool t
                : "memory");
 }
 
+// x, and the compiler does not know that: what follows from it is computed after this point, in each round of a loop,
+// where otherwise it would wait in registers.
+__device__ __forceinline__ unsigned computed_here(unsigned x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// What this thread began to copy since the last call is a group, which may be empty.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all groups but the last one are there.
+__device__ __forceinline__ void wait_for_all_but_last_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+
 // Until this thread's copies are there. Other threads see them after the next barrier.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -105,6 +125,18 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   } else {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  }
+  return bits;
+}
+
+// The same, and 0 for those below.
+template <typename T>
+__device__ __forceinline__ uint32_t pack_positive(float low, float high) {
+  uint32_t bits;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   }
   return bits;
 }

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from ..backends import build_record, load_extension
 
-#: Ops all of whose kernels multiply matrices.
-PRODUCTS = ("attention",)
+#: Ops whose kernels multiply matrices, each with those of its kernels that do not.
+PRODUCTS = {"attention": ("sum_parts_kernel",)}
 
 #: Bytes of shared memory that a kernel may declare; a launch can ask for more.
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -136,7 +136,7 @@ def op_of(symbol: str) -> str | None:
 
 def multiplies(op: str | None, name: str) -> bool:
     """Whether a kernel of that source and name, for half precision, is to be on tensor cores."""
-    return op in PRODUCTS and is_half(name)
+    return op in PRODUCTS and is_half(name) and not any(other in name for other in PRODUCTS[op])
 
 
 def is_half(name: str) -> bool:

@@ -109,6 +109,7 @@ def test_names_are_shortened(whole, short):
         ("attention", "f<__half>", {}, Code(9, 0, "HMMA"), []),
         ("attention", "f<__nv_bfloat16>", {}, Code(9, 0, None), ["multiplies matrices without tensor cores"]),
         ("attention", "f<__half>", {}, None, ["has no machine code"]),
+        ("attention", "sum_parts_kernel<__half, 64>", {}, None, []),
         ("attention", "f<float>", {}, None, []),
     ],
 )

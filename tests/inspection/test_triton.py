@@ -67,6 +67,22 @@ rows = inspect([compiled.configuration("faults", 90, each) for each in launches]
 print(json.dumps([row._asdict() for row in rows]))
 '''
 
+# By number of tokens, the hashes of all that is compiled.
+TOKENS = """
+import json
+from earlybert_kernels.backends.triton import compiled, workloads
+hashes = {}
+for tokens in (16411, 16416, 16427, 16448, 1003, 1008, 1009):  # 15% of 16427 is 16 * 154
+    workloads.FEW = workloads.MANY = tokens
+    hashes[tokens] = {}
+    for op in workloads.WORKLOADS:
+        launches = [launch for arch in (80, 90, 100) for launch in workloads.launches(op, arch, False)]
+        names = [launch.kernel.__name__ for launch in launches]
+        sources = [compiled.configuration(op, 90, launch).source.hash() for launch in launches]
+        hashes[tokens][op] = list(zip(names, sources))
+print(json.dumps(hashes))
+"""
+
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -104,6 +120,16 @@ def test_every_kernel_that_ships_passes(tmp_path):
     assert compiled >= {80, 90}
     ops = [op for op in dispatch.op_names() if "triton" in [*dispatch.backends(op), *dispatch.unavailable(op)]]
     assert {(row["op"], row["architecture"]) for row in report["rows"]} >= set(product(ops, compiled))
+
+
+def test_nothing_is_compiled_anew_for_another_number_of_tokens():
+    done = run("-c", TOKENS)
+    assert done.returncode == 0, done.stderr
+    hashes = json.loads(done.stdout)
+    assert all(hashes["16411"].values())
+    for first, others in (("16411", ("16416", "16427", "16448")), ("1003", ("1008", "1009"))):
+        for other in others:
+            assert hashes[other] == hashes[first]
 
 
 def test_what_cannot_be_inspected_is_said():

@@ -105,16 +105,18 @@ def backward(
     inputs = (q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, head_gates, seed)
     problem, _kept = _problem(*inputs, dropout_p, scale, zero_pruned)
     grad_gates, parts = q.new_empty(0, dtype=torch.float32), None
+    count, size = cuda.extension.attention_parts(cuda.launch(q)[0], problem)
     if head_gates is not None:
-        tiles = cuda.extension.attention_tiles(*_longest(q, k, max_seqlen, max_seqlen_q))
-        parts = q.new_empty(((cu_seqlens.shape[0] - 1) * tiles, q.shape[1]), dtype=torch.float32)
+        parts = q.new_empty(((cu_seqlens.shape[0] - 1) * count, q.shape[1]), dtype=torch.float32)
+    workspace = q.new_empty(size, dtype=torch.float32) if size else None
     if grads is None:
         grads = (_contiguous_like(q), _contiguous_like(k), _contiguous_like(v))
     written, places = zip(*map(_aligned, grads), strict=True)
     _kept_grad, grad_place = _aligned(grad_out)
     cuda.extension.attention_backward(
-        *cuda.launch(q), problem, grad_place, out.data_ptr(), logsumexp.data_ptr(), *places, address(parts)
-    )
+        *cuda.launch(q), problem, grad_place, out.data_ptr(), logsumexp.data_ptr(), *places, address(parts),
+        address(workspace),
+    )  # fmt: skip
     for grad, source in zip(grads, written, strict=True):
         if grad is not source:
             grad.copy_(source)

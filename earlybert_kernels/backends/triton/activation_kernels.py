@@ -14,15 +14,17 @@ from .launch import launch
 _ROWS, _COLUMNS, _ELEMENTS = 64, 128, 2048
 
 
-@triton.jit
-def _forward(x, y, elements, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["elements"])
+def _forward(x, y, elements, ACTIVATION: tl.constexpr, BY_16: tl.constexpr, BLOCK: tl.constexpr):
+    if BY_16:
+        elements = elements // 16 * 16  # as it is, which the compiler is to know
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < elements
     value = activate(tl.load(x + offsets, inside, 0.0).to(tl.float32), ACTIVATION)
     tl.store(y + offsets, value.to(y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward(
     grad, x, y, column_sums, rows, columns, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -41,7 +43,8 @@ def activation_forward(x: Tensor, activation: str) -> Tensor:
     """The activation of x, which is contiguous; `activation` is a name of `reference.feed_forward.ACTIVATIONS`."""
     y = torch.empty_like(x)
     grid = (triton.cdiv(x.numel(), _ELEMENTS),)
-    launch(_forward, grid, x, y, x.numel(), ACTIVATION=activation, BLOCK=_ELEMENTS, num_warps=4)
+    by_16 = x.shape[-1] % 16 == 0
+    launch(_forward, grid, x, y, x.numel(), ACTIVATION=activation, BY_16=by_16, BLOCK=_ELEMENTS, num_warps=4)
     return y
 
 

@@ -16,7 +16,7 @@ from .rows import column_sums, load_for_rows, resident_programs, store_partial, 
 _LOADED_AHEAD = 48 * 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x,
     residual,
@@ -61,7 +61,7 @@ def _forward_kernel(
     tl.store(rstd + row, row_rstd, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
     grad_out,
     x,

@@ -33,7 +33,7 @@ def _sum_of_tables(word, position, token_type, w, p, t, col, mask, E: tl.constex
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _forward_kernel(
     input_ids,
     position_ids,
@@ -86,7 +86,7 @@ def _forward_kernel(
     tl.store(rstd + row, row_rstd, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _backward_kernel(
     grad_out,
     input_ids,

@@ -24,7 +24,7 @@ from .rows import column_sums, tiling
 _ALIGNMENT = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _gather_kernel(matrix, rows, count, factor, out, E: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = tl.load(rows + at, mask=at < count, other=-1)
@@ -40,7 +40,7 @@ def _gather_kernel(matrix, rows, count, factor, out, E: tl.constexpr, ROWS: tl.c
         tl.store(out + at[:, None] * E + col[None, :], tile.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _scatter_kernel(picked, rows, count, factor, out, E: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = tl.load(rows + at, mask=at < count, other=-1)
@@ -67,7 +67,7 @@ def _exp_of_difference(tile, base):
     return tl.exp2((tile - base[:, None]) * 1.4426950408889634)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _cross_entropy_kernel(
     logits,
     bias,

@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 _PRECISION = {torch.float32: "tf32x3", torch.float16: "tf32", torch.bfloat16: "tf32"}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "K"])  # one of them counts tokens
 def _matmul(
     a,
     b,
@@ -70,6 +70,8 @@ def _matmul(
     EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ADD: tl.constexpr,
+    M_BY_16: tl.constexpr,
+    K_BY_16: tl.constexpr,
     EVEN_K: tl.constexpr,
     ALIGN_USED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -85,6 +87,11 @@ def _matmul(
     the product for the gradient of an activation: it stores that of `preactivation` in c, the activation in
     `activated` and c's sums over the tile's rows in `column_sums`.
     """
+    # What is known of M and K, so that loads along them are wide.
+    if M_BY_16:
+        M = M // 16 * 16
+    if K_BY_16:
+        K = K // 16 * 16
     # Programs that run side by side share rows of a and columns of b: GROUP rows of tiles are gone through together.
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -210,6 +217,9 @@ def _launch(a, b, out, tile, used, bias, preactivation, activated, sums, epilogu
         # fit into the registers.
         tile = tile._replace(n=min(max(tile.n // 2, 16), 64))
     part = triton.cdiv(inner, parts * tile.k) * tile.k
+    # Values lie side by side along features, whose number is the model's. The other side of `a` counts tokens, of which
+    # each batch has its own number: code that depended on it would be compiled in the middle of a run.
+    by_features = a.stride(1) == 1
     launch(
         _matmul,
         (triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n), parts),
@@ -234,7 +244,9 @@ def _launch(a, b, out, tile, used, bias, preactivation, activated, sums, epilogu
         EPILOGUE=epilogue,
         ACTIVATION=activation,
         ADD=add,
-        EVEN_K=dimension != "k" and inner % tile.k == 0,
+        M_BY_16=not by_features and rows % 16 == 0,
+        K_BY_16=by_features and inner % 16 == 0,
+        EVEN_K=by_features and dimension != "k" and inner % tile.k == 0,
         ALIGN_USED=1 if amount.size % 16 and amount.size > 1 else 16,
         PRECISION=_PRECISION[a.dtype],
         BLOCK_M=tile.m,

@@ -89,7 +89,7 @@ def store_partial(partials, which, tiles, E: tl.constexpr, COLS: tl.constexpr, C
         tl.store(partials + row * E + col, tl.sum(tiles[chunk], 0), mask=col < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _column_sums_kernel(matrices, first, second, third, rows, stride, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
     which = tl.program_id(1)
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)

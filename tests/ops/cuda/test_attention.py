@@ -37,6 +37,18 @@ def test_random_packings_masks_and_gates(data):
     case.check(results)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("heads", [2, 5])  # fewer blocks than the emulator's GPU takes: one for each tile; else for all
+def test_sequences_of_several_tiles_of_keys(heads, size):
+    torch.manual_seed(heads)
+    gates = [0.5, -2.0, 1.0, 0.0, 3.0][:heads]
+    case = Case((300, 31, 129), heads, size, torch.bfloat16, (257, 33, 0), gates=gates, p=0.1)
+    grad_out, arguments = case.inputs()
+    first, again = (run(cuda.attention, grad_out, arguments) for _ in range(2))
+    case.check(first)
+    assert all(torch.equal(*both) for both in zip(first, again, strict=True))
+
+
 @pytest.mark.parametrize("p", [0.96875, 0.969, 0.98])
 def test_probabilities_about_those_that_take_another_comparison(p):
     case = Case((40, 70), 2, 64, torch.float16, gates=[0.5, -2.0], p=p)

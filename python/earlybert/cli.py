@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILURE
     except (Interrupted, KeyboardInterrupt) as interruption:
         what = str(interruption) or "interrupted"
-        advice = f"; {_CONTINUE[args.command]} from the last checkpoint" if args.command in _CONTINUE else ""
+        found = "" if isinstance(interruption, Interrupted) else ", if there is one"
+        advice = f"; {_CONTINUE[args.command]} from the last checkpoint{found}" if args.command in _CONTINUE else ""
         print(f"\nearlybert: {what}{advice}", file=sys.stderr)
         return EXIT_INTERRUPTED
 

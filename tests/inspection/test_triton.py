@@ -70,7 +70,7 @@ print(json.dumps([row._asdict() for row in rows]))
 # By number of tokens, the hashes of all that is compiled.
 TOKENS = """
 import json
-from earlybert_kernels.backends.triton import compiled, workloads
+from earlybert_kernels.inspection import compiled, workloads
 hashes = {}
 for tokens in (16411, 16416, 16427, 16448, 1003, 1008, 1009):  # 15% of 16427 is 16 * 154
     workloads.FEW = workloads.MANY = tokens

@@ -46,7 +46,8 @@ class RunDirectory:
         self.arguments = self.path / "arguments.json"
         self.checkpoint = self.path / "checkpoint.pt"
         self.gates = self.path / "gates.safetensors"
-        self.said = tuple(self.path / name for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"))
+        names = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+        self.predictions = tuple(self.path / name for name in names)
         self.loss_plot = self.path / "loss.png"
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
@@ -164,7 +165,7 @@ class RunDirectory:
             self.sums,
             self.checkpoint,
             self.gates,
-            *self.said,
+            *self.predictions,
             self.ticket,
             self.loss_plot,
             self.search_plot,
@@ -211,7 +212,7 @@ class RunDirectory:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes the checksums of all that the run wrote, and its metrics, and removes the checkpoint."""
         content = json_bytes(metrics)
-        paths = [self.arguments, self.ticket, self.gates, *self.said, *sorted(self.model.rglob("*"))]
+        paths = [self.arguments, self.ticket, self.gates, *self.predictions, *sorted(self.model.rglob("*"))]
         sums = {path: sha256(path) for path in paths if path.is_file()}
         sums[self.metrics] = hashlib.sha256(content).hexdigest()
         lines = [f"{digest}  {path.relative_to(self.path).as_posix()}\n" for path, digest in sums.items()]

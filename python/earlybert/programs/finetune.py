@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..arguments import TASK_OPTIONS, FinetuneArguments
-from ..loading import load_model
 from ..tasks import Source, get_task
 from ..training.data import EncodedExamples
 from .preparation import prepare
-from .run import Run, TrainingStage
+from .run import Run
+from .stages import TrainingStage
 
 
 def finetune(args: FinetuneArguments) -> dict[str, Any]:
@@ -52,38 +50,12 @@ class Finetuning(Run):
 
     args: FinetuneArguments
 
-    def read_model(self) -> nn.Module:
-        """See `Run.read_model`."""
-        prepared = self.prepared
-        return load_model(self.args.model, prepared.task, prepared.config, prepared.labels, seed=self.args.seed)
-
     def read_examples(self) -> dict[str, EncodedExamples]:
         """See `Run.read_examples`."""
         self.examples = self.encode(self.prepared.data.train)
         return {"the training examples": self.examples}
 
-    def search_stage(self) -> TrainingStage:
-        """See `Run.search_stage`."""
-        order = self.order(self.examples)
-        settings = self.settings(
-            "search",
-            max_steps=self.search_steps(order),
-            learning_rate=self.args.search_learning_rate,
-            schedule="constant",
-            gate_learning_rate=self.args.gate_learning_rate,
-            gate_l1=self.args.gate_l1,
-        )
-        return TrainingStage(settings, self.examples, order)
-
     def training_stages(self) -> list[TrainingStage]:
         """See `Run.training_stages`."""
-        order = self.order(self.examples)
-        steps = self.training_steps(order)
-        settings = self.settings(
-            "train",
-            max_steps=steps,
-            learning_rate=self.args.learning_rate,
-            schedule="linear",
-            warmup_steps=self.warmup_steps(steps),
-        )
-        return [TrainingStage(settings, self.examples, order)]
+        steps = self.stages.steps(self.examples)
+        return [self.stages.training("train", self.examples, steps, self.args.max_length)]

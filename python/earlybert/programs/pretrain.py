@@ -9,13 +9,14 @@ from torch import nn
 
 from ..arguments import PretrainArguments
 from ..errors import UsageError
-from ..loading import load_model, new_model
+from ..loading import new_model
 from ..tasks import Source
 from ..tasks.documents import Corpus
 from ..tasks.masked_lm import MaskedLMTask, MaskedSequences
 from ..training.data import EncodedExamples
 from .preparation import prepare
-from .run import Run, TrainingStage
+from .run import Run
+from .stages import TrainingStage
 
 
 def pretrain(args: PretrainArguments) -> dict[str, Any]:
@@ -47,8 +48,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     )
     task = MaskedLMTask(corpus=corpus, probability=args.mlm_probability, whole_words=args.whole_words, seed=args.seed)
     paths = (None if path is None else Path(path) for path in (args.train_file, args.validation_file))
-    source = Source(None, *paths)
-    return Pretraining(prepare(args, task, source, args.long_length if args.long_share else None)).run()
+    return Pretraining(prepare(args, task, Source(None, *paths), args.long_length if args.long_share else None)).run()
 
 
 class Pretraining(Run):
@@ -61,12 +61,16 @@ class Pretraining(Run):
         """See `Run.eval_steps`."""
         return self.args.eval_steps
 
+    @property
+    def optimizer(self) -> str:
+        """See `Run.optimizer`."""
+        return self.args.optimizer
+
     def read_model(self) -> nn.Module:
         """See `Run.read_model`."""
-        prepared = self.prepared
-        if self.args.model is None:
-            return new_model(prepared.task, prepared.config, seed=self.args.seed)
-        return load_model(self.args.model, prepared.task, prepared.config, prepared.labels, seed=self.args.seed)
+        if self.args.model is not None:
+            return super().read_model()
+        return new_model(self.prepared.task, self.prepared.config, seed=self.args.seed)
 
     def read_examples(self) -> dict[str, EncodedExamples]:
         """See `Run.read_examples`."""
@@ -83,38 +87,12 @@ class Pretraining(Run):
         """See `Run.held_out`: what is hidden is the same in every run."""
         return encoded.as_held_out()
 
-    def search_stage(self) -> TrainingStage:
-        """See `Run.search_stage`."""
-        order = self.order(self.short)
-        settings = self.settings(
-            "search",
-            max_steps=self.search_steps(order),
-            learning_rate=self.args.search_learning_rate,
-            schedule="constant",
-            gate_learning_rate=self.args.gate_learning_rate,
-            gate_l1=self.args.gate_l1,
-            optimizer=self.args.optimizer,
-        )
-        return TrainingStage(settings, self.short, order)
-
     def training_stages(self) -> list[TrainingStage]:
         """See `Run.training_stages`."""
-        total = self.training_steps(self.order(self.short))
-        steps = round(self.args.long_share * total)
+        total = self.stages.steps(self.short)
+        long_steps = round(self.args.long_share * total)
         parts = (
-            ("train", total - steps, self.short, self.args.max_length),
-            ("train-long", steps, self.long, self.args.long_length),
+            ("train", self.short, total - long_steps, self.args.max_length),
+            ("train-long", self.long, long_steps, self.args.long_length),
         )
-        return [self._stage(*part) for part in parts if part[1]]
-
-    def _stage(self, name: str, steps: int, examples: EncodedExamples, max_length: int) -> TrainingStage:
-        settings = self.settings(
-            name,
-            max_length,
-            max_steps=steps,
-            learning_rate=self.args.learning_rate,
-            schedule="linear",
-            warmup_steps=self.warmup_steps(steps),
-            optimizer=self.args.optimizer,
-        )
-        return TrainingStage(settings, examples, self.order(examples))
+        return [self.stages.training(*part) for part in parts if part[2]]

@@ -6,28 +6,29 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
 import earlybert_kernels as ek
 
 from ..errors import UsageError
-from ..files import apply_umask, write_bytes, write_json
-from ..loading import first_line
+from ..files import write_bytes
+from ..loading import load_model
 from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
 from ..search.stage import SearchSettings, SearchStage
 from ..training.checkpoints import Checkpoints, fingerprint
-from ..training.data import EncodedExamples, TrainingOrder, check_fits, unknown_share
+from ..training.data import EncodedExamples, check_fits, unknown_share
 from ..training.evaluation import predict
 from ..training.interrupt import InterruptRequest
-from ..training.loop import StageSettings, TrainingLoop
+from ..training.loop import TrainingLoop
 from ..training.stopwatch import Stopwatch
 from .preparation import Prepared, unit_counts
+from .results import write_results
+from .stages import Stages, TrainingStage
 from .verify import model_size
 
 logger = logging.getLogger(__name__)
@@ -36,32 +37,29 @@ logger = logging.getLogger(__name__)
 MOST_UNKNOWN = 0.5
 
 
-@dataclass(frozen=True)
-class TrainingStage:
-    """What is trained, with which settings, and in which order."""
-
-    settings: StageSettings
-    examples: EncodedExamples
-    order: TrainingOrder
-
-
 class Run(ABC):
     """One run; its attributes are what the stages hand on to each other.
 
     Attributes:
         eval_steps: optimizer steps of the training stages between two evaluations; 0 for none but that of the end.
+        optimizer: of all stages, as in `StageSettings`.
+        stages: makes them.
     """
 
     eval_steps: int = 0
+    optimizer: str = "adamw"
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.args = prepared.args
         self.directory = prepared.directory
         self.device = prepared.device
+        self.stages = Stages(self.args, prepared.dtype, self.optimizer)
         self.interrupt = InterruptRequest()
         self.environment = prepared.environment
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {"train": 0.0}
+        #: The records of the training stages that are done, their steps counted through.
+        self.log: list[dict[str, float]] = []
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
         self.warnings: list[str] = []
@@ -70,21 +68,19 @@ class Run(ABC):
         self.ticket = prepared.ticket
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
-    @abstractmethod
     def read_model(self) -> nn.Module:
         """The stock model that is to be trained, in float32 on the CPU.
 
         Raises:
             UsageError: its weights cannot be read.
         """
+        prepared = self.prepared
+        name = self.args.model_source
+        return load_model(name, prepared.task, prepared.config, prepared.labels, seed=self.args.seed)
 
     @abstractmethod
     def read_examples(self) -> dict[str, EncodedExamples]:
-        """By a name for a message, all that is trained on."""
-
-    @abstractmethod
-    def search_stage(self) -> TrainingStage:
-        """The search, as long as it can become."""
+        """By a name for a message, all that is trained on; the first is what the search sees."""
 
     @abstractmethod
     def training_stages(self) -> list[TrainingStage]:
@@ -109,7 +105,8 @@ class Run(ABC):
         with self._timed("tokenizing"):
             train = self.read_examples()
             evals = {n: self.held_out(self.encode(examples)) for n, examples in self.prepared.data.evals.items()}
-        if (share := unknown_share(self.prepared.tokenizer, next(iter(train.values())))) > MOST_UNKNOWN:
+        self.searched = next(iter(train.values()))
+        if (share := unknown_share(self.prepared.tokenizer, self.searched)) > MOST_UNKNOWN:
             unknown = self.prepared.tokenizer.unk_token
             self._warn(
                 f"{share:.0%} of the training examples' tokens are {unknown}: the tokenizer is made for other texts, "
@@ -128,11 +125,11 @@ class Run(ABC):
         checkpoint = self.checkpoints.load()
         with self.interrupt.listening():
             self._obtain_ticket(model, checkpoint)
-            log = self._train(model, evals, checkpoint)
+            self._train(model, evals, checkpoint)
         with self._timed("evaluation"):
-            results, said = self._evaluate(model, evals)
-        metrics = self._metrics(model, log, results, dense_parameters)
-        self._write(model, metrics, said)
+            results, predictions = self._evaluate(model, evals)
+        metrics = self._metrics(model, results, dense_parameters)
+        write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, predictions)
         return metrics
 
     def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:
@@ -141,47 +138,6 @@ class Run(ABC):
         encoded = self.prepared.task.encode(self.prepared.tokenizer, examples, length)
         check_fits(encoded, self.prepared.config)
         return encoded
-
-    def order(self, examples: EncodedExamples) -> TrainingOrder:
-        """The order in which the run sees examples."""
-        return TrainingOrder(
-            len(examples),
-            batch_size=self.args.batch_size,
-            accumulation_steps=self.args.gradient_accumulation_steps,
-            seed=self.args.seed,
-        )
-
-    def settings(self, name: str, max_length: int | None = None, **own: Any) -> StageSettings:
-        """The settings of a stage: what all stages share, and its own.
-
-        Args:
-            name: of the stage.
-            max_length: tokens of its longest example; None for the arguments'.
-            own: the fields of `StageSettings` that stages differ in.
-        """
-        return StageSettings(
-            name=name,
-            weight_decay=self.args.weight_decay,
-            dtype=self.prepared.dtype,
-            pad_to=self._pad_to(max_length or self.args.max_length),
-            cuda_graphs=self.args.cuda_graphs == "auto",
-            **own,
-        )
-
-    def warmup_steps(self, steps: int) -> int:
-        """Optimizer steps of a stage's warm-up; the last step never belongs to it, which would learn nothing."""
-        return min(round(self.args.warmup_ratio * steps), steps - 1)
-
-    def _pad_to(self, max_length: int) -> int | None:
-        return max_length if self.args.padding == "max_length" else None
-
-    def search_steps(self, order: TrainingOrder) -> int:
-        """Optimizer steps of the longest search."""
-        return self.args.search_steps or max(1, round(self.args.search_epochs * order.steps_per_epoch))
-
-    def training_steps(self, order: TrainingOrder) -> int:
-        """Optimizer steps of all training stages together."""
-        return self.args.max_steps or max(1, round(self.args.num_train_epochs * order.steps_per_epoch))
 
     def _inputs(self, train: dict[str, EncodedExamples], evals: dict[str, EncodedExamples]) -> dict[str, str]:
         """Fingerprints of what the run has read, but for the model's weights."""
@@ -233,7 +189,7 @@ class Run(ABC):
 
     def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> Stopwatch:
         """Trains with gates until the ticket is at rest or the time is up, draws and rewinds; returns its clock."""
-        args, plan = self.args, self.search_stage()
+        args, plan = self.args, self.stages.search(self.searched)
         stage = SearchStage(
             model,
             SearchSettings(
@@ -281,84 +237,78 @@ class Run(ABC):
         generator = torch.Generator().manual_seed(self.args.seed)
         return random_ticket(ticket, self.head_counts, self.neuron_counts, generator)
 
-    def _train(
-        self, model: nn.Module, evals: dict[str, EncodedExamples], checkpoint: dict[str, Any] | None
-    ) -> list[dict[str, float]]:
-        """Goes through the training stages and returns the records of all of them."""
+    def _train(self, model: nn.Module, evals: dict[str, EncodedExamples], checkpoint: dict[str, Any] | None) -> None:
+        """Goes through the training stages, from the one that the checkpoint is of."""
         stages = self.training_stages()
         names = [stage.settings.name for stage in stages]
-        log: list[dict[str, float]] = []
-        seconds, first = 0.0, 0
+        first = 0
         if checkpoint is not None and checkpoint["stage"] in names:
             first = names.index(checkpoint["stage"])
-            log, seconds, self.curve = (checkpoint[name] for name in ("log", "train_seconds", "curve"))
+            self.log, self.curve, self.seconds["train"] = (checkpoint[n] for n in ("log", "curve", "train_seconds"))
         else:
             checkpoint = None
         for number in range(first, len(stages)):
-            loop = self._train_stage(model, stages, number, evals, (log, seconds), checkpoint)
-            before = sum(stage.settings.max_steps for stage in stages[:number])
-            log = log + [{**record, "step": record["step"] + before} for record in loop.history]
-            seconds, checkpoint = seconds + loop.watch.seconds, None
-        self.seconds["train"] = seconds
-        return log
+            begin = sum(stage.settings.max_steps for stage in stages[:number])
+            is_last = number == len(stages) - 1
+            loop = self._train_stage(model, stages[number], begin, is_last, evals, checkpoint)
+            self.log = self.log + [{**record, "step": record["step"] + begin} for record in loop.history]
+            self.seconds["train"] += loop.watch.seconds
+            checkpoint = None
 
     def _train_stage(
         self,
         model: nn.Module,
-        stages: list[TrainingStage],
-        number: int,
+        stage: TrainingStage,
+        begin: int,
+        is_last: bool,
         evals: dict[str, EncodedExamples],
-        done: tuple[list[dict[str, float]], float],
         checkpoint: dict[str, Any] | None,
     ) -> TrainingLoop:
         """Trains one stage, from its beginning or from a checkpoint of it.
 
         Args:
-            stages: all of them.
-            number: which one.
+            model: as the stage before has left it.
+            stage: what to do.
+            begin: optimizer steps of the training stages before.
+            is_last: whether it is the last, whose end is evaluated anyway.
             evals: what the model is judged on meanwhile.
-            done: records and seconds of the stages before.
             checkpoint: of this stage.
         """
-        stage = stages[number]
         loop = TrainingLoop(model, stage.examples, stage.order, stage.settings, self.device)
-        before = sum(each.settings.max_steps for each in stages[:number])
-        last = sum(each.settings.max_steps for each in stages)
-        log, seconds = done
-
-        def extra() -> dict[str, Any]:
-            return {
-                "stage": stage.settings.name,
-                "search": self.search,
-                "search_seconds": self.seconds["search"],
-                "ticket": None if self.ticket is None else {
-                    name: getattr(self.ticket, name) for name in ("heads", "neurons", "heads_of", "neurons_of")
-                },
-                "warnings": list(self.warnings),
-                "log": log,
-                "train_seconds": seconds,
-                "curve": self.curve,
-            }  # fmt: skip
-
         if checkpoint is not None:
             loop.load_state_dict(checkpoint["loop"])
         else:
             torch.manual_seed(self.args.seed)  # dropout
-            if self.search is not None or number:
-                self.checkpoints.save(loop, extra())
+            if self.search is not None or begin:
+                self.checkpoints.save(loop, self._progress(stage))
 
         def after_step(step: int) -> bool:
-            if self.eval_steps and (step + before) % self.eval_steps == 0 and step + before < last:
+            is_end = is_last and step == stage.settings.max_steps
+            if self.eval_steps and (begin + step) % self.eval_steps == 0 and not is_end:
                 with loop.watch.paused():
                     results, _ = self._evaluate(model, evals)
-                self._add_to_curve(step + before, seconds + loop.watch.seconds, results)
-            self.checkpoints.after_step(loop, extra)
+                self._add_to_curve(begin + step, self.seconds["train"] + loop.watch.seconds, results)
+            self.checkpoints.after_step(loop, lambda: self._progress(stage))
             return False
 
         loop.run(after_step)
-        self.checkpoints.save(loop, extra())
+        self.checkpoints.save(loop, self._progress(stage))
         self._warn_of_divergence(loop)
         return loop
+
+    def _progress(self, stage: TrainingStage) -> dict[str, Any]:
+        """What a checkpoint of a training stage has beside its loop."""
+        parts = ("heads", "neurons", "heads_of", "neurons_of")
+        return {
+            "stage": stage.settings.name,
+            "search": self.search,
+            "search_seconds": self.seconds["search"],
+            "ticket": None if self.ticket is None else {name: getattr(self.ticket, name) for name in parts},
+            "warnings": list(self.warnings),
+            "log": self.log,
+            "train_seconds": self.seconds["train"],
+            "curve": self.curve,
+        }
 
     def _add_to_curve(self, step: int, seconds: float, results: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in results.items())
@@ -379,7 +329,7 @@ class Run(ABC):
                 encoded,
                 task.outputs,
                 batch_size=self.args.eval_batch_size,
-                pad_to=self._pad_to(self.args.max_length),
+                pad_to=self.stages.pad_to(self.args.max_length),
                 dtype=self.prepared.dtype,
                 device=self.device,
             )
@@ -395,12 +345,11 @@ class Run(ABC):
         logger.warning("%s", warning)
         self.warnings.append(warning)
 
-    def _metrics(
-        self, model: nn.Module, log: list[dict[str, float]], results: dict[str, float], dense_parameters: int
-    ) -> dict[str, Any]:
+    def _metrics(self, model: nn.Module, results: dict[str, float], dense_parameters: int) -> dict[str, Any]:
         args, ticket = self.args, self.ticket
+        steps = self.log[-1]["step"]
         if self.eval_steps:
-            self._add_to_curve(log[-1]["step"], self.seconds["train"], results)
+            self._add_to_curve(steps, self.seconds["train"], results)
         order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
         seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
         return {
@@ -412,7 +361,7 @@ class Run(ABC):
             "eval": results,
             "main_metric": self.prepared.task.main_metric,
             "seconds": {name: seconds[name] for name in order},
-            "steps": {"search": 0 if self.search is None else self.search["step"], "train": log[-1]["step"]},
+            "steps": {"search": 0 if self.search is None else self.search["step"], "train": steps},
             "parameters": {"dense": dense_parameters, "trained": model_size(model)},
             "ticket": None if ticket is None else {
                 "heads": [len(units) for units in ticket.heads],
@@ -421,7 +370,7 @@ class Run(ABC):
                 "neurons_of": self.neuron_counts,
             },
             "search": self.search,
-            "train_log": log,
+            "train_log": self.log,
             "curve": self.curve,
             "warnings": [*self.warnings, *self.checkpoints.warnings()],
             "examples": {
@@ -431,23 +380,6 @@ class Run(ABC):
             "arguments": asdict(args),
             **self.environment,
         }  # fmt: skip
-
-    def _write(self, model: nn.Module, metrics: dict[str, Any], said: dict[str, Any]) -> None:
-        from .plots import plot_run  # matplotlib takes a second
-
-        try:
-            model.save_pretrained(self.directory.model)
-        except SafetensorError as error:
-            raise OSError(f"{self.directory.model}: the model cannot be written there: {first_line(error)}") from None
-        self.prepared.tokenizer.save_pretrained(self.directory.model)
-        for path in self.directory.model.iterdir():
-            apply_umask(path)  # safetensors makes its files readable for their owner alone
-        for name, content in said.items():
-            write_json(self.directory.path / name, content)
-        if self.ticket is not None:
-            self.ticket.save(self.directory.ticket)
-        plot_run(self.directory, metrics, self.ticket)
-        self.directory.finish(metrics)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

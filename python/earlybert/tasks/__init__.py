@@ -13,6 +13,7 @@ from .squad import SQUAD_TASKS, SquadTask
 
 #: All tasks to fine-tune on, by name.
 TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
+_ALL = {**TASKS, MaskedLMTask.name: MaskedLMTask()}
 
 __all__ = [
     "TASKS",
@@ -38,8 +39,6 @@ def get_task(name: str) -> Task:
     Raises:
         UsageError: there is none; the message lists those there are.
     """
-    if name == MaskedLMTask.name:
-        return MaskedLMTask()
-    if name not in TASKS:
+    if name not in _ALL:
         raise UsageError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
-    return TASKS[name]
+    return _ALL[name]

@@ -90,14 +90,12 @@ class Task(ABC):
         main_metric: the one that is shown when there is room for one.
         max_length: tokens that the model is given at once, if nothing else is said.
         counts_examples: whether the metrics are means over examples, and not over tokens of them.
-        files_written: names of the files in a run's folder that say what the model has said.
     """
 
     name: str
     main_metric: str
     max_length: int = 128
     counts_examples: bool = True
-    files_written: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -88,7 +88,11 @@ class Corpus:
             raise UsageError(f"{path}: expected a text, found nothing but white space")
         # The cache knows a file by its content: paths, sizes and times may be another's.
         options = {"path": str(path), "blank_lines": self.blank_lines, "digest": sha256(path)}
-        return Documents(_generated(_rows, options))
+        with using_cache():
+            try:
+                return Documents(Dataset.from_generator(_rows, gen_kwargs=options, cache_dir=str(cache_folder())))
+            except DatasetGenerationError as error:
+                raise error.__cause__ or error from None
 
     def _from_hub(self, name: str) -> tuple[Documents, Documents | None]:
         try:
@@ -128,14 +132,6 @@ def _split(documents: Documents) -> tuple[Documents, Documents]:
     with using_cache():
         parts = documents.dataset.train_test_split(test_size=count, seed=0)
     return Documents(parts["train"]), Documents(parts["test"])
-
-
-def _generated(function: Any, options: dict[str, Any]) -> Any:
-    with using_cache():
-        try:
-            return Dataset.from_generator(function, gen_kwargs=options, cache_dir=str(cache_folder()))
-        except DatasetGenerationError as error:
-            raise error.__cause__ or error from None
 
 
 def _rows(path: str, blank_lines: bool, digest: str) -> Iterator[dict[str, str]]:

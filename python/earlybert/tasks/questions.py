@@ -84,7 +84,7 @@ class EncodedWindows(EncodedExamples):
 
     def contents(self) -> dict[str, Any]:
         """See `EncodedExamples.contents`: with the texts that answers are judged by."""
-        return super().contents() | {"questions": [list(map(str, astuple(each))) for each in self.questions.items]}
+        return super().contents() | {"questions": [astuple(each) for each in self.questions.items]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,6 @@ class QuestionAnsweringTask(Task):
     unanswerable: bool
     main_metric: str = "f1"
     max_length: int = 384
-    files_written: tuple[str, ...] = ("predictions.json", "nbest_predictions.json")
     doc_stride: int | None = None
     null_threshold: float = 0.0
     best_size: int = 20
@@ -218,9 +217,10 @@ class QuestionAnsweringTask(Task):
                 above = null_odds[question.id] > self.null_threshold
                 answers = [""] if above else [text for text in answers if text]
             predictions[question.id] = answers[0]
-        # JSON has no infinity; no score of a model is near this one.
-        odds = {key: min(value, 1e30) for key, value in null_odds.items()}
-        files = dict(zip(self.files_written, (predictions, nbest, odds), strict=False))
+        files: dict[str, Any] = {"predictions.json": predictions, "nbest_predictions.json": nbest}
+        if self.unanswerable:
+            # JSON has no infinity; no score of a model is near this one.
+            files["null_odds.json"] = {key: min(value, 1e30) for key, value in null_odds.items()}
         return Judgement(self.judge(predictions, encoded.questions), files)
 
     def judge(self, predictions: Mapping[str, str], questions: Questions) -> dict[str, float]:

@@ -183,6 +183,5 @@ SQUAD_TASKS: tuple[SquadTask, ...] = (
         version="2",
         hub_dataset="rajpurkar/squad_v2",
         unanswerable=True,
-        files_written=("predictions.json", "nbest_predictions.json", "null_odds.json"),
     ),
 )

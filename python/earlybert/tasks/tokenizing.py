@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import multiprocess
 import numpy as np
 from datasets.fingerprint import Hasher
-from multiprocess import TimeoutError
 
 from ..errors import UsageError
 
@@ -64,7 +64,7 @@ def using_cache() -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except TimeoutError as error:
+    except multiprocess.TimeoutError as error:
         # `Dataset.map` asks its workers for their results on the way out, in vain, and what ended it is lost.
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

@@ -1,0 +1,53 @@
+"""What a run leaves in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+import earlybert_kernels as ek
+
+from ..files import apply_umask, write_json
+from ..loading import first_line
+from ..run_directory import RunDirectory
+
+
+def write_results(
+    directory: RunDirectory,
+    metrics: dict[str, Any],
+    model: nn.Module,
+    tokenizer: Any,
+    ticket: ek.Ticket | None,
+    predictions: Mapping[str, Any],
+) -> None:
+    """Writes all that a finished run has, `metrics.json` last.
+
+    Args:
+        directory: the run's.
+        metrics: what `metrics.json` is to hold.
+        model: as it was trained.
+        tokenizer: the model's.
+        ticket: what was trained; None for a dense run.
+        predictions: by the file's name, what the model has said.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    from .plots import plot_run  # matplotlib takes a second
+
+    try:
+        model.save_pretrained(directory.model)
+    except SafetensorError as error:
+        raise OSError(f"{directory.model}: the model cannot be written there: {first_line(error)}") from None
+    tokenizer.save_pretrained(directory.model)
+    for path in directory.model.iterdir():
+        apply_umask(path)  # safetensors makes its files readable for their owner alone
+    for name, content in predictions.items():
+        write_json(directory.path / name, content)
+    if ticket is not None:
+        ticket.save(directory.ticket)
+    plot_run(directory, metrics, ticket)
+    directory.finish(metrics)

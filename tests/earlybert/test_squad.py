@@ -1,44 +1,26 @@
 from __future__ import annotations
 
-import json
 import logging
-import random
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
-from earlybert import FinetuneArguments, compare, draw, finetune, plot, verify
-from earlybert.errors import Interrupted, UsageError
-from earlybert.programs.run import Run
+from earlybert import FinetuneArguments
+from earlybert.errors import UsageError
 from earlybert.tasks import TASKS, Questions, Source
 from earlybert.tasks.questions import Answer, Question
 from earlybert.tasks.spans import best_spans, merge
-from earlybert.tasks.squad_metrics import exact_match, f1, normalize
 from earlybert.training.checkpoints import fingerprint
-from tests.helpers.toy import FILLERS, WORDS
+from tests.helpers.squad import document, qa, written
 
 SQUAD, SQUAD_V2 = TASKS["squad"], TASKS["squad_v2"]
 Make = Callable[..., FinetuneArguments]
-
-
-def qa(key: str = "q1", text: str = "Who?", answers: Any = (("Ada", 0),), **more: Any) -> dict[str, Any]:
-    return {"id": key, "question": text, "answers": [{"text": t, "answer_start": s} for t, s in answers], **more}
-
-
-def document(*qas: dict[str, Any], context: str = "Ada met Bob.", version: str = "1.1") -> dict[str, Any]:
-    return {"version": version, "data": [{"title": "A", "paragraphs": [{"context": context, "qas": list(qas)}]}]}
-
-
-def written(folder: Path, content: Any, name: str = "train-v1.1.json") -> Path:
-    path = folder / name
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 # Reading files
@@ -139,6 +121,42 @@ def test_files_are_found_by_their_version_or_named(tmp_path: Path) -> None:
         SQUAD.load(Source(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no file train-\*.json; task squad needs train-v1.1.json"):
         SQUAD.load(Source(empty))
+
+
+def test_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {
+            "id": "a", "title": "A", "context": "Ada met Bob.", "question": "Who?",
+            "answers": {"text": ["Ada", "Ada met"], "answer_start": [0, 0]},
+        },
+        {
+            "id": "b", "title": "A", "context": "Ada met Bob.", "question": "Why?",
+            "answers": {"text": [], "answer_start": []},
+        },
+    ]  # fmt: skip
+    asked = []
+
+    def load(name: str) -> dict[str, Any]:
+        asked.append(name)
+        return {"train": rows, "validation": rows[:1]}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    data = SQUAD_V2.load(Source())
+    assert asked == ["rajpurkar/squad_v2"]
+    first = Question("a", "Who?", "Ada met Bob.", (Answer("Ada", 0), Answer("Ada met", 0)))
+    assert data.train.items == [first, Question("b", "Why?", "Ada met Bob.", ())]
+    assert data.evals[""].items == [first]
+    with pytest.raises(UsageError, match="rajpurkar/squad, split train: .*found none to 'b'"):
+        SQUAD.load(Source())
+
+
+def test_the_hub_being_away_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(UsageError, match=r"rajpurkar/squad\): no network.*train-v1.1.json and dev-v1.1.json"):
+        SQUAD.load(Source())
 
 
 # Windows
@@ -340,204 +358,6 @@ def test_outputs_that_are_not_finite_are_refused(letters: Any) -> None:
     encoded = windows(letters, "c d", ("c", 0))
     with pytest.raises(FloatingPointError, match="not finite"):
         SQUAD.score([np.full((n, 2), np.nan, np.float32) for n in encoded.lengths()], encoded)
-
-
-# The metrics
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The  Cat, a dog!", "cat dog"),
-        ("AN-APPLE", "anapple"),
-        ("theatre", "theatre"),
-        ("U.S.\tof\nA", "us of"),
-        ("\u2019tis \u00c9t\u00e9", "\u2019tis \u00e9t\u00e9"),  # only ASCII's punctuation goes
-    ],
-)
-def test_normalisation(text: str, expected: str) -> None:
-    assert normalize(text) == expected
-
-
-def test_metrics_worked_out_by_hand() -> None:
-    assert exact_match("the Cat", ["dog", "cat."]) == 1
-    assert exact_match("cats", ["cat"]) == 0
-    # big black / the black cat: one word in common, precision 1/2, recall 1/2.
-    assert f1("big black", ["the black cat"], empty_matches_empty=False) == pytest.approx(0.5)
-    # Words count as often as they are there: precision 2/3, recall 1.
-    assert f1("no no no", ["no no"], empty_matches_empty=False) == pytest.approx(0.8)
-    assert f1("x", ["y", "x z"], empty_matches_empty=False) == pytest.approx(2 / 3)
-    assert f1("the", ["a"], empty_matches_empty=True) == 1
-    assert f1("the", ["a"], empty_matches_empty=False) == 0
-    assert f1("", ["b"], empty_matches_empty=True) == 0
-
-
-def test_version_2_tells_questions_with_an_answer_from_others() -> None:
-    questions = Questions(
-        [
-            Question("a", "?", "Ada met Bob.", (Answer("Ada", 0), Answer("the", 0))),
-            Question("b", "?", "Ada met Bob.", (Answer("met Bob", 4),)),
-            Question("c", "?", "Ada met Bob.", ()),
-        ]
-    )
-    metrics = SQUAD_V2.judge({"a": "ada", "b": "Bob", "c": "Bob"}, questions)
-    assert metrics == {
-        "exact_match": pytest.approx(1 / 3),
-        "f1": pytest.approx((1 + 2 / 3) / 3),
-        "HasAns_exact": 0.5,
-        "HasAns_f1": pytest.approx((1 + 2 / 3) / 2),
-        "NoAns_exact": 0.0,
-        "NoAns_f1": 0.0,
-    }
-    assert SQUAD_V2.judge({"a": "", "b": "", "c": ""}, questions)["NoAns_f1"] == 1
-
-
-def test_metrics_agree_with_another_library_on_the_whole_development_set(data_dir: Path) -> None:
-    torchmetrics = pytest.importorskip("torchmetrics.functional.text")
-    questions = SQUAD.read(data_dir / "squad" / "dev-v1.1.json")
-    generator = random.Random(0)
-    scored = 0
-    for question in questions.items:
-        answers = [answer.text for answer in question.answers]
-        words, rest = generator.choice(answers).split(), question.context.split()
-        kinds = (words, words[1:], [*words, *rest[:2]], rest[: generator.randrange(4)])
-        said = " ".join(generator.choice(kinds))
-        if not normalize(said):
-            continue  # the other library has two texts without a word alike, as in version 2
-        theirs = torchmetrics.squad(
-            {"id": question.id, "prediction_text": said},
-            {"id": question.id, "answers": {"text": answers, "answer_start": [0] * len(answers)}},
-        )
-        ours = {"exact_match": exact_match(said, answers), "f1": f1(said, answers, empty_matches_empty=False)}
-        assert ours == pytest.approx({name: value.item() / 100 for name, value in theirs.items()}, rel=1e-6), question
-        scored += 1
-    assert scored > 8000
-
-
-# Whole runs
-
-
-def _toy_squad(folder: Path, words: int | None = None) -> str:
-    """Makes SQuAD's files: the answer is the one word that is no filler, in contexts of as many words, or up to 31."""
-    length = words
-    generator = random.Random(0)
-    special = [*WORDS[0], *WORDS[1]]
-    for split, count in (("train", 96), ("dev", 40)):
-        paragraphs = []
-        for number in range(count):
-            words = generator.choices(FILLERS, k=generator.randint(3, 30) if length is None else length - 1)
-            place = generator.randint(0, len(words))
-            words.insert(place, generator.choice(special))
-            start = len(" ".join([*words[:place], ""]))
-            answer = (words[place], start)
-            paragraphs.append({"context": " ".join(words), "qas": [qa(f"{split}{number}", "the film", [answer])]})
-        written(folder, {"version": "1.1", "data": [{"title": "T", "paragraphs": paragraphs}]}, f"{split}-v1.1.json")
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def toy_squad(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _toy_squad(tmp_path_factory.mktemp("toy-squad"))
-
-
-@pytest.fixture
-def squad_arguments(arguments: Make, toy_squad: str) -> Make:
-    def make(**changes: Any) -> FinetuneArguments:
-        return arguments(**{"task": "squad", "data_dir": toy_squad, "max_length": 24, "doc_stride": 6, **changes})
-
-    return make
-
-
-@pytest.mark.parametrize("kernels", ["auto", "off"])
-def test_a_whole_run_on_questions(squad_arguments: Make, tmp_path: Path, kernels: str) -> None:
-    args = squad_arguments(kernels=kernels, max_steps=60)
-    metrics = finetune(args)
-    assert metrics["main_metric"] == "f1"
-    assert metrics["eval"]["exact_match"] >= 0.8, "one word is no filler"
-    assert metrics["examples"] == {"train": 96, "eval": {"dev": 40}}
-    out = Path(args.output_dir)
-    predictions = json.loads((out / "predictions.json").read_text())
-    assert SQUAD.judge(predictions, SQUAD.load(Source(Path(args.data_dir))).evals[""]) == metrics["eval"]
-    assert "predictions.json" in (out / "SHA256SUMS").read_text()
-    model = AutoModelForQuestionAnswering.from_pretrained(out / "model")
-    parameters = metrics["parameters"]
-    assert sum(p.numel() for p in model.parameters()) == parameters["trained"] < parameters["dense"]
-    assert all(finding.holds for finding in verify(str(out)))
-    assert len(plot(str(out))) == 2
-    ticket = draw(*_gates(out), neuron_ratio=0.5)
-    assert sum(map(len, ticket.neurons)) < sum(metrics["ticket"]["neurons"])
-
-    further = {"method": "dense", "max_steps": 1, "learning_rate": 1e-9}
-    again = finetune(replace(args, output_dir=str(tmp_path / "again"), model=str(out / "model"), **further))
-    assert again["eval"]["f1"] == pytest.approx(metrics["eval"]["f1"], abs=0.03), "the head is the checkpoint's"
-
-
-def _gates(folder: Path) -> Any:
-    from earlybert.search.drawing import read_gates
-
-    return read_gates(folder)
-
-
-def test_kernels_and_stock_learn_the_same(squad_arguments: Make, tmp_path: Path) -> None:
-    # All of one length: the stock head lets padding take part in the softmax.
-    data = _toy_squad(tmp_path, words=12)
-    losses = []
-    for kernels in ("auto", "off"):
-        args = squad_arguments(kernels=kernels, method="dense", data_dir=data, output_dir=str(tmp_path / kernels))
-        losses.append(finetune(replace(args, model=_without_dropout(args.model, tmp_path)))["train_log"][-1]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-def _without_dropout(model: str, folder: Path) -> str:
-    import shutil
-
-    copy = folder / "no-dropout"
-    shutil.copytree(model, copy, dirs_exist_ok=True)
-    config = json.loads((copy / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (copy / "config.json").write_text(json.dumps(config))
-    return str(copy)
-
-
-def test_a_resumed_run_on_questions_is_the_uninterrupted_one(
-    squad_arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = squad_arguments(output_dir=str(tmp_path / "whole"))
-    finetune(whole)
-    args = squad_arguments(output_dir=str(tmp_path / "stopped"))
-    listening = Run._train
-
-    def stop(run: Run, *arguments: Any) -> Any:
-        run.interrupt.made = True
-        return listening(run, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_train", stop)
-        with pytest.raises(Interrupted):
-            finetune(args)
-    finetune(replace(args, resume=True))
-    for name in ("predictions.json", "nbest_predictions.json", "ticket.json", "model/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
-
-
-def test_methods_are_compared_on_questions(squad_arguments: Make) -> None:
-    args = squad_arguments(max_steps=4, search_steps=4)
-    comparison = compare(args, [("dense", "off"), ("earlybert", "auto"), ("random", "auto")], [1])
-    assert comparison["metric"] == "f1"
-    assert [row["method"] for row in comparison["rows"]] == ["dense", "earlybert", "random"]
-
-
-def test_flags_of_questions_mean_nothing_to_sentences(arguments: Make, squad_arguments: Make) -> None:
-    with pytest.raises(UsageError, match="--doc-stride says nothing to task sst2"):
-        finetune(arguments(doc_stride=3))
-    with pytest.raises(UsageError, match="--null-score-diff-threshold: every question of task squad has an answer"):
-        finetune(squad_arguments(null_score_diff_threshold=1.0))
-
-
-def test_the_usual_length_is_the_tasks(squad_arguments: Make) -> None:
-    with pytest.raises(UsageError, match=r"--max-length: expected at most 32, .* found 384"):
-        finetune(squad_arguments(max_length=None))
-    assert asdict(squad_arguments(max_length=None).resolved(SQUAD.max_length))["max_length"] == 384
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -1,24 +1,14 @@
 // What the files of the CPU module's bindings share: one file an op, each with one function that adds it.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
 #include <memory>
 #include <new>
 #include <string>
 
 #include "../cpu/instruction_sets.h"
+#include "addresses.h"
 
 namespace earlybert {
-
-using Address = std::uintptr_t;
-using release = pybind11::call_guard<pybind11::gil_scoped_release>;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // The instruction set in use.
 const std::string& instruction_set();

@@ -1,21 +1,10 @@
 // What the files of the CUDA module's bindings share: one file an op, each with one function that adds it.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
-
 #include "../cuda/launch.h"
+#include "addresses.h"
 
 namespace earlybert {
-
-using Address = std::uintptr_t;
-using release = pybind11::call_guard<pybind11::gil_scoped_release>;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 inline Launch on(int device, Address stream) { return {device, at<void>(stream)}; }
 

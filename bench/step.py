@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from earlybert.files import write_json
-from earlybert.training.batches import Batch
+from earlybert.training.batches import NO_LABEL, Batch
 
 from . import provenance
 from .memory import measure_apart
@@ -53,7 +53,7 @@ from .variants import (
     is_packed,
     own_batch,
 )
-from .workload import Workload, pack, quiet_transformers
+from .workload import Workload, labels_tokens, pack, quiet_transformers
 
 #: Rounds that do not count: what compiles does so in them, for two lengths and then for any.
 WARM_UP = 4
@@ -144,7 +144,10 @@ def measure(
     of_batches = {
         "real_tokens": [int(mask.sum()) for mask in masks],
         "padded_tokens": [mask.numel() for mask in masks],
-        "dense_flops": [roofline.training_step(mask.sum(1).tolist(), *encoder).flops for mask in masks],
+        "dense_flops": [
+            roofline.training_step(mask.sum(1).tolist(), *encoder).flops + _decoder_flops(batch, base.config)
+            for mask, batch in zip(masks, batches[WARM_UP:], strict=True)
+        ],
     }
     measured: dict[str, Any] = {"batches": of_batches, "variants": {}, "failures": failures}
     for seconds in time_steps(models, batches, device, getattr(torch, workload.dtype), failures):
@@ -153,6 +156,14 @@ def measure(
         measured["variants"] = summarize(seconds, of_batches["real_tokens"][:done])
         keep(measured)
     return measured
+
+
+def _decoder_flops(batch: Batch, config: Any) -> int:
+    """Of the head and decoder on hidden words; heads of other workloads are too small to count."""
+    if not labels_tokens(batch):
+        return 0
+    labelled = int((batch["labels"] != NO_LABEL).sum())
+    return roofline.decoder_step(labelled, config.hidden_size, config.vocab_size).flops
 
 
 @contextlib.contextmanager

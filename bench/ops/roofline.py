@@ -112,6 +112,11 @@ def training_step(lengths: Sequence[int], layers: int, hidden: int, neurons: int
     return Work(layers * (linear + attention(lengths, 1, hidden, 1)["full"].flops), 0)
 
 
+def decoder_step(labelled: int, hidden: int, vocabulary: int) -> Work:
+    """The products of a masked language model's head and decoder on labelled tokens, forward and backward. No bytes."""
+    return Work(6 * labelled * hidden * (hidden + vocabulary), 0)
+
+
 def adam(parameters: int, itemsize: int) -> Work:
     """One step of AdamW or LAMB: reads parameter, gradient and two moments, writes all but the gradient."""
     return Work(0, 7 * parameters * itemsize)

@@ -1,42 +1,42 @@
+"""A clone in which Python is started hides what was installed from it."""
+
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from earlybert_kernels import installation
+import earlybert_kernels
+
+PACKAGE = Path(earlybert_kernels.__file__).parent
 
 
-class Found:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def locate_file(self, name: str) -> Path:
-        return self.folder / name
-
-
-@pytest.mark.parametrize(("built_here", "warns"), [(False, True), (True, False)])
-def test_an_unbuilt_source_tree_that_hides_an_installation_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, built_here: bool, warns: bool
+@pytest.mark.parametrize("metadata_in_clone", [False, True])
+@pytest.mark.parametrize("clone_is_built", [False, True])
+def test_a_clone_that_hides_an_installation_says_so(
+    tmp_path: Path, clone_is_built: bool, metadata_in_clone: bool
 ) -> None:
-    here, installed = tmp_path / "clone" / "earlybert_kernels", tmp_path / "site" / "earlybert_kernels"
-    for folder in (here, installed):
-        folder.mkdir(parents=True)
-    (installed / "_cpu.so").touch()
-    if built_here:
-        (here / "_cpu.so").touch()
-    monkeypatch.setattr(installation, "_HERE", here)
-    monkeypatch.setattr(installation, "distribution", lambda name: Found(tmp_path / "site"))
-    installation.warn_if_shadowing()
-    assert ["hides the installation" in str(warning.message) for warning in recwarn] == [True] * warns
+    clone, site = tmp_path / "clone", tmp_path / "site"
+    for root, is_built in ((clone, clone_is_built), (site, True)):
+        package = root / "earlybert_kernels"
+        package.mkdir(parents=True)
+        shutil.copy(PACKAGE / "installation.py", package / "__init__.py")
+        if is_built:
+            (package / "_cpu.so").touch()
+    roots = [(site, "earlybert_kernels-0.dist-info", "METADATA")]
+    if metadata_in_clone:  # as a build leaves it there
+        roots.append((clone, "earlybert_kernels.egg-info", "PKG-INFO"))
+    for root, folder, name in roots:
+        (root / folder).mkdir()
+        (root / folder / name).write_text("Metadata-Version: 2.1\nName: earlybert-kernels\nVersion: 0\n")
+    code = f"import sys; sys.path.insert(1, {str(site)!r}); import earlybert_kernels as e; e.warn_if_shadowing()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True)
+    assert ("hides the installation" in done.stderr.replace("\n", " ")) is not clone_is_built
 
 
-def test_what_is_installed_here_hides_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    here = tmp_path / "earlybert_kernels"
-    here.mkdir()
-    monkeypatch.setattr(installation, "_HERE", here)
-    monkeypatch.setattr(installation, "distribution", lambda name: Found(tmp_path))
-    installation.warn_if_shadowing()
+def test_what_is_installed_hides_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    earlybert_kernels.installation.warn_if_shadowing()
     assert not recwarn

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import shutil
@@ -14,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import earlybert
-from earlybert import FinetuneArguments, cli, finetune
+from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
+from earlybert.commands import COMMANDS
 from earlybert.programs import demo
 from earlybert.programs.compare import Variant
 from earlybert.training.loop import TrainingLoop
@@ -81,6 +83,7 @@ def test_a_users_error_is_one_line_and_exit_2(flags: list[str], run: Path, capsy
         (["finetune", *REQUIRED, "--method", "magic"], "invalid choice: 'magic'"),
         (["compare", *REQUIRED, "--seed", "1"], "a comparison takes --seeds"),
         (["compare", *REQUIRED, "--method=dense"], "a comparison takes --methods"),
+        (["compare", *REQUIRED, "--optimizer", "lamb"], "unrecognized arguments: --optimizer lamb"),
     ],
 )
 def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +114,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_api_is_what_all_says() -> None:
-    commands = set(cli._COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
+    commands = set(COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
     assert commands < set(earlybert.__all__)
     assert [name for name in earlybert.__all__ if name not in commands] == [
         "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "SearchSettings", "SearchStage"
@@ -155,15 +158,17 @@ def test_an_interrupt_outside_of_training(
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out"), "--resume"]) == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "verify", "draw"])
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("demo", []), ("verify", ["run"]), ("draw", ["run", "ticket.json"])]
+)
 def test_commands_without_resume_do_not_advise_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, arguments: list[str]
 ) -> None:
-    def interrupt(argv: list[str]) -> int:
+    def interrupt(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, command, ("", interrupt))
-    assert main([command]) == 130
+    monkeypatch.setitem(COMMANDS, command, COMMANDS[command]._replace(run=interrupt))
+    assert main([command, *arguments]) == 130
     err = capsys.readouterr().err
     assert "interrupted" in err
     assert "--resume" not in err

@@ -1,0 +1,280 @@
+"""The commands of the command line `earlybert`. Each imports what it needs when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import OutputExistsError, UsageError
+
+if TYPE_CHECKING:
+    from .arguments import RunArguments
+
+EXIT_FAILURE = 1
+
+
+class Command(NamedTuple):
+    """A command of the command line.
+
+    Attributes:
+        about: a line of `earlybert --help`.
+        make_parser: makes the parser of the command's flags, given its `prog` and the arguments it will parse.
+        run: does it, given what was parsed; returns the exit status.
+        to_continue: what to do after Ctrl-C or SIGTERM, where the command can go on from where it was.
+    """
+
+    about: str
+    make_parser: Callable[[str, Sequence[str]], argparse.ArgumentParser]
+    run: Callable[[argparse.Namespace], int]
+    to_continue: str = ""
+
+
+def _make_finetune_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    from .arguments import FinetuneArguments
+
+    return _make_training_parser(FinetuneArguments, prog=prog)
+
+
+def _finetune(namespace: argparse.Namespace) -> int:
+    from .arguments import FinetuneArguments
+
+    args = _arguments(FinetuneArguments, namespace)
+    args.check()
+    _quiet_transformers()
+    from .programs.finetune import finetune
+
+    return _report(finetune(args), args.output_dir)
+
+
+def _make_pretrain_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    from .arguments import PretrainArguments
+
+    return _make_training_parser(PretrainArguments, prog=prog)
+
+
+def _pretrain(namespace: argparse.Namespace) -> int:
+    from .arguments import PretrainArguments
+
+    args = _arguments(PretrainArguments, namespace)
+    args.check()
+    _quiet_transformers()
+    from .programs.pretrain import pretrain
+
+    return _report(pretrain(args), args.output_dir)
+
+
+def _report(metrics: dict[str, Any], output_dir: str) -> int:
+    quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics["eval"].items())
+    seconds = metrics["seconds"]
+    parameters = metrics["parameters"]
+    print(f"{metrics['task']}: {quality}")
+    print(f"seconds: {seconds['total']:.1f} = search {seconds['search']:.1f} + train {seconds['train']:.1f}")
+    print(f"parameters: {parameters['trained']:,} of {parameters['dense']:,}")
+    print(f"written to {output_dir}")
+    return 0
+
+
+def _make_compare_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    from .arguments import KERNELS, FinetuneArguments, PretrainArguments
+    from .programs.compare import COMPARED_METHODS
+
+    parser = _make_training_parser(
+        PretrainArguments if "--pretrain" in argv else FinetuneArguments,
+        prog=prog,
+        description="Run fine-tuning, or pre-training, by several methods and seeds alike and compare quality and "
+        "time. Finished runs are not repeated and interrupted ones are continued. The flags of `earlybert finetune`, "
+        "or with --pretrain of `earlybert pretrain`, hold for every run; --resume changes nothing: only "
+        "--overwrite-output-dir begins anew.",
+        conflict_handler="resolve",  # --kernels takes several, and what a comparison varies is refused by name
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=COMPARED_METHODS,
+        default=["dense", "earlybert", "random", "inverted"],
+        help="dense-short is dense for as many epochs as a ticket",
+    )
+    parser.add_argument(
+        "--kernels", nargs="+", choices=KERNELS, default=["off", "auto"], help="stock modules, and ours"
+    )
+    parser.add_argument("--pretrain", action="store_true", help="compare pre-training in place of fine-tuning")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of all methods")
+    for name in ("--method", "--seed"):
+        parser.add_argument(name, action=_TakesSeveral, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+class _TakesSeveral(argparse.Action):
+    """Refuses a flag of one run in a comparison of several."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        flag = self.option_strings[0]
+        parser.error(f"{flag}: a comparison takes {flag}s")
+
+
+def _compare(namespace: argparse.Namespace) -> int:
+    from .arguments import FinetuneArguments, PretrainArguments
+
+    variants = [(method, kernels) for method in namespace.methods for kernels in namespace.kernels]
+    del namespace.kernels
+    template = _arguments(PretrainArguments if namespace.pretrain else FinetuneArguments, namespace)
+    _quiet_transformers()
+    from .programs.compare import compare
+
+    print(compare(template, variants, namespace.seeds)["markdown"])
+    return 0
+
+
+def _make_demo_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Train a small BERT on sentences of Python's documentation: stock, with the kernels, and "
+        "as a ticket with the kernels. Takes a few minutes on a CPU and downloads nothing.",
+    )
+    parser.add_argument("--output-dir", default="earlybert-demo", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--overwrite-output-dir", action="store_true", help="repeat runs that are there already")
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    _quiet_transformers()
+    from .programs.demo import demo
+
+    print(demo(args.output_dir, seed=args.seed, overwrite=args.overwrite_output_dir)["markdown"])
+    return 0
+
+
+def _make_draw_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    from .arguments import FinetuneArguments
+
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Draw a ticket with other ratios from the gates of a search."
+    )
+    parser.add_argument("gates", type=Path, help="gates.safetensors of a run, or the run's folder")
+    parser.add_argument("output", type=Path, help="file for the ticket")
+    shown = "default: %(default)s"
+    parser.add_argument("--head-ratio", type=float, default=FinetuneArguments.head_ratio, help=shown)
+    parser.add_argument("--neuron-ratio", type=float, default=FinetuneArguments.neuron_ratio, help=shown)
+    parser.add_argument("--head-scope", choices=("layer", "global"), default="layer", help=shown)
+    parser.add_argument("--neuron-scope", choices=("layer", "global"), default="global", help=shown)
+    parser.add_argument("--multiple-of", type=int, default=1, help="keep a multiple of so many neurons in a layer")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    return parser
+
+
+def _draw(args: argparse.Namespace) -> int:
+    from .files import check_replaceable
+    from .run_directory import RunDirectory
+    from .search.drawing import draw, read_gates
+
+    output = check_replaceable(args.output)
+    if output.exists() and not args.overwrite:
+        raise OutputExistsError(f"{output}: there is such a file; give another path, or --overwrite to replace it")
+    if RunDirectory(output.parent).owns(output):
+        raise OutputExistsError(f"{output}: a file of the run in {output.parent}; give another path")
+    ticket = draw(
+        *read_gates(args.gates),
+        head_ratio=args.head_ratio,
+        neuron_ratio=args.neuron_ratio,
+        head_scope=args.head_scope,
+        neuron_scope=args.neuron_scope,
+        multiple_of=args.multiple_of,
+    )
+    try:
+        ticket.save(output)
+    except OSError as error:
+        raise UsageError(f"{output}: the ticket cannot be written there: {error.strerror}") from None
+    print(f"{ticket}\nwritten to {output}")
+    return 0
+
+
+def _make_run_parser(description: str) -> Callable[[str, Sequence[str]], argparse.ArgumentParser]:
+    """Makes what makes the parser of a command on a run."""
+
+    def make_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(prog=prog, description=description)
+        parser.add_argument("run", help="output directory of a run")
+        return parser
+
+    return make_parser
+
+
+def _verify(args: argparse.Namespace) -> int:
+    _quiet_transformers()
+    from .programs.verify import verify
+
+    findings = verify(args.run)
+    for finding in findings:
+        print(f"{'ok    ' if finding.holds else 'FAILED'} {finding.what}")
+    return 0 if all(finding.holds for finding in findings) else EXIT_FAILURE
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from .programs.plots import plot
+
+    written = plot(args.run)
+    print("\n".join(map(str, written)) or "a dense run has nothing to draw")
+    return 0
+
+
+def _make_env_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog, description="Say what this installation has: versions, extensions, backends of each op."
+    )
+
+
+def _env(args: argparse.Namespace) -> int:
+    from earlybert_kernels import env
+
+    print(env.report())
+    return 0
+
+
+def _make_training_parser(cls: type[RunArguments], **options: Any) -> argparse.ArgumentParser:
+    from transformers.hf_argparser import HfArgumentParser
+
+    return HfArgumentParser(cls, **options)
+
+
+def _arguments(cls: type[RunArguments], namespace: argparse.Namespace) -> Any:
+    parsed = vars(namespace)
+    return cls(**{field.name: parsed[field.name] for field in fields(cls) if field.name in parsed})
+
+
+def _quiet_transformers() -> None:
+    """A new classifier and a progress bar for weights are no news in a program that asks for them."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+_RESUME = "the same command with --resume, and without --overwrite-output-dir, continues"
+_REPEAT = "the same command without --overwrite-output-dir continues"
+
+COMMANDS = {
+    "finetune": Command(
+        "search, draw and train a ticket on a task, or a baseline", _make_finetune_parser, _finetune, _RESUME
+    ),
+    "pretrain": Command(
+        "search, draw and train a ticket on texts, or a baseline", _make_pretrain_parser, _pretrain, _RESUME
+    ),
+    "compare": Command(
+        "run several methods over several seeds and compare them", _make_compare_parser, _compare, _REPEAT
+    ),
+    "demo": Command("see all of it in a few minutes on a CPU", _make_demo_parser, _demo, _REPEAT),
+    "draw": Command("draw a ticket with other ratios from a finished search", _make_draw_parser, _draw),
+    "verify": Command(
+        "check that a run's parameters are gone and its outputs right",
+        _make_run_parser("Reload a run's model; check that pruned parameters are gone and outputs are right."),
+        _verify,
+    ),
+    "plot": Command(
+        "draw the pictures of a run again", _make_run_parser("Draw the pictures of a finished run again."), _plot
+    ),
+    "env": Command("say what this installation has", _make_env_parser, _env),
+}

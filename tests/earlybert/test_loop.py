@@ -108,6 +108,20 @@ def test_the_penalty_is_lambda_times_the_sign(model: nn.Module, examples: Encode
         torch.testing.assert_close(with_penalty[name] - without[name], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_our_optimizer_adds_the_penalty_for_a_converted_model(
+    model: nn.Module, examples: EncodedExamples, dtype: torch.dtype
+) -> None:
+    stock = make_loop(copy.deepcopy(model), examples, gate_l1=0.5)
+    converted = make_loop(ek.convert(copy.deepcopy(model)), examples, gate_l1=0.5, dtype=dtype)
+    assert (type(stock.optimizer), type(converted.optimizer)) == (torch.optim.AdamW, ek.AdamW)
+    for loop in (stock, converted):
+        loop.run()
+    for gate, ours in zip(stock.gates, converted.gates, strict=True):
+        assert (gate < 0.99).all(), "the penalty is what moves them"
+        torch.testing.assert_close(ours, gate, rtol=0, atol=1e-4)
+
+
 def test_the_penalty_is_logged_apart_from_the_loss(model: nn.Module, examples: EncodedExamples) -> None:
     histories = []
     for gate_l1 in (0.0, 1e-9):

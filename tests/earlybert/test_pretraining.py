@@ -242,7 +242,7 @@ def test_whole_words_and_adamw_are_choices(pretraining: Make, monkeypatch: pytes
     monkeypatch.setattr(TrainingLoop, "run", note)
     pretrain(pretraining(whole_words=True, optimizer="adamw", dtype="bfloat16", method="dense"))
     pretrain(pretraining(method="dense", overwrite_output_dir=True))
-    chosen, default = (torch.optim.AdamW, torch.bfloat16, False), (ek.Lamb, torch.float32, True)
+    chosen, default = (ek.AdamW, torch.bfloat16, False), (ek.Lamb, torch.float32, True)
     assert seen == [chosen, chosen, default, default]
 
 

@@ -44,7 +44,8 @@ class StageSettings:
         gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
         dtype: what the forward pass computes in; parameters are float32.
         pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
-        optimizer: `"adamw"`, torch's; or `"lamb"`, `ek.Lamb` with trust ratios of the weight matrices alone.
+        optimizer: `"adamw"`, `ek.AdamW` for a converted model, torch's for a stock one; or `"lamb"`, `ek.Lamb` with
+            trust ratios of the weight matrices alone.
         cuda_graphs: whether a converted model's steps are captured in CUDA graphs, on a GPU and where they can be.
     """
 
@@ -116,7 +117,14 @@ class TrainingLoop:
             {"params": [p for p in self._weights if p.dim() <= 1], "weight_decay": 0.0},
         ]
         if self.gates:
-            groups.append({"params": self.gates, "weight_decay": 0.0, "lr": settings.gate_learning_rate})
+            groups.append(
+                {
+                    "params": self.gates,
+                    "weight_decay": 0.0,
+                    "lr": settings.gate_learning_rate,
+                    "l1": settings.gate_l1,
+                }
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
         self.captures = self._can_capture(examples)
         self._batches = BatchMaker(
@@ -183,8 +191,9 @@ class TrainingLoop:
         if self.settings.optimizer == "lamb":
             groups = [{**group, "adapt": group["params"] is groups[0]["params"]} for group in groups]
             return ek.Lamb([group for group in groups if group["params"]], lr=rate)
-        capturable = self.captures and self.device.type == "cuda"  # the only device that takes it
-        return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=capturable)
+        if ek.is_converted(self.model):
+            return ek.AdamW(groups, lr=rate)
+        return torch.optim.AdamW(groups, lr=rate, fused=True)
 
     def _can_capture(self, examples: EncodedExamples) -> bool:
         """Whether steps are captured; a line says why not, where they could be expected to."""
@@ -239,7 +248,8 @@ class TrainingLoop:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self._weights, MAX_GRAD_NORM)
-        self._add_gate_penalty()
+        if not isinstance(self.optimizer, (ek.AdamW, ek.Lamb)):  # which add the penalty themselves
+            self._add_gate_penalty()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -283,9 +293,8 @@ class TrainingLoop:
         Once per optimizer step and after the gradients have been unscaled: as a term of the loss it would be
         added once per accumulated batch, multiplied by the loss scale, and seen in the logged loss.
         """
-        if self.settings.gate_l1:
-            for gate in self.gates:
-                gate.grad.add_(gate.sign(), alpha=self.settings.gate_l1)
+        for gate in self.gates:
+            gate.grad.add_(gate.sign(), alpha=self.settings.gate_l1)
 
     def gate_penalty(self) -> float:
         """`lambda * sum|c|` now."""

@@ -41,7 +41,7 @@ $(INSTALLED_FOR_TESTS): $(SOURCES)
 	@touch $@ $(INSTALLED)
 
 demo: install
-	@echo "== Running the demo: dense stock, dense with our kernels, EarlyBERT (5 to 6 minutes on 2 cores)"
+	@echo "== Running the demo: dense stock, dense with our kernels, EarlyBERT (about 3 minutes on 2 cores)"
 	$(BIN)/earlybert demo --output-dir runs/demo --overwrite-output-dir
 
 lint: install-for-tests

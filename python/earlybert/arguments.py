@@ -15,7 +15,14 @@ CUDA_GRAPHS = ("auto", "off")
 _MOST_EPOCHS, _HIGHEST_RATE = 1e9, 1e30
 PADDINGS = ("none", "longest", "max_length")
 #: Arguments that only some tasks know; see `Task.with_options`.
-TASK_OPTIONS = ("doc_stride", "null_score_diff_threshold")
+TASK_OPTIONS = (
+    "doc_stride",
+    "null_score_diff_threshold",
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "metrics",
+)
 OPTIMIZERS = ("lamb", "adamw")
 DOCUMENTS = ("line", "blank-line")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -183,12 +190,32 @@ class _OfTasks:
     """What a task is, and where its examples are; listed before the rest."""
 
     model: str = field(metadata={"help": "Folder or hub name of the BERT model to start from."})
-    task: str = field(
-        metadata={"help": "Task: a task of GLUE in lower case (sst2, cola, mrpc, ...), squad, squad_v2 or pydocs."}
+    task: str = _help(
+        "Task: classification or regression on a table of your own; a task of GLUE in lower case (sst2, cola, mrpc, "
+        "...), squad, squad_v2 or pydocs.",
+        "classification",
     )
-    data_dir: str | None = _help("Folder with the task's files as they are distributed. Default: read from the hub.")
-    train_file: str | None = _help("The training file, in the task's format, where it is not in a --data-dir.")
-    validation_file: str | None = _help("The evaluation file, likewise.")
+    train_file: str | None = _help(
+        "The training file: a table with a header (.csv, .tsv, .jsonl, .json, .parquet), or one in the named task's "
+        "format."
+    )
+    validation_file: str | None = _help("The evaluation file, likewise. Default: one row in ten is held out.")
+    text_column: str | None = _help("The table's column with the texts. Default: the one named sentence or text.")
+    text_pair_column: str | None = _help("The column with second texts, if texts come in pairs.")
+    label_column: str | None = _help("The column with the labels: names, or whole numbers. Default: label.")
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Metrics of a table, the first of which runs are compared by. Default: accuracy f1_macro, or "
+            "pearson mean_squared_error."
+        },
+    )
+    dataset_name: str | None = _help("A dataset of the hub, in place of --train-file.")
+    dataset_config_name: str | None = _help("Its configuration.")
+    data_dir: str | None = _help(
+        "Folder with the named task's files as they are distributed, or a dataset saved by datasets. Default, for "
+        "a named task: read from the hub."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     args.check()
     task = get_task(args.task).with_options(**{name: getattr(args, name) for name in TASK_OPTIONS})
     paths = (None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file))
-    return Finetuning(prepare(args, task, Source(*paths))).run()
+    return Finetuning(prepare(args, task, Source(*paths, args.dataset_name, args.dataset_config_name))).run()
 
 
 class Finetuning(Run):

@@ -82,7 +82,6 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
     device = _device(args)
     config, labels = _config(args)
-    task.configure(config)
     _check_length("--max-length", args.max_length, config)
     if long_length is not None:
         _check_length("--long-length", long_length, config)
@@ -90,6 +89,8 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     backends = _backends(args, config, device)
     tokenizer = read_tokenizer(args.tokenizer_source, config, args.tokenizer_flag)
     data = task.load(source)
+    task = task.fitted(data)
+    task.configure(config)
     data = TaskData(
         data.train.first(args.max_train_examples),
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},

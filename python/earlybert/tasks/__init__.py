@@ -6,13 +6,14 @@ from ..errors import UsageError
 from .base import Judgement, Source, Task, TaskData
 from .glue import GLUE_TASKS, GlueTask
 from .masked_lm import MaskedLMTask
+from .own import OWN_TASKS, OwnTask
 from .pydocs import PyDocsTask
 from .questions import QuestionAnsweringTask, Questions
 from .sentences import Sentences, SentenceTask
 from .squad import SQUAD_TASKS, SquadTask
 
 #: All tasks to fine-tune on, by name.
-TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
+TASKS: dict[str, Task] = {task.name: task for task in (*OWN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
 _ALL = {**TASKS, MaskedLMTask.name: MaskedLMTask()}
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "GlueTask",
     "Judgement",
     "MaskedLMTask",
+    "OwnTask",
     "PyDocsTask",
     "QuestionAnsweringTask",
     "Questions",

@@ -33,18 +33,24 @@ class Source:
         data_dir: a folder with the files as they are distributed.
         train_file: the file of the training split, wherever it is.
         validation_file: the file of the evaluation split.
+        dataset_name: a dataset of the hub, for tasks that have none of their own.
+        dataset_config: its configuration.
     """
 
     data_dir: Path | None = None
     train_file: Path | None = None
     validation_file: Path | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
 
     def files(self) -> tuple[Path, Path] | None:
         """The two files, where they are named one by one; None where they are not.
 
         Raises:
-            UsageError: only one is named, or a folder is too.
+            UsageError: only one is named, or a folder or a dataset is too.
         """
+        if self.dataset_name is not None:
+            raise UsageError("--dataset-name: the task has a dataset of its own; leave out --task, or this")
         if self.train_file is None and self.validation_file is None:
             return None
         if self.train_file is None or self.validation_file is None:
@@ -127,6 +133,14 @@ class Task(ABC):
         Raises:
             UsageError: a file is absent or a row is not as the format says.
         """
+
+    def fitted(self, data: TaskData) -> Self:
+        """The task as its examples show it to be, where only they name its classes.
+
+        Raises:
+            UsageError: they do not fit together.
+        """
+        return self
 
     @abstractmethod
     def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:

@@ -1,43 +1,80 @@
-"""The official metrics of the tasks, computed by scikit-learn and SciPy."""
+"""Metrics of classes and numbers, computed by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 
-def _correlation(kind: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    from scipy import stats
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
 
-    # The correlation with a constant is undefined; a model that always says the same knows nothing: 0.
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0
-    return float(getattr(stats, kind)(predictions, labels).statistic)
+    Attributes:
+        function: computes it, given labels and predictions.
+        of_numbers: whether these are numbers, and not classes.
+        is_error: whether less of it is better.
+    """
+
+    function: Callable[[np.ndarray, np.ndarray], float]
+    of_numbers: bool = False
+    is_error: bool = False
+
+
+def _sklearn(name: str, **options: Any) -> Callable[[np.ndarray, np.ndarray], float]:
+    def compute(labels: np.ndarray, predictions: np.ndarray) -> float:
+        from sklearn import metrics  # which takes a second
+
+        return getattr(metrics, name)(labels, predictions, **options)
+
+    return compute
+
+
+def _scipy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    def compute(labels: np.ndarray, predictions: np.ndarray) -> float:
+        from scipy import stats
+
+        # The correlation with a constant is undefined; a model that always says the same knows nothing: 0.
+        if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+            return 0.0
+        return getattr(stats, name)(labels, predictions).statistic
+
+    return compute
+
+
+#: By name. `f1` is that of class 1; those of all classes are averaged over classes (macro) or weighted by their size.
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_sklearn("accuracy_score")),
+    "balanced_accuracy": Metric(_sklearn("balanced_accuracy_score")),
+    "f1": Metric(_sklearn("f1_score")),
+    "f1_macro": Metric(_sklearn("f1_score", average="macro")),
+    "f1_weighted": Metric(_sklearn("f1_score", average="weighted")),
+    "precision_macro": Metric(_sklearn("precision_score", average="macro")),
+    "recall_macro": Metric(_sklearn("recall_score", average="macro")),
+    "matthews_correlation": Metric(_sklearn("matthews_corrcoef")),
+    "pearson": Metric(_scipy("pearsonr"), of_numbers=True),
+    "spearman": Metric(_scipy("spearmanr"), of_numbers=True),
+    "mean_squared_error": Metric(_sklearn("mean_squared_error"), of_numbers=True, is_error=True),
+    "mean_absolute_error": Metric(_sklearn("mean_absolute_error"), of_numbers=True, is_error=True),
+}
 
 
 def compute_metrics(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compares predictions with labels.
 
     Args:
-        names: of `accuracy`, `f1` (of class 1), `matthews_correlation`, `pearson`, `spearman`.
-        predictions: classes, or numbers for a correlation `(examples,)`.
+        names: of `METRICS`.
+        predictions: classes, or numbers `(examples,)`.
         labels: class indices or targets `(examples,)`.
     """
-    from sklearn import metrics
-
-    functions = {
-        "accuracy": metrics.accuracy_score,
-        "f1": metrics.f1_score,
-        "matthews_correlation": metrics.matthews_corrcoef,
-        "pearson": lambda target, prediction: _correlation("pearsonr", prediction, target),
-        "spearman": lambda target, prediction: _correlation("spearmanr", prediction, target),
-    }
     with warnings.catch_warnings():
         # They are of models that say one class, or nearly one number, of all examples: the metric is defined there too.
         warnings.simplefilter("ignore")
-        values = {name: float(functions[name](labels, predictions)) for name in names}
+        values = {name: float(METRICS[name].function(labels, predictions)) for name in names}
     assert all(math.isfinite(value) for value in values.values())
     return values

@@ -1,0 +1,271 @@
+"""Tables of one's own: CSV, TSV, JSON lines and Parquet files, saved datasets and datasets of the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from pyarrow import csv, parquet
+from pyarrow import json as json_lines
+
+from ..errors import MissingFileError, UsageError
+from .base import Source
+
+#: The columns that texts are looked for in, where none is named.
+_TEXT_COLUMNS = ("sentence", "text")
+#: Rows that are held out where no others are named: one in so many, but not more than so many.
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 1000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read.
+
+    Attributes:
+        text: the texts; None for the one named `sentence` or `text`.
+        pair: the second texts, if there are any.
+        label: the labels.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    label: str = "label"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one split.
+
+    Attributes:
+        texts: per row, its one or two texts.
+        labels: per row, as the table has it: a number or a name.
+        label_names: all names, in the order of the classes, where the table says so itself.
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: list[Any]
+    label_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def first(self, count: int | None) -> Table:
+        """See `Examples.first`."""
+        return self if count is None else Table(self.texts[:count], self.labels[:count], self.label_names)
+
+
+def read_tables(source: Source, columns: Columns) -> tuple[Table, Table]:
+    """The rows to train on and those to evaluate on, which are held out of the former where there are no others.
+
+    Raises:
+        UsageError: naming the file, and what was expected of it.
+    """
+    train, evaluation = _splits(source)
+    found = read_columns(*train, columns)
+    if evaluation is not None:
+        return found, read_columns(*evaluation, columns)
+    return _held_out(found)
+
+
+def _splits(source: Source) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
+    """The two datasets, and what each is called in messages."""
+    given = {
+        "--train-file": source.train_file,
+        "--dataset-name": source.dataset_name,
+        "--data-dir": source.data_dir,
+    }
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise UsageError(f"expected one of {', '.join(flags)}, all of which say what to train on")
+    if source.validation_file is not None and source.train_file is None:
+        raise UsageError("--validation-file: expected --train-file with it")
+    if source.dataset_name is not None:
+        return _of_hub(source.dataset_name, source.dataset_config)
+    if source.data_dir is not None:
+        return _of_folder(source.data_dir)
+    if source.train_file is None:
+        raise UsageError(
+            "expected what to train on: --train-file (.csv, .tsv, .jsonl, .json or .parquet), --dataset-name, or "
+            "--data-dir with a dataset that was saved by datasets; or --task"
+        )
+    train = read_file(source.train_file), str(source.train_file)
+    if source.validation_file is None:
+        return train, None
+    return train, (read_file(source.validation_file), str(source.validation_file))
+
+
+def _of_hub(name: str, config: str | None) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
+    try:
+        splits = load_dataset(name, config)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise UsageError(
+            f"--dataset-name {name} could not be read from the Hugging Face hub: {error}. To read from files, give "
+            "--train-file"
+        ) from error
+    return _named(splits, f"--dataset-name {name}")
+
+
+def _of_folder(folder: Path) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
+    try:
+        splits = load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, pa.ArrowInvalid) as error:
+        raise UsageError(
+            f"--data-dir {folder}: expected a dataset with a split named train, as DatasetDict.save_to_disk writes "
+            f"it: {error}"
+        ) from error
+    return _named(splits, f"--data-dir {folder}")
+
+
+def _named(splits: Any, what: str) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
+    if not isinstance(splits, DatasetDict) or "train" not in splits:
+        found = ", ".join(splits) if isinstance(splits, DatasetDict) else "a single one"
+        raise UsageError(f"{what}: expected a split named train, found {found}")
+    evaluation = splits.get("validation")
+    return (
+        (splits["train"], f"{what}, split train"),
+        None if evaluation is None else (evaluation, f"{what}, split validation"),
+    )
+
+
+def read_file(path: Path) -> Dataset:
+    """A table by its file's name: `.csv`, `.tsv` (nothing is quoted), `.jsonl` and `.json` (a row a line, or one list
+    of them), `.parquet`. The columns of the first two are of strings.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UsageError: it is not what its name says.
+    """
+    if path.suffix not in _READERS:
+        raise UsageError(f"{path}: expected a file named {', '.join(_READERS)}, to know its format")
+    if not path.is_file():
+        raise MissingFileError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+    with _reading(path):
+        table = _READERS[path.suffix](path)
+        names = table.column_names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"{path}: expected columns of different names, found two named {twice[0]}")
+        return Dataset(table)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says of whatever a reader finds wrong in which file that is."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        # Arrow shows the whole row behind a line feed.
+        raise UsageError(f"{path}: this is not the {path.suffix} that its name says: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_csv(path: Path) -> pa.Table:
+    return _read_delimited(path, csv.ParseOptions(newlines_in_values=True))
+
+
+def _read_tsv(path: Path) -> pa.Table:
+    return _read_delimited(path, csv.ParseOptions(delimiter="\t", quote_char=False))
+
+
+def _read_delimited(path: Path, format: csv.ParseOptions) -> pa.Table:
+    """Strings as they are: what could be numbers, dates or missing would not come back as it was written."""
+    header = csv.open_csv(path, parse_options=format).schema.names
+    types = csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+    return csv.read_csv(path, parse_options=format, convert_options=types)
+
+
+def _read_json(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if not is_list:
+        return json_lines.read_json(path)
+    rows = json.loads(path.read_text("utf-8-sig"))
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected a list of rows, each of the form {column: value}")
+    return pa.Table.from_pylist(rows)
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".parquet": parquet.read_table,
+}
+
+
+def read_columns(dataset: Dataset, where: str, columns: Columns) -> Table:
+    """The columns that were asked for.
+
+    Args:
+        dataset: the table.
+        where: what it is called in messages.
+        columns: which.
+
+    Raises:
+        UsageError: one is not there, or a text or a label is missing.
+    """
+    text = columns.text or next((name for name in _TEXT_COLUMNS if name in dataset.column_names), None)
+    if text is None:
+        raise UsageError(
+            f"--text-column: expected one of {where}, which has {_listed(dataset)}; none of them is named "
+            + " or ".join(_TEXT_COLUMNS)
+        )
+    texts = [_column(dataset, where, "--text-column", text)]
+    if columns.pair is not None:
+        texts.append(_column(dataset, where, "--text-pair-column", columns.pair))
+    for values, name in zip(texts, (text, columns.pair), strict=False):
+        _check_values(values, where, name, str, "a text")
+    labels = _column(dataset, where, "--label-column", columns.label)
+    _check_values(labels, where, columns.label, (str, int, float), "a label")
+    names: tuple[str, ...] = ()
+    feature = dataset.features[columns.label]
+    if isinstance(feature, ClassLabel):
+        names = tuple(feature.names)
+        unknown = next((row for row, label in enumerate(labels, 1) if not 0 <= label < len(names)), None)
+        if unknown is not None:
+            raise UsageError(f"{where}, row {unknown}: expected a label in column {columns.label}, found none")
+        labels = [names[label] for label in labels]
+    return Table(list(zip(*texts, strict=True)), labels, names)
+
+
+def _column(dataset: Dataset, where: str, flag: str, name: str) -> list[Any]:
+    if name not in dataset.column_names:
+        raise UsageError(f"{flag}: expected a column of {where}, which has {_listed(dataset)}; found none named {name}")
+    return dataset[name][:]
+
+
+def _listed(dataset: Dataset) -> str:
+    names = dataset.column_names
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _check_values(values: Sequence[Any], where: str, name: str | None, kinds: Any, expected: str) -> None:
+    for row, value in enumerate(values, start=1):
+        if not isinstance(value, kinds):
+            found = "nothing" if value is None else repr(value)[:60]
+            raise UsageError(f"{where}, row {row}: expected {expected} in column {name}, found {found}")
+
+
+def _held_out(table: Table) -> tuple[Table, Table]:
+    """The same rows are held out of a table in every run."""
+    count = min(-(-len(table) // _HELD_OUT_SHARE), _MOST_HELD_OUT)
+    if count >= len(table):
+        raise UsageError("a single row cannot be learnt from and held out; give --validation-file, or more rows")
+    rows = Dataset.from_dict({"row": range(len(table))}).train_test_split(test_size=count, seed=0)
+
+    def part(name: str) -> Table:
+        own = rows[name]["row"]
+        return Table([table.texts[i] for i in own], [table.labels[i] for i in own], table.label_names)
+
+    return part("train"), part("test")

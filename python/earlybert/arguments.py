@@ -26,6 +26,7 @@ TASK_OPTIONS = (
 OPTIMIZERS = ("lamb", "adamw")
 DOCUMENTS = ("line", "blank-line")
 DTYPES = ("float32", "bfloat16", "float16")
+EVAL_STRATEGIES = ("no", "steps", "epoch")
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -89,6 +90,17 @@ class RunArguments:
     early_bird_patience: int = _help("Looks in a row at which the ticket has to be at rest to be drawn early.", 3)
     min_search_share: float = _help("Share of the longest search before which no ticket is drawn.", 0.25)
 
+    eval_strategy: Literal["no", "steps", "epoch"] = _help(
+        "When a model is evaluated while it trains, and not at the end alone: never, every --eval-steps, each epoch.",
+        "no",
+    )
+    eval_steps: int = _help("Optimizer steps between two evaluations of --eval-strategy steps.", 500)
+    load_best_model_at_end: bool = _help("Keep the best of the models that were evaluated, and not the last.", False)
+    metric_for_best_model: str | None = _help(
+        "The metric that decides which is best, with --load-best-model-at-end or --early-stopping-patience. Default: "
+        "the task's first."
+    )
+    early_stopping_patience: int | None = _help("Stop training after so many evaluations in a row that are no better.")
     checkpoint_steps: int = _help("Optimizer steps between checkpoints; 0 for only at the end of a stage.", 500)
     resume: bool = _help("Continue the run in --output-dir; start it if there is none.", False)
     overwrite_output_dir: bool = _help("Replace the run in --output-dir.", False)
@@ -119,6 +131,11 @@ class RunArguments:
         return self.method != "dense" and self.ticket is None
 
     @property
+    def picks_best(self) -> bool:
+        """Whether the models that are evaluated are compared."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+    @property
     def epochs(self) -> float:
         """Epochs of the training stage."""
         if self.num_train_epochs is not None:
@@ -147,9 +164,11 @@ class RunArguments:
         for name, known in (("method", METHODS), ("kernels", KERNELS), ("cuda_graphs", CUDA_GRAPHS), ("dtype", DTYPES)):
             _expect_one_of(self, name, known)
         _expect_one_of(self, "padding", (None, *PADDINGS))
+        _expect_one_of(self, "eval_strategy", EVAL_STRATEGIES)
         for name in (
             "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
             "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
+            "eval_steps", "early_stopping_patience",
         ):  # fmt: skip
             value = getattr(self, name)
             _expect(value is None or value >= 1, self, name, "at least 1")
@@ -179,6 +198,14 @@ class RunArguments:
             raise UsageError("--ticket: --method dense trains the whole model and takes no ticket")
         if self.ticket is not None and self.method == "inverted":
             raise UsageError("--ticket: --method inverted needs the gates of a search, which a ticket does not hold")
+        if self.eval_strategy == "no" and self.early_stopping_patience is not None:
+            raise UsageError("--early-stopping-patience: expected --eval-strategy steps or epoch, to have evaluations")
+        if self.eval_strategy == "no" and self.load_best_model_at_end:
+            raise UsageError("--load-best-model-at-end: expected --eval-strategy steps or epoch, to have a choice")
+        if self.metric_for_best_model is not None and not self.picks_best:
+            raise UsageError(
+                "--metric-for-best-model: expected --load-best-model-at-end or --early-stopping-patience with it"
+            )
         if self.resume and self.overwrite_output_dir:
             raise UsageError(
                 "--resume and --overwrite-output-dir exclude each other: one continues what the other removes"
@@ -284,7 +311,10 @@ class PretrainArguments(RunArguments, _OfTexts):
     warmup_ratio: float = _help("Share of the training stage over which the learning rate rises from 0.", 0.1)
     weight_decay: float = _help("Weight decay of the weight matrices.", 0.01)
     search_learning_rate: float = _help("Constant learning rate of the weights in the search.", 1e-3)
-    eval_steps: int = _help("Optimizer steps between two evaluations; 0 for only at the end.", 500)
+    eval_strategy: Literal["no", "steps", "epoch"] = _help(
+        "When a model is evaluated while it trains, and not at the end alone: never, every --eval-steps, each epoch.",
+        "steps",
+    )
 
     @property
     def task(self) -> str:
@@ -307,7 +337,6 @@ class PretrainArguments(RunArguments, _OfTexts):
         _expect_one_of(self, "optimizer", OPTIMIZERS)
         _expect_one_of(self, "documents", DOCUMENTS)
         _expect(self.max_length is not None, self, "max_length", "a number")
-        _expect(self.eval_steps >= 0, self, "eval_steps", "0 or more")
         _expect(0 <= self.long_share <= 1, self, "long_share", "a share from 0 to 1")
         _expect(self.long_length >= 3, self, "long_length", "at least 3: [CLS], a token and [SEP]")
         _expect(0 < self.mlm_probability < 1, self, "mlm_probability", "a share between 0 and 1")

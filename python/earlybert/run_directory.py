@@ -48,7 +48,7 @@ class RunDirectory:
         self.gates = self.path / "gates.safetensors"
         names = ("predictions.json", "nbest_predictions.json", "null_odds.json")
         self.predictions = tuple(self.path / name for name in names)
-        self.loss_plot = self.path / "loss.png"
+        self.curve_plot = self.path / "curve.png"
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
@@ -167,7 +167,7 @@ class RunDirectory:
             self.gates,
             *self.predictions,
             self.ticket,
-            self.loss_plot,
+            self.curve_plot,
             self.search_plot,
             self.ticket_plot,
             self.model,

@@ -145,12 +145,12 @@ def test_an_interrupted_run_says_how_to_continue(
 def test_an_interrupt_outside_of_training(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from earlybert.programs import run as runs
+    from earlybert.programs import evaluations
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "predict", interrupt)
+    monkeypatch.setattr(evaluations, "predict", interrupt)
     assert main(["finetune", *flags, "--output-dir", str(tmp_path / "out")]) == 130
     assert "interrupted; the same command with --resume" in capsys.readouterr().err
     monkeypatch.undo()

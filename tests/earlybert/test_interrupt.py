@@ -11,7 +11,7 @@ import pytest
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import Interrupted
-from earlybert.programs import run as runs
+from earlybert.programs import evaluations
 from earlybert.training.loop import TrainingLoop
 
 Make = Callable[..., FinetuneArguments]
@@ -39,7 +39,7 @@ def test_a_command_that_is_told_to_end_says_so_whatever_it_is_doing(
         pytest.fail("it went on")
 
     args = arguments(method="dense")
-    monkeypatch.setattr(runs, "predict", stopped)
+    monkeypatch.setattr(evaluations, "predict", stopped)
     # What the process does with the signal without us would end the tests.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

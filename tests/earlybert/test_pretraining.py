@@ -154,11 +154,11 @@ def test_a_whole_run_on_texts(
     assert [entry["step"] for entry in metrics["curve"]] == [20, 40, 60]
     assert metrics["curve"][-1]["loss"] == metrics["eval"]["loss"] < metrics["train_log"][0]["loss"]
     assert metrics["eval"]["accuracy"] > 0.5, "a sequence is one word, again and again"
-    assert (out / "loss.png").exists()
+    assert (out / "curve.png").exists()
     model = AutoModelForMaskedLM.from_pretrained(out / "model")
     assert sum(p.numel() for p in model.parameters()) == metrics["parameters"]["trained"]
     if method == "dense":
-        assert plot(str(out)) == [out / "loss.png"]
+        assert plot(str(out)) == [out / "curve.png"]
     else:
         assert all(finding.holds for finding in verify(str(out)))
         assert len(plot(str(out))) == 3
@@ -316,7 +316,7 @@ def test_the_last_step_is_no_warm_up(pretraining: Make) -> None:
         ({"documents": "blank-line", "dataset_name": "x", "train_file": None}, "--documents: a row"),
         ({"optimizer": "sgd"}, "--optimizer: expected one of lamb, adamw"),
         ({"documents": "page"}, "--documents: expected one of line, blank-line"),
-        ({"eval_steps": -1}, "--eval-steps: expected 0 or more"),
+        ({"eval_steps": 0}, "--eval-steps: expected at least 1"),
         ({"config": "nowhere"}, "--config nowhere: no model could be read there"),
         ({"tokenizer": "nowhere"}, "--tokenizer nowhere: no tokenizer could be read there"),
         ({"max_length": None}, "--max-length: expected a number"),
@@ -350,7 +350,9 @@ def test_a_task_to_pretrain_on_is_none_to_finetune_on(arguments: Callable) -> No
 
 
 def test_the_curve_is_drawn_against_steps_and_seconds() -> None:
-    figure = curve_figure([{"step": 5, "seconds": 2.0, "loss": 3.0}, {"step": 10, "seconds": 4.0, "loss": 2.0}])
+    figure = curve_figure(
+        [{"step": 5, "seconds": 2.0, "loss": 3.0}, {"step": 10, "seconds": 4.0, "loss": 2.0}], "accuracy"
+    )
     lines = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
     assert lines == [[[5, 3], [10, 2]], [[2, 3], [4, 2]]]
 

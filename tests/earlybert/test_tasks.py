@@ -168,7 +168,9 @@ def test_a_missing_file_is_named_with_what_the_task_needs(tmp_path: Path) -> Non
 
 
 def test_an_unknown_task_is_refused_with_the_list() -> None:
-    with pytest.raises(UsageError, match=r"unknown task 'sst'; the tasks are classification, .*, mnli, .*, squad, squad_v2, pydocs"):
+    with pytest.raises(
+        UsageError, match=r"unknown task 'sst'; the tasks are classification, .*, mnli, .*, squad, squad_v2, pydocs"
+    ):
         get_task("sst")
 
 

@@ -26,7 +26,8 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         - `seconds`: of the stages. `search` is everything that it takes to have the small model: training
           with gates, looking at tickets, drawing, rewinding and compacting. `train` is the training stage and
           `total` the sum of both. `loading`, `tokenizing` and `evaluation` are in none of them.
-        - `curve`: evaluations while training, which fine-tuning does not make.
+        - `curve`: the evaluations while training, if any (`eval_strategy`); `best`, which of them was the best, if that
+          was asked for.
         - `steps`: optimizer steps of `search` and `train`.
         - `parameters`: of the model as it was (`dense`) and as it was trained (`trained`).
         - `ticket`: kept heads and neurons per layer, None for a dense run.

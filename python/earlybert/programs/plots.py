@@ -36,7 +36,7 @@ def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket
         ticket: the ticket it trained; None for a dense run.
 
     Returns:
-        The files written: `search.png` if the run searched, `ticket.png` if it has a ticket, `loss.png` if it was
+        The files written: `search.png` if the run searched, `ticket.png` if it has a ticket, `curve.png` if it was
         evaluated while it trained.
     """
     written = []
@@ -48,24 +48,26 @@ def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket
         _save(ticket_figure(ticket, kept["heads_of"], kept["neurons_of"]), directory.ticket_plot)
         written.append(directory.ticket_plot)
     if metrics.get("curve"):
-        _save(curve_figure(metrics["curve"]), directory.loss_plot)
-        written.append(directory.loss_plot)
+        _save(curve_figure(metrics["curve"], metrics["main_metric"]), directory.curve_plot)
+        written.append(directory.curve_plot)
     return written
 
 
-def curve_figure(curve: list[dict[str, Any]]) -> Figure:
-    """The loss on held-out texts, against optimizer steps and against seconds.
+def curve_figure(curve: list[dict[str, Any]], main_metric: str) -> Figure:
+    """The evaluations while training against optimizer steps and against seconds.
 
     Args:
         curve: entry `curve` of `metrics.json`.
+        main_metric: what is drawn, where there is no loss.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    losses = [entry["loss"] for entry in curve]
-    for axes, name, label in ((left, "step", "optimizer step"), (right, "seconds", "seconds, search included")):
-        axes.plot([entry[name] for entry in curve], losses, "o-")
+    name = "loss" if "loss" in curve[0] else main_metric
+    values = [entry[name] for entry in curve]
+    for axes, against, label in ((left, "step", "optimizer step"), (right, "seconds", "seconds, search included")):
+        axes.plot([entry[against] for entry in curve], values, "o-")
         axes.set(xlabel=label, xlim=(0, None))
-    left.set(ylabel="loss (nats a hidden token)", title="Loss on held-out texts")
+    left.set(ylabel=name, title="Evaluations while training")
     return figure
 
 

@@ -57,11 +57,6 @@ class Pretraining(Run):
     args: PretrainArguments
 
     @property
-    def eval_steps(self) -> int:
-        """See `Run.eval_steps`."""
-        return self.args.eval_steps
-
-    @property
     def optimizer(self) -> str:
         """See `Run.optimizer`."""
         return self.args.optimizer

@@ -22,10 +22,10 @@ from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
 from ..search.stage import SearchSettings, SearchStage
 from ..training.checkpoints import Checkpoints, fingerprint
 from ..training.data import EncodedExamples, check_fits, unknown_share
-from ..training.evaluation import predict
 from ..training.interrupt import InterruptRequest
 from ..training.loop import TrainingLoop
 from ..training.stopwatch import Stopwatch
+from .evaluations import Evaluations
 from .preparation import Prepared, unit_counts
 from .results import write_results
 from .stages import Stages, TrainingStage
@@ -41,12 +41,10 @@ class Run(ABC):
     """One run; its attributes are what the stages hand on to each other.
 
     Attributes:
-        eval_steps: optimizer steps of the training stages between two evaluations; 0 for none but that of the end.
         optimizer: of all stages, as in `StageSettings`.
         stages: makes them.
     """
 
-    eval_steps: int = 0
     optimizer: str = "adamw"
 
     def __init__(self, prepared: Prepared) -> None:
@@ -63,8 +61,7 @@ class Run(ABC):
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
         self.warnings: list[str] = []
-        #: The evaluations while training: `step` and `seconds` of all training before, and the metrics.
-        self.curve: list[dict[str, Any]] = []
+        self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.max_length))
         self.ticket = prepared.ticket
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
@@ -127,9 +124,10 @@ class Run(ABC):
             self._obtain_ticket(model, checkpoint)
             self._train(model, evals, checkpoint)
         with self._timed("evaluation"):
-            results, predictions = self._evaluate(model, evals)
-        metrics = self._metrics(model, results, dense_parameters)
-        write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, predictions)
+            seconds = self.seconds["search"] + self.seconds["train"]
+            judgement = self.evaluations.last(model, evals, self.log[-1]["step"], seconds)
+        metrics = self._metrics(model, judgement.metrics, dense_parameters)
+        write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, judgement.files)
         return metrics
 
     def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:
@@ -244,10 +242,13 @@ class Run(ABC):
         first = 0
         if checkpoint is not None and checkpoint["stage"] in names:
             first = names.index(checkpoint["stage"])
-            self.log, self.curve, self.seconds["train"] = (checkpoint[n] for n in ("log", "curve", "train_seconds"))
+            self.log, self.seconds["train"] = checkpoint["log"], checkpoint["train_seconds"]
+            self.evaluations.load_state_dict(checkpoint["evaluations"])
         else:
             checkpoint = None
         for number in range(first, len(stages)):
+            if number > first and self.evaluations.are_past_the_best:
+                break
             begin = sum(stage.settings.max_steps for stage in stages[:number])
             is_last = number == len(stages) - 1
             loop = self._train_stage(model, stages[number], begin, is_last, evals, checkpoint)
@@ -282,16 +283,20 @@ class Run(ABC):
             if self.search is not None or begin:
                 self.checkpoints.save(loop, self._progress(stage))
 
+        steps = {"no": 0, "steps": self.args.eval_steps, "epoch": loop.order.steps_per_epoch}
+        interval = steps[self.args.eval_strategy]
+
         def after_step(step: int) -> bool:
             is_end = is_last and step == stage.settings.max_steps
-            if self.eval_steps and (begin + step) % self.eval_steps == 0 and not is_end:
+            if interval and (begin + step) % interval == 0 and not is_end:
                 with loop.watch.paused():
-                    results, _ = self._evaluate(model, evals)
-                self._add_to_curve(begin + step, self.seconds["train"] + loop.watch.seconds, results)
+                    seconds = self.seconds["search"] + self.seconds["train"] + loop.watch.seconds
+                    self.evaluations.add(model, evals, begin + step, seconds)
             self.checkpoints.after_step(loop, lambda: self._progress(stage))
-            return False
+            return self.evaluations.are_past_the_best
 
-        loop.run(after_step)
+        if not self.evaluations.are_past_the_best:
+            loop.run(after_step)
         self.checkpoints.save(loop, self._progress(stage))
         self._warn_of_divergence(loop)
         return loop
@@ -307,35 +312,8 @@ class Run(ABC):
             "warnings": list(self.warnings),
             "log": self.log,
             "train_seconds": self.seconds["train"],
-            "curve": self.curve,
+            "evaluations": self.evaluations.state_dict(),
         }
-
-    def _add_to_curve(self, step: int, seconds: float, results: dict[str, float]) -> None:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in results.items())
-        logger.info("step %d: %s", step, shown)
-        self.curve.append({"step": step, "seconds": self.seconds["search"] + seconds, **results})
-
-    def _evaluate(
-        self, model: nn.Module, splits: dict[str, EncodedExamples]
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """The task's metrics on every evaluation split, and by file what the model has said of the last.
-
-        A metric is named as such on the first split, and `metric_<split>` on the others.
-        """
-        results, task = {}, self.prepared.task
-        for name, encoded in splits.items():
-            outputs = predict(
-                model,
-                encoded,
-                task.outputs,
-                batch_size=self.args.eval_batch_size,
-                pad_to=self.stages.pad_to(self.args.max_length),
-                dtype=self.prepared.dtype,
-                device=self.device,
-            )
-            judgement = task.score(outputs, encoded)
-            results |= {f"{metric}_{name}" if name else metric: value for metric, value in judgement.metrics.items()}
-        return results, judgement.files
 
     def _warn_of_divergence(self, loop: TrainingLoop) -> None:
         if (warning := loop.divergence()) is not None:
@@ -348,8 +326,6 @@ class Run(ABC):
     def _metrics(self, model: nn.Module, results: dict[str, float], dense_parameters: int) -> dict[str, Any]:
         args, ticket = self.args, self.ticket
         steps = self.log[-1]["step"]
-        if self.eval_steps:
-            self._add_to_curve(steps, self.seconds["train"], results)
         order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
         seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
         return {
@@ -371,7 +347,8 @@ class Run(ABC):
             },
             "search": self.search,
             "train_log": self.log,
-            "curve": self.curve,
+            "curve": self.evaluations.curve,
+            "best": self.evaluations.best_record(),
             "warnings": [*self.warnings, *self.checkpoints.warnings()],
             "examples": {
                 "train": len(self.prepared.data.train),

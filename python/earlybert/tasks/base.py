@@ -108,6 +108,11 @@ class Task(ABC):
     def model_class(self) -> type:
         """The class of transformers whose `from_pretrained` reads a model with the head: an auto class."""
 
+    @property
+    @abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that every judgement of `score` has."""
+
     def with_options(self, **options: Any) -> Self:
         """The task with what its own flags say.
 

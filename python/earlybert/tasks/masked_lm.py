@@ -89,6 +89,11 @@ class MaskedLMTask(Task):
         """See `Task.model_class`."""
         return AutoModelForMaskedLM
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """See `Task.metric_names`."""
+        return "loss", "accuracy"
+
     def configure(self, config: Any) -> None:
         """See `Task.configure`: there is nothing to say."""
 

@@ -64,6 +64,11 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def less_is_better(name: str) -> bool:
+    """Whether a metric is a loss or an error."""
+    return name == "loss" or (name in METRICS and METRICS[name].is_error)
+
+
 def compute_metrics(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compares predictions with labels.
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from ..errors import UsageError
 from ..training.data import EncodedExamples
 from .base import Source, TaskData
-from .metrics import METRICS
+from .metrics import METRICS, less_is_better
 from .sentences import Sentences, SentenceTask
 from .tables import Columns, Table, read_tables
 
@@ -47,7 +47,7 @@ class OwnTask(SentenceTask):
         for name in names:
             if name not in known:
                 raise UsageError(f"--metrics: expected of {', '.join(known)} for {self.name}, found {name}")
-        if METRICS[names[0]].is_error:
+        if less_is_better(names[0]):
             raise UsageError(f"--metrics: the first is what runs are compared by, more being better; found {names[0]}")
         return replace(
             self,

@@ -112,6 +112,11 @@ class QuestionAnsweringTask(Task):
         """See `Task.model_class`."""
         return AutoModelForQuestionAnswering
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """See `Task.metric_names`."""
+        return "exact_match", "f1"
+
     def with_options(
         self, *, doc_stride: int | None = None, null_score_diff_threshold: float | None = None, **options: Any
     ) -> Self:

@@ -59,6 +59,11 @@ class SentenceTask(Task):
         return AutoModelForSequenceClassification
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """See `Task.metric_names`."""
+        return self.metrics
+
+    @property
     def is_regression(self) -> bool:
         """Whether the task asks for a number and not for a class."""
         return not self.labels

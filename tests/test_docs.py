@@ -32,6 +32,8 @@ TARGETS = {
     "verify": "earlybert.programs.verify.verify",
     "plot": "earlybert.programs.plots.plot",
     "draw": "earlybert.search.drawing.read_gates",
+    "predict": "earlybert.programs.inference.predict",
+    "evaluate": "earlybert.programs.inference.evaluate",
     "env": "earlybert_kernels.env.report",
 }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .programs.compare import compare
     from .programs.demo import demo
     from .programs.finetune import finetune
+    from .programs.inference import evaluate, predict
     from .programs.plots import plot
     from .programs.pretrain import pretrain
     from .programs.verify import verify
@@ -30,8 +31,10 @@ __all__ = [
     "compare",
     "demo",
     "draw",
+    "evaluate",
     "finetune",
     "plot",
+    "predict",
     "pretrain",
     "verify",
 ]
@@ -45,8 +48,10 @@ _MODULES = {
     "compare": "programs.compare",
     "demo": "programs.demo",
     "draw": "search.drawing",
+    "evaluate": "programs.inference",
     "finetune": "programs.finetune",
     "plot": "programs.plots",
+    "predict": "programs.inference",
     "pretrain": "programs.pretrain",
     "verify": "programs.verify",
 }

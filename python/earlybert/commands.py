@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import OutputExistsError, UsageError
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from .arguments import RunArguments
@@ -167,15 +167,10 @@ def _make_draw_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser
 
 
 def _draw(args: argparse.Namespace) -> int:
-    from .files import check_replaceable
-    from .run_directory import RunDirectory
+    from .run_directory import check_output
     from .search.drawing import draw, read_gates
 
-    output = check_replaceable(args.output)
-    if output.exists() and not args.overwrite:
-        raise OutputExistsError(f"{output}: there is such a file; give another path, or --overwrite to replace it")
-    if RunDirectory(output.parent).owns(output):
-        raise OutputExistsError(f"{output}: a file of the run in {output.parent}; give another path")
+    output = check_output(args.output, overwrite=args.overwrite)
     ticket = draw(
         *read_gates(args.gates),
         head_ratio=args.head_ratio,
@@ -218,6 +213,42 @@ def _plot(args: argparse.Namespace) -> int:
 
     written = plot(args.run)
     print("\n".join(map(str, written)) or "a dense run has nothing to draw")
+    return 0
+
+
+def _make_predict_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Write what a run's model says of the texts of a file.")
+    parser.add_argument("run", help="output directory of a run of finetune")
+    parser.add_argument("file", help="texts in the format that the run was trained on; needs no labels")
+    parser.add_argument("output", help="a line each: .jsonl (label and score, or prediction), or .tsv as GLUE wants it")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    return parser
+
+
+def _predict(args: argparse.Namespace) -> int:
+    _quiet_transformers()
+    from .programs.inference import predict
+
+    count = predict(args.run, args.file, args.output, overwrite=args.overwrite, device=args.device)
+    print(f"{count} predictions written to {args.output}")
+    return 0
+
+
+def _make_evaluate_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Say how good a run's model is on a file with labels.")
+    parser.add_argument("run", help="output directory of a run of finetune")
+    parser.add_argument("file", help="texts and labels in the format that the run was trained on")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    return parser
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    _quiet_transformers()
+    from .programs.inference import evaluate
+
+    for name, value in evaluate(args.run, args.file, device=args.device).items():
+        print(f"{name} {value:.4f}")
     return 0
 
 
@@ -266,6 +297,8 @@ COMMANDS = {
     "compare": Command(
         "run several methods over several seeds and compare them", _make_compare_parser, _compare, _REPEAT
     ),
+    "predict": Command("write what a run's model says of other texts", _make_predict_parser, _predict),
+    "evaluate": Command("say how good a run's model is on another file", _make_evaluate_parser, _evaluate),
     "demo": Command("see all of it in a few minutes on a CPU", _make_demo_parser, _demo, _REPEAT),
     "draw": Command("draw a ticket with other ratios from a finished search", _make_draw_parser, _draw),
     "verify": Command(

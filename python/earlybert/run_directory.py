@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from earlybert_kernels import Ticket
 
 from .errors import MissingFileError, OutputExistsError, UsageError
-from .files import PARTIAL, json_bytes, read_json, remove, replacing, sha256, write_bytes, write_json
+from .files import PARTIAL, check_replaceable, json_bytes, read_json, remove, replacing, sha256, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,20 @@ _MARKS_OF_A_RUN = {"model", "method"}
 _MARKS_OF_METRICS = {"method", "search", "ticket"}
 #: A line of SHA256SUMS: the checksum, and the path within the folder.
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def check_output(path: Path, *, overwrite: bool) -> Path:
+    """Checks that a command may write a file, and gives the path to write to.
+
+    Raises:
+        OutputExistsError: there is something that is not to be replaced.
+    """
+    path = check_replaceable(path)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path}: there is such a file; give another path, or --overwrite to replace it")
+    if RunDirectory(path.parent).owns(path):
+        raise OutputExistsError(f"{path}: a file of the run in {path.parent}; give another path")
+    return path
 
 
 class RunDirectory:

@@ -93,7 +93,9 @@ def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["finetune", "pretrain", "compare", "demo", "draw", "verify", "plot", "env"])
+@pytest.mark.parametrize(
+    "command", ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "env"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main([command, "--help"])

@@ -21,7 +21,7 @@ from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import MissingFileError, UsageError
 from earlybert.tasks import TASKS, Source
-from earlybert.tasks.tables import Columns, read_file, read_tables
+from earlybert.tasks.tables import Columns, read_table, read_tables
 
 Make = Callable[..., FinetuneArguments]
 #: What CSV readers like to change: nothing of it is a number, missing or the end of a row.
@@ -60,7 +60,7 @@ def test_every_format_gives_the_texts_as_they_were_written(tmp_path: Path, suffi
 def test_nothing_is_quoted_in_tsv(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_bytes(b'\xef\xbb\xbftext\tlabel\n"half a quote\tNA\nsecond\t1\n')
-    dataset = read_file(path)
+    dataset = read_table(path)
     assert dataset["text"][:] == ['"half a quote', "second"]
     assert dataset["label"][:] == ["NA", "1"]
 
@@ -281,7 +281,7 @@ def test_what_a_table_lacks_is_said_before_a_model_is_loaded(
 
 def test_tables_do_not_go_through_a_cache(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", {"text": ["one"], "label": ["a"]})
-    assert read_file(path)["text"][:] == ["one"]
+    assert read_table(path)["text"][:] == ["one"]
     path.write_text(path.read_text().replace("one", "two"))
-    assert read_file(path)["text"][:] == ["two"]
+    assert read_table(path)["text"][:] == ["two"]
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("csv"))

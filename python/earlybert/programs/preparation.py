@@ -180,13 +180,23 @@ def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> di
     return used
 
 
-def _device(args: RunArguments) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """The device of that name: cuda where there is one, else cpu, where none is given.
+
+    Raises:
+        UsageError: it is not there.
+    """
     try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise UsageError(f"--device {args.device}: {error}") from None
+        raise UsageError(f"--device {name}: {error}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {args.device}: torch finds no CUDA device here")
+        raise UsageError(f"--device {name}: torch finds no CUDA device here")
+    return device
+
+
+def _device(args: RunArguments) -> torch.device:
+    device = find_device(args.device)
     if args.dtype == "float16" and device.type not in ("cuda", "cpu"):
         raise UsageError(
             f"--dtype float16 needs autocast and loss scaling, which cuda and cpu have; use bfloat16 on device {device}"

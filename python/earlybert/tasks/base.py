@@ -147,6 +147,40 @@ class Task(ABC):
         """
         return self
 
+    def of_model(self, config: Any) -> Self:
+        """The task as a model that was trained on it knows it: its classes, where only the examples named them."""
+        return self
+
+    def read_file(self, path: Path, *, labelled: bool) -> Examples:
+        """The examples of a single file in the task's format.
+
+        Args:
+            path: the file.
+            labelled: whether it says what is right.
+
+        Raises:
+            UsageError: the file is not in the task's format, or the task reads none.
+        """
+        raise UsageError(f"task {self.name} reads no single file")
+
+    def answers(self, outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """What a model says of each example, in words.
+
+        Args:
+            outputs: as `outputs` gives them, one array for every example.
+
+        Raises:
+            UsageError: the task has no such words.
+        """
+        raise UsageError(
+            f"task {self.name} has its own files of predictions, which a run writes: give it the file as "
+            "--validation-file"
+        )
+
+    def spell(self, answer: Mapping[str, Any]) -> str:
+        """One of `answers` as the task's own files spell it."""
+        return str(next(iter(answer.values())))
+
     @abstractmethod
     def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """Makes the head of a model that was just read fit the task: the checkpoint's where it is of this task, or new.

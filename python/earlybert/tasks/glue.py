@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import MissingFileError, UsageError
 from .base import Source, TaskData
@@ -63,25 +65,32 @@ class GlueTask(SentenceTask):
                 )
         return TaskData(train=self.read(train), evals={name: self.read(path) for name, path in evals.items()})
 
-    def read(self, path: Path) -> Sentences:
-        """Reads one file.
+    def read_file(self, path: Path, *, labelled: bool) -> Sentences:
+        """See `Task.read_file`."""
+        if not path.is_file():
+            raise MissingFileError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+        return self.read(path, labelled=labelled)
+
+    def read(self, path: Path, *, labelled: bool = True) -> Sentences:
+        """Reads one file; one without labels names its columns in its first line, whatever the task.
 
         Raises:
             UsageError: naming file and line, where the file is not in the task's format.
         """
         rows = read_rows(path)
-        header = self.header
+        header = self.header if labelled else None
+        needed = (*self.columns, self.label_column) if labelled else self.columns
         if header is None:
             first = next(rows, Row(path, 1, []))
             header = tuple(first.fields)
-            absent = [name for name in (*self.columns, self.label_column) if name not in header]
+            absent = [name for name in needed if name not in header]
             if absent:
-                needed = ", ".join((*self.columns, self.label_column))
                 raise first.error(
-                    f"expected a header that names the columns {needed}, found none named {', '.join(absent)}"
+                    f"expected a header that names the columns {', '.join(needed)}, found none named "
+                    f"{', '.join(absent)}"
                 )
         sentence_columns = [header.index(name) for name in self.columns]
-        label_column = header.index(self.label_column)
+        label_column = header.index(self.label_column) if labelled else None
 
         texts: list[tuple[str, ...]] = []
         labels: list[float] = []
@@ -92,12 +101,18 @@ class GlueTask(SentenceTask):
                 continue
             row.check_columns(len(header))
             texts.append(tuple(row.fields[column] for column in sentence_columns))
-            labels.append(self._label(row, row.fields[label_column]))
+            labels.append(0 if label_column is None else self._label(row, row.fields[label_column]))
         if not texts:
             raise UsageError(f"{path}: expected at least one example, found none")
         if broken:
             logger.warning("%s: left out %d rows with a wrong number of columns", path, broken)
         return Sentences(texts, labels)
+
+    def spell(self, answer: Mapping[str, Any]) -> str:
+        """See `Task.spell`."""
+        if self.is_regression or not self.label_spelling:
+            return super().spell(answer)
+        return self.label_spelling[self.labels.index(answer["label"])]
 
     def _label(self, row: Row, text: str) -> float:
         if self.is_regression:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 from ..errors import UsageError
@@ -11,7 +12,7 @@ from ..training.data import EncodedExamples
 from .base import Source, TaskData
 from .metrics import METRICS, less_is_better
 from .sentences import Sentences, SentenceTask
-from .tables import Columns, Table, read_tables
+from .tables import Columns, Table, read_columns, read_table, read_tables
 
 #: More classes than this share of the examples are no classes.
 _MOST_CLASSES = 0.5
@@ -84,6 +85,24 @@ class OwnTask(SentenceTask):
                 )
         return replace(self, labels=labels)
 
+    def of_model(self, config: Any) -> Self:
+        """See `Task.of_model`."""
+        return (
+            self if self.numbers else replace(self, labels=tuple(config.id2label[i] for i in range(config.num_labels)))
+        )
+
+    def read_file(self, path: Path, *, labelled: bool) -> Table:
+        """See `Task.read_file`."""
+        table = read_columns(read_table(path), str(path), self.columns, labelled=labelled)
+        if labelled and self.numbers:
+            self._check_numbers(str(path), table)
+        elif strange := sorted({str(label) for label in table.labels} - set(self.labels)):
+            raise UsageError(
+                f"{path}: expected labels of the model, {', '.join(self.labels)}; found {', '.join(strange[:5])} in "
+                f"column {self.columns.label}"
+            )
+        return table
+
     def _check_numbers(self, name: str, table: Table) -> None:
         for label in table.labels:
             try:
@@ -98,8 +117,10 @@ class OwnTask(SentenceTask):
 
     def encode(self, tokenizer: Any, examples: Table, max_length: int) -> EncodedExamples:
         """See `Task.encode`."""
-        if self.numbers:
-            labels: list[Any] = [float(label) for label in examples.labels]
+        if not examples.labels:
+            labels: list[Any] = [0] * len(examples)
+        elif self.numbers:
+            labels = [float(label) for label in examples.labels]
         else:
             index = {name: i for i, name in enumerate(self.labels)}
             labels = [index[str(label)] for label in examples.labels]

@@ -111,6 +111,18 @@ class SentenceTask(Task):
         """See `Task.outputs`: the logits, `(labels,)`."""
         return list(model(**batch).logits.float())
 
+    def answers(self, outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """See `Task.answers`: `label` and its probability `score`, or `prediction`, a number."""
+        self.check_finite(outputs)
+        logits = torch.from_numpy(np.stack(outputs)).double()
+        if self.is_regression:
+            return [{"prediction": value} for value in logits[:, 0].tolist()]
+        scores, classes = logits.softmax(dim=1).max(dim=1)
+        return [
+            {"label": self.labels[index], "score": score}
+            for index, score in zip(classes.tolist(), scores.tolist(), strict=True)
+        ]
+
     def score(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> Judgement:
         """See `Task.score`."""
         self.check_finite(outputs)

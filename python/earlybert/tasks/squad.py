@@ -45,6 +45,10 @@ class SquadTask(QuestionAnsweringTask):
             )
         return data
 
+    def read_file(self, path: Path, *, labelled: bool) -> Questions:
+        """See `Task.read_file`; there is no file of questions without answers."""
+        return self.read(path)
+
     def read(self, path: Path) -> Questions:
         """Reads one file.
 

@@ -44,7 +44,7 @@ class Table:
 
     Attributes:
         texts: per row, its one or two texts.
-        labels: per row, as the table has it: a number or a name.
+        labels: per row, as the table has it: a number or a name. Empty where there are none.
         label_names: all names, in the order of the classes, where the table says so itself.
     """
 
@@ -94,10 +94,10 @@ def _splits(source: Source) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | 
             "expected what to train on: --train-file (.csv, .tsv, .jsonl, .json or .parquet), --dataset-name, or "
             "--data-dir with a dataset that was saved by datasets; or --task"
         )
-    train = read_file(source.train_file), str(source.train_file)
+    train = read_table(source.train_file), str(source.train_file)
     if source.validation_file is None:
         return train, None
-    return train, (read_file(source.validation_file), str(source.validation_file))
+    return train, (read_table(source.validation_file), str(source.validation_file))
 
 
 def _of_hub(name: str, config: str | None) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
@@ -133,7 +133,7 @@ def _named(splits: Any, what: str) -> tuple[tuple[Dataset, str], tuple[Dataset, 
     )
 
 
-def read_file(path: Path) -> Dataset:
+def read_table(path: Path) -> Dataset:
     """A table by its file's name: `.csv`, `.tsv` (nothing is quoted), `.jsonl` and `.json` (a row a line, or one list
     of them), `.parquet`. The columns of the first two are of strings.
 
@@ -204,13 +204,14 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
 }
 
 
-def read_columns(dataset: Dataset, where: str, columns: Columns) -> Table:
+def read_columns(dataset: Dataset, where: str, columns: Columns, *, labelled: bool = True) -> Table:
     """The columns that were asked for.
 
     Args:
         dataset: the table.
         where: what it is called in messages.
         columns: which.
+        labelled: whether that of the labels is read.
 
     Raises:
         UsageError: one is not there, or a text or a label is missing.
@@ -226,6 +227,8 @@ def read_columns(dataset: Dataset, where: str, columns: Columns) -> Table:
         texts.append(_column(dataset, where, "--text-pair-column", columns.pair))
     for values, name in zip(texts, (text, columns.pair), strict=False):
         _check_values(values, where, name, str, "a text")
+    if not labelled:
+        return Table(list(zip(*texts, strict=True)), [])
     labels = _column(dataset, where, "--label-column", columns.label)
     _check_values(labels, where, columns.label, (str, int, float), "a label")
     names: tuple[str, ...] = ()

@@ -1,0 +1,103 @@
+"""What a run's model says of other examples, and how good that is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+import earlybert_kernels as ek
+
+from ..arguments import TASK_OPTIONS, FinetuneArguments
+from ..errors import MissingFileError, UsageError
+from ..files import write_bytes
+from ..loading import reading
+from ..run_directory import RunDirectory, check_output
+from ..tasks import Task, get_task
+from ..training.data import EncodedExamples
+from ..training.evaluation import predict as outputs_of
+from .preparation import find_device
+
+
+def predict(run: str, file: str, output: str, *, overwrite: bool = False, device: str | None = None) -> int:
+    """Writes what the model of a finished run says of the texts of a file, one by one.
+
+    Args:
+        run: the run's folder.
+        file: in the format that the run was trained on; it needs no labels.
+        output: `.jsonl`, a line with `label` and `score`, its probability, or `prediction`, a number, for each text; or
+            `.tsv`, as GLUE wants it handed in: `index` and `prediction`, labels spelled as the task's files do.
+        overwrite: replace the output if it is there.
+        device: as torch names it; default: cuda where there is one, else cpu.
+
+    Returns:
+        How many texts there are.
+
+    Raises:
+        UsageError: the run is not finished or the file is not as expected.
+    """
+    path = check_output(Path(output), overwrite=overwrite)
+    if path.suffix not in (".jsonl", ".tsv"):
+        raise UsageError(f"{output}: expected a file named .jsonl or .tsv to write to")
+    task, _, outputs = _apply(run, file, labelled=False, device=device)
+    answers = task.answers(outputs)
+    if path.suffix == ".jsonl":
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    else:
+        lines = ["index\tprediction", *(f"{i}\t{task.spell(answer)}" for i, answer in enumerate(answers))]
+    write_bytes(path, "".join(line + "\n" for line in lines).encode())
+    return len(answers)
+
+
+def evaluate(run: str, file: str, *, device: str | None = None) -> dict[str, float]:
+    """The task's metrics of the model of a finished run on a file with labels.
+
+    Args:
+        run: the run's folder.
+        file: in the format that the run was trained on.
+        device: as torch names it; default: cuda where there is one, else cpu.
+
+    Raises:
+        UsageError: the run is not finished or the file is not as expected.
+    """
+    task, encoded, outputs = _apply(run, file, labelled=True, device=device)
+    return task.score(outputs, encoded).metrics
+
+
+def _apply(
+    run: str, file: str, *, labelled: bool, device: str | None
+) -> tuple[Task, EncodedExamples, list[np.ndarray]]:
+    directory = RunDirectory(run)
+    metrics = directory.read_metrics()
+    known = {field.name for field in fields(FinetuneArguments)}
+    if metrics["task"] == "mlm":
+        raise UsageError(f"{run}: expected a run of earlybert finetune, found one of earlybert pretrain")
+    args = FinetuneArguments(**{name: value for name, value in metrics["arguments"].items() if name in known})
+    task = get_task(args.task).with_options(**{name: getattr(args, name) for name in TASK_OPTIONS})
+    if not directory.model.is_dir():
+        raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
+    where = find_device(device)
+    with reading(f"{directory.model}: no model could be read there"):
+        tokenizer = AutoTokenizer.from_pretrained(directory.model)
+        model = task.model_class.from_pretrained(directory.model, dtype=torch.float32)
+    task = task.of_model(model.config)
+    examples = task.read_file(Path(file), labelled=labelled)
+    if not len(examples):
+        raise UsageError(f"{file}: expected at least one example, found none")
+    encoded = task.encode(tokenizer, examples, args.max_length)
+    if args.kernels == "auto":
+        model = ek.convert(model)
+    outputs = outputs_of(
+        model.to(where),
+        encoded,
+        task.outputs,
+        batch_size=args.eval_batch_size,
+        pad_to=args.max_length if args.padding == "max_length" else None,
+        dtype=getattr(torch, args.dtype),
+        device=where,
+    )
+    return task, encoded, outputs

@@ -89,6 +89,6 @@ PYBIND11_MODULE(_cpu, m) {
   define_cross_entropy(m);
   define_dropout_add_layer_norm(m);
   define_embedding_layer_norm(m);
-  define_lamb_step(m);
   define_linear(m);
+  define_optimizer_step(m);
 }

@@ -38,7 +38,7 @@ void define_attention(pybind11::module_& m);
 void define_cross_entropy(pybind11::module_& m);
 void define_dropout_add_layer_norm(pybind11::module_& m);
 void define_embedding_layer_norm(pybind11::module_& m);
-void define_lamb_step(pybind11::module_& m);
 void define_linear(pybind11::module_& m);
+void define_optimizer_step(pybind11::module_& m);
 
 }  // namespace earlybert

@@ -110,7 +110,20 @@ def _as_tensor(number: float | Tensor) -> Tensor:
 
 
 def _with(kernel: Callable[..., None]) -> Callable[..., None]:
-    def run(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay, adapt, l1):
+    def run(
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+        lr: Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        adapt: bool,
+        l1: float,
+    ) -> None:
         options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
         kernel(params, grads, exp_avgs, exp_avg_sqs, steps, **options, l1=l1)
 
@@ -120,9 +133,8 @@ def _with(kernel: Callable[..., None]) -> Callable[..., None]:
 _implementing = backends_with(_OP)
 _compiled = define_in_place(
     _OP,
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor lr,"
-    " float beta1, float beta2, float eps, float weight_decay, bool adapt, float l1) -> ()",
     {backend.name: _with(backend.function(_OP, _OP)) for backend in _implementing},
+    changes=("params", "exp_avgs", "exp_avg_sqs"),
 )
 
 register_reference(_OP, reference.optimizer_step)

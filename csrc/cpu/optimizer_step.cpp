@@ -31,7 +31,8 @@ static inline float update(const OptimizerStep& a, const OptimizerTensor& t, flo
   return exp_avg * t.exp_avg_scale / denominator + a.weight_decay * parameter;
 }
 
-// The new moments of a chunk, and its share of the norms. Without `adapt` nobody needs these, and the update is applied.
+// The new moments of a chunk, and its share of the norms. Without `adapt` nobody needs these, and the update is
+// applied.
 template <bool kAdapt>
 static inline void advance(const OptimizerStep& step, Chunk& chunk) {
   // Copies: for all that the compiler knows, writing floats could change the originals.

@@ -48,6 +48,7 @@ lint: install-for-tests
 	@echo "== Checking style, and that imports run one way"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
 	$(BIN)/lint-imports --no-logo --no-cache
 
 # A worker a core; threads that spin while they wait would take the cores from the others' tests.

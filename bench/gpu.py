@@ -51,7 +51,7 @@ OURS = (*GPU_BACKENDS, "cpu")
 #: Those of tests/helpers/examples.py, which imports too much for this file, that have kernels for GPUs.
 OPS = (
     "attention", "feed_forward", "dropout_add_layer_norm", "feed_forward_sublayer", "attention_sublayer",
-    "embedding_layer_norm", "gather_units", "lamb_step", "masked_lm_loss", "ticket_distance", "ticket_masks",
+    "embedding_layer_norm", "gather_units", "optimizer_step", "masked_lm_loss", "ticket_distance", "ticket_masks",
 )  # fmt: skip
 #: Half of the time of all.
 OPS_OF_ATTENTION = ("attention", "attention_sublayer")
@@ -65,12 +65,12 @@ ROWS = {
     "layer-norm": ("dropout_add_layer_norm", "--lengths", "128", "--modes", "forward", "full"),
     "feed-forward": ("feed_forward", "--lengths", "128", "--units", "dense", "masked"),
     "attention-sublayer": ("attention_sublayer", "--lengths", "128", "--units", "dense", "masked"),
-    "adamw": ("adamw", "--units", "dense"),
-    "lamb": ("lamb", "--units", "dense"),
+    "adamw": ("optimizer_step", "--units", "dense"),
+    "lamb": ("optimizer_step", "--units", "dense"),
     "attention-sst2": ("attention", "--lengths", "sst2", "--units", "dense"),
 }
-#: The op that a file of rows is of, where it is not its name.
-_OP_OF_ROWS = {"adamw": "lamb_step", "lamb": "lamb_step"}
+#: Groups of one file, whose names in its rows choose them.
+OPTIMIZERS = ("adamw", "lamb")
 
 FULL, SST2 = ("--lengths", "full", "--batch-size", "256"), ("--lengths", "sst2", "--batch-size", "32")
 #: 16384 real tokens on average, 157440 with padding.
@@ -257,7 +257,7 @@ class Session:
                 command = (*PYTEST, "tests/ops/test_real_sizes.py", "-k", f"({chosen}){dtype}")
                 jobs.append(self.job(f"sizes-{op}-{backend}{name}", command, 100, env=env, none_is_fine=self.rehearse))
         for group in ROWS if not self.rehearse else ():
-            if ROWS[group][0] not in _OP_OF_ROWS:
+            if group not in OPTIMIZERS:  # which torch.compile has none of
                 command = (*self.row_arguments(group, "dense and compile"), "--rounds", "1")
                 jobs.append(self.job(f"compile-{group}", (*PYTEST, *command), 110, env=env))
         for name in names:
@@ -296,12 +296,13 @@ class Session:
 
     def _chosen(self, group: str) -> str:
         """Of all units every way to compute an op, of some of them the backends; for `-k`."""
-        op = _OP_OF_ROWS.get(ROWS[group][0], ROWS[group][0])
+        op = ROWS[group][0]
         failed = {outcome.job.name: outcome.failed for outcome in self.runner.outcomes}
         # What did not launch in time, and was right later, had to be compiled first.
         broken = [b for b in GPU_BACKENDS if failed.get(f"launch-{b}-{op}") and failed.get(f"sizes-{op}-{b}", True)]
         chosen = "(dense or not (compile or reference))" if not self.rehearse else "not compile"
-        return " and ".join([chosen, *(f"not -{backend}]" for backend in broken)])
+        own = [group] if group in OPTIMIZERS else []
+        return " and ".join([*own, chosen, *(f"not -{backend}]" for backend in broken)])
 
     def row_arguments(self, group: str, chosen: str | None = None) -> tuple[str, ...]:
         """Arguments of pytest for a group of rows, or for those that `-k` has to choose."""

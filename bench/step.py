@@ -35,13 +35,12 @@ from earlybert.files import write_json
 from earlybert.training.batches import NO_LABEL, Batch
 
 from . import provenance
-from .memory import measure_apart
 from .ops import roofline
 from .rates import measure_rates
 from .report import tables
-from .summary import paired_ratio, quartiles
-from .training import training_step
-from .variants import (
+from .steps.memory import measure_apart
+from .steps.training import training_step
+from .steps.variants import (
     CONVERTED,
     DENSE,
     STOCK,
@@ -53,7 +52,8 @@ from .variants import (
     is_packed,
     own_batch,
 )
-from .workload import Workload, labels_tokens, pack, quiet_transformers
+from .steps.workload import Workload, labels_tokens, pack, quiet_transformers
+from .summary import paired_ratio, quartiles
 
 #: Rounds that do not count: what compiles does so in them, for two lengths and then for any.
 WARM_UP = 4

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import lamb_step
+from .ops import optimizer_step
 
 
 class _OneCall(torch.optim.Optimizer):
@@ -97,7 +97,7 @@ class _OneCall(torch.optim.Optimizer):
                     state[name] = torch.zeros(param.shape, dtype=_state_dtype(param), device=param.device)
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1.0)
-        lamb_step(
+        optimizer_step(
             params,
             [param.grad for param in params],
             [state["exp_avg"] for state in states],
@@ -145,8 +145,8 @@ class Lamb(_OneCall):
     """LAMB: Adam's update with decoupled weight decay, scaled in every tensor by `|parameter| / |update|`.
 
     You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv 1904.00962,
-    algorithm 2, with the identity for phi; `ops.lamb_step` has the formulas. float32 Parameters on the CPU and those
-    on a GPU take a compiled step; `use_backend("reference")` forces plain PyTorch.
+    algorithm 2, with the identity for phi; `ops.optimizer_step` has the formulas. float32 Parameters on the CPU and
+    those on a GPU take a compiled step; `use_backend("reference")` forces plain PyTorch.
 
     The state of a Parameter is `step` (a 0-dimensional float32 tensor on the Parameter's device), `exp_avg` and
     `exp_avg_sq` (of its shape; float32, float64 for a float64 Parameter).
@@ -193,10 +193,10 @@ class Lamb(_OneCall):
 class AdamW(_OneCall):
     """`torch.optim.AdamW` with an L1 penalty: Adam with decoupled weight decay.
 
-    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101, algorithm 2; `ops.lamb_step` has
-    the formulas, its trust ratio being 1. What `Lamb` says of backends, of a Parameter's state and of CUDA graphs holds
-    here as well: it is captured as it is, without `capturable=True`. Of the states of this class and of torch's each
-    loads the other's; torch's knows no `l1`.
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101, algorithm 2;
+    `ops.optimizer_step` has the formulas, its trust ratio being 1. What `Lamb` says of backends, of a Parameter's state
+    and of CUDA graphs holds here as well: it is captured as it is, without `capturable=True`. Of the states of this
+    class and of torch's each loads the other's; torch's knows no `l1`.
 
     Args:
         params: Parameters, or groups of them as every torch optimizer takes, with any of the following of their own.

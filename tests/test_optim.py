@@ -12,7 +12,7 @@ import earlybert_kernels as ek
 from tests.helpers.accuracy import assert_as_exact_as_pytorch
 from tests.helpers.targets import targets_of
 
-TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
+TARGETS = pytest.mark.parametrize("target", targets_of("optimizer_step"), ids=lambda target: target.backend)
 OPTIMIZERS = pytest.mark.parametrize("make", [ek.Lamb, ek.AdamW])
 
 
@@ -219,8 +219,8 @@ def test_a_step_waits_for_no_device():
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_a_graph_of_the_optimizer_goes_on(backend):
     """Replays count steps, take the gradients and the learning rate that they find, and do what calls would do."""
-    if backend not in ek.ops.backends("lamb_step"):
-        pytest.skip(f"{backend}: {ek.ops.dispatch.unavailable('lamb_step')[backend]}")
+    if backend not in ek.ops.backends("optimizer_step"):
+        pytest.skip(f"{backend}: {ek.ops.dispatch.unavailable('optimizer_step')[backend]}")
     captured, called = (make_parameters(device="cuda") for _ in range(2))
     rates = [torch.tensor(0.1, device="cuda") for _ in range(2)]
     optimizers = [ek.Lamb(params, lr=lr, l1=0.01) for params, lr in zip((captured, called), rates, strict=True)]
@@ -337,7 +337,7 @@ def test_tensors_that_it_does_not_take(make):
 def test_a_forced_backend_never_falls_back():
     parameters = make_parameters(torch.float64)
     set_gradients(parameters, 0)
-    with ek.use_backend("cpu"), pytest.raises(RuntimeError, match="lamb_step: backend 'cpu' was asked for"):
+    with ek.use_backend("cpu"), pytest.raises(RuntimeError, match="optimizer_step: backend 'cpu' was asked for"):
         ek.Lamb(parameters, lr=0.1).step()
 
 

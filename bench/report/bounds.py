@@ -20,8 +20,8 @@ from typing import Any
 from earlybert.files import read_json
 
 from ..ops.cases import TORCH_PROVIDERS, VARLEN
+from ..steps.variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
 from ..summary import paired_ratio
-from ..variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
 from .tables import NONE, Result, table
 
 #: What was measured, the bound, and with what.

@@ -47,9 +47,8 @@ void use_instruction_set(const std::string& wanted) {
   throw std::invalid_argument("this processor has no instruction set '" + wanted + "'; it can run " + names);
 }
 
-std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2,
-                                                                uint32_t c3, uint32_t k0, uint32_t k1,
-                                                                int rounds) {
+std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> philox_words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                                                                uint32_t k0, uint32_t k1, int rounds) {
   const auto [w] = philox(Words{{c0, c1, c2, c3}}, k0, k1, rounds);
   return {w[0], w[1], w[2], w[3]};
 }
@@ -89,6 +88,6 @@ PYBIND11_MODULE(_cpu, m) {
   define_cross_entropy(m);
   define_dropout_add_layer_norm(m);
   define_embedding_layer_norm(m);
-  define_lamb_step(m);
   define_linear(m);
+  define_optimizer_step(m);
 }

@@ -17,7 +17,8 @@ const std::string& instruction_set();
 #if defined(__x86_64__)
 #define EARLYBERT_CALL(FUNCTION, ...)                            \
   (instruction_set() == "avx512" ? avx512::FUNCTION(__VA_ARGS__) \
-   : instruction_set() == "avx2" ? avx2::FUNCTION(__VA_ARGS__) : baseline::FUNCTION(__VA_ARGS__))
+   : instruction_set() == "avx2" ? avx2::FUNCTION(__VA_ARGS__)   \
+                                 : baseline::FUNCTION(__VA_ARGS__))
 #else
 #define EARLYBERT_CALL(FUNCTION, ...) baseline::FUNCTION(__VA_ARGS__)
 #endif
@@ -38,7 +39,7 @@ void define_attention(pybind11::module_& m);
 void define_cross_entropy(pybind11::module_& m);
 void define_dropout_add_layer_norm(pybind11::module_& m);
 void define_embedding_layer_norm(pybind11::module_& m);
-void define_lamb_step(pybind11::module_& m);
 void define_linear(pybind11::module_& m);
+void define_optimizer_step(pybind11::module_& m);
 
 }  // namespace earlybert

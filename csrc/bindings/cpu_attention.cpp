@@ -33,8 +33,8 @@ int64_t longest_of(const std::string& name, Address offsets, int64_t sequences, 
 
 // sizes: sequences, heads, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q.
 AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
-                                 const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates,
-                                 Address seed, double dropout_p, double scale) {
+                                 const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
+                                 double dropout_p, double scale) {
   const auto heads = [&](int which) {
     const auto& [address, token_stride, head_stride] = qkv[static_cast<std::size_t>(which)];
     return Heads{at<const float>(address), token_stride, head_stride};
@@ -42,28 +42,45 @@ AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu
   const auto& [sequences, head_count, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q] = sizes;
   const int64_t longest = longest_of("cu_seqlens", cu_seqlens, sequences, tokens, max_seqlen);
   const int64_t longest_q = longest_of("cu_seqlens_q", cu_seqlens_q, sequences, tokens_q, max_seqlen_q);
-  return {sequences, head_count, head_size, tokens_q, longest, longest_q, at<const int32_t>(cu_seqlens),
-          at<const int32_t>(cu_seqlens_q), heads(0), heads(1), heads(2), at<const bool>(head_mask),
-          at<const float>(head_gates), at<const int64_t>(seed), dropout_p, static_cast<float>(scale)};
+  return {sequences,
+          head_count,
+          head_size,
+          tokens_q,
+          longest,
+          longest_q,
+          at<const int32_t>(cu_seqlens),
+          at<const int32_t>(cu_seqlens_q),
+          heads(0),
+          heads(1),
+          heads(2),
+          at<const bool>(head_mask),
+          at<const float>(head_gates),
+          at<const int64_t>(seed),
+          dropout_p,
+          static_cast<float>(scale)};
 }
 
 void forward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
-             const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
-             double dropout_p, double scale, Address out, Address logsumexp) {
-  const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
-                                                  seed, dropout_p, scale);
+             const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed, double dropout_p,
+             double scale, Address out, Address logsumexp) {
+  const AttentionInputs inputs =
+      attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates, seed, dropout_p, scale);
   const AttentionForward arguments = {inputs, at<float>(out), at<float>(logsumexp)};
   check(EARLYBERT_CALL(attention_forward, arguments));
 }
 
 void backward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
-              const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
-              double dropout_p, double scale, Address grad_out, Address logsumexp, Address grad_q,
-              Address grad_k, Address grad_v, Address grad_gates) {
-  const AttentionInputs inputs = attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates,
-                                                  seed, dropout_p, scale);
-  const AttentionBackward arguments = {inputs, at<const float>(grad_out), at<const float>(logsumexp),
-                                       at<float>(grad_q), at<float>(grad_k), at<float>(grad_v),
+              const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed, double dropout_p,
+              double scale, Address grad_out, Address logsumexp, Address grad_q, Address grad_k, Address grad_v,
+              Address grad_gates) {
+  const AttentionInputs inputs =
+      attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates, seed, dropout_p, scale);
+  const AttentionBackward arguments = {inputs,
+                                       at<const float>(grad_out),
+                                       at<const float>(logsumexp),
+                                       at<float>(grad_q),
+                                       at<float>(grad_k),
+                                       at<float>(grad_v),
                                        at<float>(grad_gates)};
   check(EARLYBERT_CALL(attention_backward, arguments));
 }

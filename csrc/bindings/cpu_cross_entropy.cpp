@@ -7,15 +7,13 @@ namespace {
 
 void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, double scale, Address losses) {
   check_indices("masked_lm_loss: a label", labels, rows, cols);
-  const CrossEntropy arguments = {rows, cols, at<float>(logits), at<const int64_t>(labels),
-                                  static_cast<float>(scale), at<float>(losses)};
+  const CrossEntropy arguments = {
+      rows, cols, at<float>(logits), at<const int64_t>(labels), static_cast<float>(scale), at<float>(losses)};
   EARLYBERT_CALL(cross_entropy, arguments);
 }
 
 }  // namespace
 
-void define_cross_entropy(pybind11::module_& m) {
-  m.def("cross_entropy", &cross_entropy, release());
-}
+void define_cross_entropy(pybind11::module_& m) { m.def("cross_entropy", &cross_entropy, release()); }
 
 }  // namespace earlybert

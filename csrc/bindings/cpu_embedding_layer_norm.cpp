@@ -24,24 +24,31 @@ EmbeddingInputs embedding_inputs(int64_t tokens, int64_t cols, const std::array<
   return inputs;
 }
 
-void forward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables, Address weight,
-             Address seed, double dropout_p, Address bias, double eps, Address out,
-             Address mean, Address rstd) {
+void forward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables, Address weight, Address seed,
+             double dropout_p, Address bias, double eps, Address out, Address mean, Address rstd) {
   const EmbeddingLayerNormForward arguments = {embedding_inputs(tokens, cols, tables, weight, seed, dropout_p),
-                                               at<const float>(bias), eps, at<float>(out), at<float>(mean),
+                                               at<const float>(bias),
+                                               eps,
+                                               at<float>(out),
+                                               at<float>(mean),
                                                at<float>(rstd)};
   EARLYBERT_CALL(embedding_layer_norm_forward, arguments);
 }
 
-void backward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables,
-              Address weight, Address seed, double dropout_p, Address grad_out, Address mean,
-              Address rstd, int64_t padding_id, Address grad_weight, Address grad_bias) {
+void backward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables, Address weight, Address seed,
+              double dropout_p, Address grad_out, Address mean, Address rstd, int64_t padding_id, Address grad_weight,
+              Address grad_bias) {
   const std::unique_ptr<float[]> partials = layer_norm_partials(tokens, cols);
   const std::unique_ptr<float[]> scratch(new float[static_cast<std::size_t>(tokens * 2 * cols)]);
   const EmbeddingLayerNormBackward arguments = {embedding_inputs(tokens, cols, tables, weight, seed, dropout_p),
-                                                at<const float>(grad_out), at<const float>(mean),
-                                                at<const float>(rstd), padding_id, at<float>(grad_weight),
-                                                at<float>(grad_bias), partials.get(), scratch.get()};
+                                                at<const float>(grad_out),
+                                                at<const float>(mean),
+                                                at<const float>(rstd),
+                                                padding_id,
+                                                at<float>(grad_weight),
+                                                at<float>(grad_bias),
+                                                partials.get(),
+                                                scratch.get()};
   EARLYBERT_CALL(embedding_layer_norm_backward, arguments);
 }
 

@@ -13,33 +13,50 @@ namespace {
 // out_units, in_units, in_scale.
 using LinearSizes = std::array<int64_t, 8>;
 
-LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight,
-                           const std::array<Address, 4>& picks) {
+LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks) {
   const auto& [tokens, in, out, x_rows, x_stride, weight_rows, weight_stride, weight_columns] = sizes;
   check_indices("row of x", picks[0], tokens, x_rows);
   check_indices("kept unit", picks[1], out, weight_rows, true);
   check_indices("kept unit", picks[2], in, weight_columns, true);
-  return {tokens, in, out, at<const float>(x), x_stride, at<const int64_t>(picks[0]), at<const float>(weight),
-          weight_rows, weight_stride, weight_columns, at<const int64_t>(picks[1]), at<const int64_t>(picks[2]),
+  return {tokens,
+          in,
+          out,
+          at<const float>(x),
+          x_stride,
+          at<const int64_t>(picks[0]),
+          at<const float>(weight),
+          weight_rows,
+          weight_stride,
+          weight_columns,
+          at<const int64_t>(picks[1]),
+          at<const int64_t>(picks[2]),
           at<const float>(picks[3])};
 }
 
-void forward(const LinearSizes& sizes, Address x, Address weight,
-             const std::array<Address, 4>& picks, Address bias, int activation, Address preactivation,
-             Address y, int64_t y_stride) {
-  const LinearForward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(bias),
-                                   static_cast<Activation>(activation), at<float>(preactivation), at<float>(y),
+void forward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, Address bias,
+             int activation, Address preactivation, Address y, int64_t y_stride) {
+  const LinearForward arguments = {linear_inputs(sizes, x, weight, picks),
+                                   at<const float>(bias),
+                                   static_cast<Activation>(activation),
+                                   at<float>(preactivation),
+                                   at<float>(y),
                                    y_stride};
   check(EARLYBERT_CALL(linear_forward, arguments));
 }
 
-void backward(const LinearSizes& sizes, Address x, Address weight,
-              const std::array<Address, 4>& picks, Address grad_y, int64_t grad_y_stride,
-              Address grad_x, int64_t grad_x_stride, bool accumulate, int activation,
+void backward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, Address grad_y,
+              int64_t grad_y_stride, Address grad_x, int64_t grad_x_stride, bool accumulate, int activation,
               Address preactivation, Address grad_weight, Address grad_bias, Address grad_in_scale) {
-  const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks), at<const float>(grad_y), grad_y_stride,
-                                    at<float>(grad_x), grad_x_stride, accumulate, static_cast<Activation>(activation),
-                                    at<const float>(preactivation), at<float>(grad_weight), at<float>(grad_bias),
+  const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks),
+                                    at<const float>(grad_y),
+                                    grad_y_stride,
+                                    at<float>(grad_x),
+                                    grad_x_stride,
+                                    accumulate,
+                                    static_cast<Activation>(activation),
+                                    at<const float>(preactivation),
+                                    at<float>(grad_weight),
+                                    at<float>(grad_bias),
                                     at<float>(grad_in_scale)};
   check(EARLYBERT_CALL(linear_backward, arguments));
 }

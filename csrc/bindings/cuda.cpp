@@ -22,8 +22,8 @@ PYBIND11_MODULE(_cuda, m) {
   define_dropout_add_layer_norm(m);
   define_embedding_layer_norm(m);
   define_gather_units(m);
-  define_lamb_step(m);
   define_layer_norm(m);
+  define_optimizer_step(m);
   define_padding(m);
   define_ticket_distance(m);
   define_ticket_masks(m);

@@ -28,7 +28,8 @@ Problem problem(int dtype, const HeadsTuple& q, const HeadsTuple& k, const Heads
   return {{heads_of(q), heads_of(k), heads_of(v), at<int32_t>(cu_seqlens), at<int32_t>(cu_seqlens_q),
            at<bool>(head_mask), at<float>(head_gates), at<int64_t>(seed), sequences, heads, tokens_q, max_keys,
            max_queries, dropout_p, scale, zero_pruned},
-          static_cast<Dtype>(dtype), head_size};
+          static_cast<Dtype>(dtype),
+          head_size};
 }
 
 void forward(int device, Address stream, const Problem& p, Address out, Address logsumexp) {

@@ -60,9 +60,9 @@ EARLYBERT_HOST_DEVICE Activated<V> relu(V x) {
   return {x < 0.0f ? V{} : x, x > 0.0f ? V{} + 1.0f : V{}};
 }
 
-// One float. On a GPU the hardware's base-2 exponential and reciprocal, which are off by 2 and 1 units in the last place
-// where it matters: the exponential's error grows with |x|, but e^x shrinks faster. They take subnormal numbers for 0,
-// which here is as good, and saves the six instructions an element that `__expf` and `__fdividef` spend on them.
+// One float. On a GPU the hardware's base-2 exponential and reciprocal, which are off by 2 and 1 units in the last
+// place where it matters: the exponential's error grows with |x|, but e^x shrinks faster. They take subnormal numbers
+// for 0, which here is as good, and saves the six instructions an element that `__expf` and `__fdividef` spend on them.
 struct Scalar {
   using V = float;
 

@@ -46,8 +46,8 @@ static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles* tiles) {
 }
 
 // Rows of one head, each padded with zeros to `size` floats.
-static void copy_rows(const Heads& source, int64_t head, int64_t token, int64_t tokens, int64_t head_size,
-                      int64_t size, float* target) {
+static void copy_rows(const Heads& source, int64_t head, int64_t token, int64_t tokens, int64_t head_size, int64_t size,
+                      float* target) {
   for (int64_t t = 0; t < tokens; ++t) {
     const float* row = source.data + (token + t) * source.token_stride + head * source.head_stride;
     for (int64_t d = 0; d < head_size; ++d) target[t * size + d] = row[d];
@@ -65,16 +65,15 @@ static void transpose(const float* rows, int64_t tokens, int64_t head_size, int6
   }
 }
 
-static void write_rows(const float* rows, int64_t tokens, int64_t size, float factor, int64_t heads,
-                       int64_t head, int64_t head_size, int64_t token, float* target) {
+static void write_rows(const float* rows, int64_t tokens, int64_t size, float factor, int64_t heads, int64_t head,
+                       int64_t head_size, int64_t token, float* target) {
   for (int64_t t = 0; t < tokens; ++t) {
     float* out = target + ((token + t) * heads + head) * head_size;
     for (int64_t d = 0; d < head_size; ++d) out[d] = rows[t * size + d] * factor;
   }
 }
 
-static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_size, int64_t token,
-                      float* target) {
+static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_size, int64_t token, float* target) {
   for (int64_t t = 0; t < tokens; ++t) {
     float* out = target + ((token + t) * heads + head) * head_size;
     for (int64_t d = 0; d < head_size; ++d) out[d] = 0.0f;

@@ -42,8 +42,8 @@ struct AttentionBackward {
 };
 
 // Both return false when memory for the tiles could not be had.
-#define EARLYBERT_DECLARE(ISA)                      \
-  namespace ISA {                                   \
+#define EARLYBERT_DECLARE(ISA)                       \
+  namespace ISA {                                    \
   bool attention_forward(const AttentionForward&);   \
   bool attention_backward(const AttentionBackward&); \
   }

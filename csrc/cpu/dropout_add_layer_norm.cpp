@@ -68,10 +68,9 @@ static inline void backward_row(const DropoutAddLayerNormBackward& a, const Drop
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& a) {
   const Dropout dropout = make_dropout(a.seed != nullptr ? static_cast<uint64_t>(*a.seed) : 0, a.dropout_p);
 #pragma omp parallel if (a.rows * a.cols >= kParallelElements)
-  layer_norm_backward_rows(a.rows, a.cols, a.partials, a.grad_weight, a.grad_bias,
-                           [&](int64_t r, float* sum_weight, float* sum_bias) {
-                             backward_row(a, dropout, r, sum_weight, sum_bias);
-                           });
+  layer_norm_backward_rows(
+      a.rows, a.cols, a.partials, a.grad_weight, a.grad_bias,
+      [&](int64_t r, float* sum_weight, float* sum_bias) { backward_row(a, dropout, r, sum_weight, sum_bias); });
 }
 
 }  // namespace EARLYBERT_ISA

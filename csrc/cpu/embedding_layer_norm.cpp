@@ -59,15 +59,14 @@ void embedding_layer_norm_backward(const EmbeddingLayerNormBackward& a) {
   const Dropout dropout = make_dropout(in.seed != nullptr ? static_cast<uint64_t>(*in.seed) : 0, in.dropout_p);
 #pragma omp parallel if (in.tokens * cols >= kParallelElements)
   {
-    layer_norm_backward_rows(in.tokens, cols, a.partials, a.grad_weight, a.grad_bias,
-                             [&](int64_t t, float* sum_weight, float* sum_bias) {
-                               float *row = a.scratch + t * 2 * cols, *grad = row + cols;
-                               std::memcpy(grad, a.grad_out + t * cols, sizeof(float) * cols);
-                               if (in.seed != nullptr) drop(dropout, t, cols, grad);
-                               sum_tables(in, t, row);
-                               layer_norm_backward_row(row, grad, cols, in.weight, a.mean[t], a.rstd[t], sum_weight,
-                                                       sum_bias);
-                             });
+    layer_norm_backward_rows(
+        in.tokens, cols, a.partials, a.grad_weight, a.grad_bias, [&](int64_t t, float* sum_weight, float* sum_bias) {
+          float *row = a.scratch + t * 2 * cols, *grad = row + cols;
+          std::memcpy(grad, a.grad_out + t * cols, sizeof(float) * cols);
+          if (in.seed != nullptr) drop(dropout, t, cols, grad);
+          sum_tables(in, t, row);
+          layer_norm_backward_row(row, grad, cols, in.weight, a.mean[t], a.rstd[t], sum_weight, sum_bias);
+        });
     // Every thread adds all tokens, in order, to its own columns: no two threads write to one place, and the sums do
     // not depend on how many there are.
 #pragma omp for schedule(static)

@@ -39,8 +39,8 @@ struct EmbeddingLayerNormBackward {
   float* scratch;                  // (tokens, 2, cols)
 };
 
-#define EARLYBERT_DECLARE(ISA)                                          \
-  namespace ISA {                                                       \
+#define EARLYBERT_DECLARE(ISA)                                           \
+  namespace ISA {                                                        \
   void embedding_layer_norm_forward(const EmbeddingLayerNormForward&);   \
   void embedding_layer_norm_backward(const EmbeddingLayerNormBackward&); \
   }

@@ -47,8 +47,7 @@ bool linear_forward(const LinearForward& a) {
   const LinearInputs& in = a.inputs;
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
-  return gemm(in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false,
-              BiasAndActivation{a});
+  return gemm(in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false, BiasAndActivation{a});
 }
 
 // Multiplies a gradient by the slope of the activation that its argument went through, and computes that
@@ -86,8 +85,8 @@ static void sum_rows(const LinearBackward& a) {
   }
 }
 
-// Brings the gradient of the kept and scaled part of the weight to that of the whole, and sums up the scales' own. It is
-// `picked`, (out, in), or where no columns are left out already in its place.
+// Brings the gradient of the kept and scaled part of the weight to that of the whole, and sums up the scales' own. It
+// is `picked`, (out, in), or where no columns are left out already in its place.
 static void unpick(const LinearBackward& a, const float* picked) {
   const LinearInputs& in = a.inputs;
 #pragma omp parallel for schedule(static) if (in.in * in.out >= kParallelProducts)
@@ -145,8 +144,8 @@ bool linear_backward(const LinearBackward& a) {
   const Factor grad_y_columns = {a.grad_y, 1, a.grad_y_stride, nullptr, nullptr, nullptr, nullptr};
   const Factor x = activated ? Factor{h, 1, in.in, nullptr, nullptr, nullptr, nullptr}
                              : Factor{in.x, 1, in.x_stride, nullptr, in.x_rows, nullptr, nullptr};
-  const Product grad_weight = direct ? Product{a.grad_weight, in.weight_columns, in.out_units}
-                                     : Product{picked, in.in, nullptr};
+  const Product grad_weight =
+      direct ? Product{a.grad_weight, in.weight_columns, in.out_units} : Product{picked, in.in, nullptr};
   enough = enough && gemm(in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, NoEpilogue{});
   if (enough && (picked != nullptr || in.in_scale != nullptr)) unpick(a, picked);
   if (a.grad_bias != nullptr) sum_rows(a);

@@ -50,8 +50,8 @@ struct LinearBackward {
 };
 
 // Both return false when memory for scratch could not be had.
-#define EARLYBERT_DECLARE(ISA)                \
-  namespace ISA {                             \
+#define EARLYBERT_DECLARE(ISA)                 \
+  namespace ISA {                              \
   bool linear_forward(const LinearForward&);   \
   bool linear_backward(const LinearBackward&); \
   }

@@ -22,8 +22,7 @@ struct Matrix {
 
 template <int kRows, int kCols>
 static inline __attribute__((always_inline)) void small_block(int64_t depth, const Matrix& a, const float* b,
-                                                              int64_t ldb, float* c, int64_t ldc,
-                                                              bool accumulate) {
+                                                              int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   Vec sums[kRows][kCols];
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kCols; ++j) sums[i][j] = accumulate ? load(c + i * ldc + j * kVec) : Vec{};

@@ -39,9 +39,7 @@ struct Columns {
   Vector items[kItems];
 
   // Where item i begins within the block's columns.
-  static __device__ __forceinline__ int at(int i) {
-    return (i * 32 + static_cast<int>(threadIdx.x % 32)) * kVector;
-  }
+  static __device__ __forceinline__ int at(int i) { return (i * 32 + static_cast<int>(threadIdx.x % 32)) * kVector; }
   __device__ __forceinline__ void load(const T* row, int cols) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -190,8 +188,8 @@ void activation_forward(const ActivationForward& a, Activation activation, Dtype
     with_type(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const bool vectors = aligned<T>(a.cols, a.y) && aligned<T>(a.cols, a.h);
-      call.launch(vectors ? forward_kernel<T, kAlignedVector<T>, kActivation> : forward_kernel<T, 1, kActivation>,
-                  grid, kThreads, 0, a);
+      call.launch(vectors ? forward_kernel<T, kAlignedVector<T>, kActivation> : forward_kernel<T, 1, kActivation>, grid,
+                  kThreads, 0, a);
     });
   });
 }
@@ -212,7 +210,11 @@ void activation_backward(const ActivationBackward& a, Activation activation, Dty
                   grid, kThreads, sizeof(Sums), a);
     });
   });
-  column_sums(call, {a.partials, partials, a.cols, a.grad_gates == nullptr ? 1 : 2, {a.grad_bias, a.grad_gates},
+  column_sums(call, {a.partials,
+                     partials,
+                     a.cols,
+                     a.grad_gates == nullptr ? 1 : 2,
+                     {a.grad_bias, a.grad_gates},
                      {dtype, Dtype::float32}});
 }
 

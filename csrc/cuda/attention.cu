@@ -67,8 +67,7 @@ size_t backward_bytes(int threads, int64_t max_queries) {
 Constants constants_of(const AttentionProblem& p, int64_t tiles) {
   const double dropout_p = p.seed == nullptr ? 0.0 : p.dropout_p;
   return {static_cast<float>(p.scale), static_cast<float>(p.scale) * kLog2E,
-          static_cast<float>(dropout_scale(dropout_p)), dropout_threshold(dropout_p),
-          static_cast<int>(tiles)};
+          static_cast<float>(dropout_scale(dropout_p)), dropout_threshold(dropout_p), static_cast<int>(tiles)};
 }
 
 void check(const Call& call, const AttentionProblem& p, Dtype dtype, int64_t head_size) {
@@ -97,8 +96,8 @@ int64_t attention_max_keys(int device, int64_t head_size) {
   if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
   int64_t keys = kAttentionMaxKeys;
   const auto most = [&](int64_t keys) {
-    const size_t backward = head_size == 32 ? backward_bytes<32>(kBackwardThreads, keys)
-                                            : backward_bytes<64>(kBackwardThreads, keys);
+    const size_t backward =
+        head_size == 32 ? backward_bytes<32>(kBackwardThreads, keys) : backward_bytes<64>(kBackwardThreads, keys);
     return std::max(forward_geometry(keys, keys).shared_bytes(head_size), backward);
   };
   while (most(keys) > static_cast<size_t>(bytes)) {
@@ -117,8 +116,11 @@ AttentionParts attention_parts(int device, const AttentionProblem& p, int64_t he
 void attention_forward(const AttentionForward& a, Dtype dtype, int64_t head_size, Launch launch) {
   const AttentionProblem& p = a.problem;
   const Call call(launch, "attention forward",
-                  {{"sequences", p.sequences}, {"heads", p.heads}, {"head size", head_size},
-                   {"most keys", p.max_keys}, {"most queries", p.max_queries}});
+                  {{"sequences", p.sequences},
+                   {"heads", p.heads},
+                   {"head size", head_size},
+                   {"most keys", p.max_keys},
+                   {"most queries", p.max_queries}});
   check(call, p, dtype, head_size);
   const Geometry geometry = forward_geometry(p.max_keys, p.max_queries);
   const int64_t blocks = p.sequences * p.heads * geometry.tiles;
@@ -132,8 +134,11 @@ void attention_forward(const AttentionForward& a, Dtype dtype, int64_t head_size
 void attention_backward(const AttentionBackward& a, Dtype dtype, int64_t head_size, Launch launch) {
   const AttentionProblem& p = a.problem;
   const Call call(launch, "attention backward",
-                  {{"sequences", p.sequences}, {"heads", p.heads}, {"head size", head_size},
-                   {"most keys", p.max_keys}, {"most queries", p.max_queries}});
+                  {{"sequences", p.sequences},
+                   {"heads", p.heads},
+                   {"head size", head_size},
+                   {"most keys", p.max_keys},
+                   {"most queries", p.max_queries}});
   check(call, p, dtype, head_size);
   const BackwardGeometry geometry = backward_geometry(launch.device, p);
   const int64_t blocks = p.sequences * p.heads;

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kBackwardThreads = 128;
 constexpr int kWarpTiles = 2, kWarpKeys = kWarpTiles * kTileRows;  // of a warp: two tiles, which share what they meet
-constexpr int kQueries = 32;                                       // of a step
-constexpr int kPieceColumns = 32;                                  // of grad_q, which is made in pieces of 16 rows
+constexpr int kQueries = 32;  // of a step
+constexpr int kPieceColumns = 32;  // of grad_q, which is made in pieces of 16 rows
 
 EARLYBERT_HOST_DEVICE constexpr int up_to_queries(int count) { return (count + kQueries - 1) / kQueries * kQueries; }
 
@@ -50,9 +50,7 @@ struct BackwardMemory {
     return {keys(warp).data + 2 * kWarpKeys * kSize};
   }
   // A piece of grad_q on its way out.
-  static __device__ __forceinline__ SharedRows<T, kPieceColumns> piece(int warp) {
-    return {keys(warp).data + kOfKeys};
-  }
+  static __device__ __forceinline__ SharedRows<T, kPieceColumns> piece(int warp) { return {keys(warp).data + kOfKeys}; }
   // A warp's part of the gate's gradient.
   static __device__ __forceinline__ float* of_gate(int warp) {
     return reinterpret_cast<float*>(piece(warp).data + kOfPiece);
@@ -170,7 +168,7 @@ __device__ __forceinline__ void weigh(Weights& weights, Pairs<kQueries> (&kept)[
     const float2 logsumexp = *reinterpret_cast<const float2*>(logsumexps + n * 8 + lane % 4 * 2);
 #pragma unroll
     for (int m = 0; m < kWarpTiles; ++m) {
-      float(&w)[4] = weights[m][n];
+      float (&w)[4] = weights[m][n];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         w[i] = exp2_fast(w[i] * c.base_2_scale - (i % 2 == 0 ? logsumexp.x : logsumexp.y));
@@ -198,8 +196,8 @@ __device__ __forceinline__ void score_gradients(Pairs<kQueries> (&pairs)[kWarpTi
       const float2 delta = *reinterpret_cast<const float2*>(deltas + n * 8 + lane % 4 * 2);
 #pragma unroll
       for (int m = 0; m < kWarpTiles; ++m) {
-        const float(&w)[4] = weights[m][n];
-        float(&grad)[4] = grad_weights[m][n - part / 8];
+        const float (&w)[4] = weights[m][n];
+        float (&grad)[4] = grad_weights[m][n - part / 8];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           grad[i] = fabsf(w[i]) * ((w[i] > 0.0f ? grad[i] : 0.0f) * factor - (i % 2 == 0 ? delta.x : delta.y));
@@ -246,8 +244,8 @@ __device__ __forceinline__ float4* kept_piece(const AttentionBackward& a, const 
   const AttentionProblem& p = a.problem;
   const int64_t steps = p.tokens_q / kQueries + p.sequences, first = at.first_q / kQueries + at.sequence;
   const int64_t number = (part * p.heads + at.head) * steps + first + step;
-  return reinterpret_cast<float4*>(a.workspace + number * kQueries * kSize) +
-         piece * kTileRows * kPieceColumns / 4 + lane_id();
+  return reinterpret_cast<float4*>(a.workspace + number * kQueries * kSize) + piece * kTileRows * kPieceColumns / 4 +
+         lane_id();
 }
 
 __device__ __forceinline__ void add_piece(Piece& d, const float4* kept) {
@@ -266,8 +264,7 @@ __device__ __forceinline__ void store_piece(const Piece& d, const AttentionBackw
 }
 
 template <typename T, int kSize>
-__global__ void __launch_bounds__(kBackwardThreads, 2)
-    backward_kernel(const AttentionBackward a, const Constants c) {
+__global__ void __launch_bounds__(kBackwardThreads, 2) backward_kernel(const AttentionBackward a, const Constants c) {
   using Memory = BackwardMemory<T, kSize>;
   const AttentionProblem& p = a.problem;
   const int tile_keys = blockDim.x;

@@ -53,8 +53,8 @@ struct alignas(16) Place {
   }
 };
 
-// Runs `step` over 0 ... count, kStep at a time and then 16 at a time, as `step(Step<n>{}, first)`. Only the last of the
-// short ones can go beyond the count.
+// Runs `step` over 0 ... count, kStep at a time and then 16 at a time, as `step(Step<n>{}, first)`. Only the last of
+// the short ones can go beyond the count.
 template <int kStep>
 struct Step {
   static constexpr int kOthers = kStep;

@@ -173,8 +173,7 @@ __device__ __forceinline__ Pairs<kOthers> draws_by_query(uint64_t seed, uint64_t
   for (int n = 0; n < kOthers / 8; n += kWords) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Words block = random_words(seed, row + 8 * half,
-                                       (first / kDropoutGroup + n / 4) * 4 + lane_id() % 4);
+      const Words block = random_words(seed, row + 8 * half, (first / kDropoutGroup + n / 4) * 4 + lane_id() % 4);
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
         draws.of(n + i, half) = kWords < 4 && upper ? block.w[i + 4 - kWords] : block.w[i];

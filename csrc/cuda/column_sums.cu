@@ -25,15 +25,9 @@ __global__ void __launch_bounds__(kCols* kRows) column_sums_kernel(const ColumnS
     if (which != static_cast<int>(blockIdx.y)) continue;
     void* out = a.outs[which];
     switch (a.dtypes[which]) {
-      case Dtype::float32:
-        store_result(static_cast<float*>(out) + col, sum);
-        break;
-      case Dtype::float16:
-        store_result(static_cast<__half*>(out) + col, from_float<__half>(sum));
-        break;
-      case Dtype::bfloat16:
-        store_result(static_cast<__nv_bfloat16*>(out) + col, from_float<__nv_bfloat16>(sum));
-        break;
+      case Dtype::float32: store_result(static_cast<float*>(out) + col, sum); break;
+      case Dtype::float16: store_result(static_cast<__half*>(out) + col, from_float<__half>(sum)); break;
+      case Dtype::bfloat16: store_result(static_cast<__nv_bfloat16*>(out) + col, from_float<__nv_bfloat16>(sum)); break;
     }
   }
 }

@@ -56,16 +56,11 @@ __global__ void __launch_bounds__(kBlock) padding_kernel(const __grid_constant__
   char* to = static_cast<char*>(rows.to) + row * rows.row_bytes;
   const int lanes = 1 << work.log_lanes, lane = static_cast<int>(thread) & (lanes - 1);
   switch (work.unit) {
-    case 16:
-      return copy_row<uint4>(from, to, rows.row_bytes, lane, lanes);
-    case 8:
-      return copy_row<uint2>(from, to, rows.row_bytes, lane, lanes);
-    case 4:
-      return copy_row<uint32_t>(from, to, rows.row_bytes, lane, lanes);
-    case 2:
-      return copy_row<uint16_t>(from, to, rows.row_bytes, lane, lanes);
-    default:
-      return copy_row<uint8_t>(from, to, rows.row_bytes, lane, lanes);
+    case 16: return copy_row<uint4>(from, to, rows.row_bytes, lane, lanes);
+    case 8: return copy_row<uint2>(from, to, rows.row_bytes, lane, lanes);
+    case 4: return copy_row<uint32_t>(from, to, rows.row_bytes, lane, lanes);
+    case 2: return copy_row<uint16_t>(from, to, rows.row_bytes, lane, lanes);
+    default: return copy_row<uint8_t>(from, to, rows.row_bytes, lane, lanes);
   }
 }
 

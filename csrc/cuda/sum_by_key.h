@@ -10,10 +10,10 @@ namespace earlybert {
 
 struct SumByKey {
   int64_t count, cols, rows;
-  const int32_t* keys;   // (count,), rising; those of `rows` and more belong to no row
+  const int32_t* keys;  // (count,), rising; those of `rows` and more belong to no row
   const int64_t* order;  // (count,)
-  const void* values;    // (count, cols)
-  void* out;             // (rows, cols), of the values' dtype or float32
+  const void* values;  // (count, cols)
+  void* out;  // (rows, cols), of the values' dtype or float32
 };
 
 // Sums are float32. Throws std::runtime_error, naming op and sizes.

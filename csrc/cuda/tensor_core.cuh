@@ -150,8 +150,9 @@ __device__ __forceinline__ float2 unpack(uint32_t bits) {
   }
 }
 
-// For two numbers of 15 bits, each in the low bits of a half, whether it is at least `least`'s: all bits of the half, or
-// none. As fp16 without signs they have the same order up to infinity; beyond are NaNs, which count as more than all.
+// For two numbers of 15 bits, each in the low bits of a half, whether it is at least `least`'s: all bits of the half,
+// or none. As fp16 without signs they have the same order up to infinity; beyond are NaNs, which count as more than
+// all.
 __device__ __forceinline__ uint32_t halves_at_least(uint32_t bits, uint32_t least) {
   uint32_t mask;
   asm("{.reg .b32 value; abs.f16x2 value, %1; set.geu.u32.f16x2 %0, value, %2;}" : "=r"(mask) : "r"(bits), "r"(least));

@@ -56,7 +56,8 @@ struct Selection {
   int ties;
 };
 
-// The digit of the key that is number `wanted` from the largest, and its number among the keys of that digit. By a warp.
+// The digit of the key that is number `wanted` from the largest, and its number among the keys of that digit. By a
+// warp.
 __device__ __forceinline__ void pick_digit(int wanted, SelectShared& shared) {
   constexpr int kOwn = kDigits / 32;
   const int highest = kDigits - 1 - kOwn * static_cast<int>(threadIdx.x);  // of the lane's digits
@@ -110,7 +111,7 @@ __device__ __forceinline__ Selection select(const Layers& all, int begin, int en
 struct WidthsShared {
   SelectShared select;
   int best[kTicketMaxLayers];                               // the unit of each layer that stays whatever it is worth
-  int above[kTicketMaxLayers], equal[kTicketMaxLayers];     // its other units: above the selected key, and equal to it
+  int above[kTicketMaxLayers], equal[kTicketMaxLayers];  // its other units: above the selected key, and equal to it
   int width[kTicketMaxLayers], blocks[kTicketMaxLayers];
 };
 

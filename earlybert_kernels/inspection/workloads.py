@@ -26,8 +26,8 @@ from ..backends.triton import dropout_add_layer_norm as dropout_add_layer_norm_o
 from ..backends.triton import embedding_layer_norm as embedding_layer_norm_op
 from ..backends.triton import feed_forward as feed_forward_op
 from ..backends.triton import feed_forward_sublayer as feed_forward_sublayer_op
-from ..backends.triton import lamb_step as lamb_step_op
 from ..backends.triton import masked_lm_loss as masked_lm_loss_op
+from ..backends.triton import optimizer_step as optimizer_step_op
 from ..backends.triton.launch import Launch, recording
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -262,7 +262,7 @@ def _feed_forward_sublayer(
 
 
 @_workload
-def lamb_step(everything: bool) -> None:
+def optimizer_step(everything: bool) -> None:
     """Weights; biases, which are often not adapted; gates, which are not either, and have a penalty."""
     cases = product((BF16, FP16, FP32), (True, False), (0.0, 1e-4))
     for dtype, adapt, l1 in cases if everything else product((BF16, FP32), (True, False), (1e-4,)):
@@ -270,7 +270,7 @@ def lamb_step(everything: bool) -> None:
         params, grads = ([_empty(*shape, dtype=dtype) for shape in shapes] for _ in range(2))
         moments = [[_empty(*shape) for shape in shapes] for _ in range(2)]
         options = {"lr": _empty(), "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
-        lamb_step_op.lamb_step(params, grads, *moments, [_empty(), _empty()], adapt=adapt, l1=l1, **options)
+        optimizer_step_op.optimizer_step(params, grads, *moments, [_empty(), _empty()], adapt=adapt, l1=l1, **options)
 
 
 @_workload

@@ -8,11 +8,13 @@ from .embedding_layer_norm import embedding_layer_norm
 from .feed_forward import feed_forward
 from .feed_forward_sublayer import feed_forward_sublayer
 from .gather_units import gather_units
-from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
+from .optimizer_step import optimizer_step
 from .padding import pad, unpad
 from .ticket_distance import ticket_distance
 from .ticket_masks import ticket_masks
+
+lamb_step = optimizer_step  # its name before it did AdamW's step as well
 
 __all__ = [
     "BackendUnavailableError",
@@ -26,6 +28,7 @@ __all__ = [
     "gather_units",
     "lamb_step",
     "masked_lm_loss",
+    "optimizer_step",
     "pad",
     "record_backends",
     "ticket_distance",

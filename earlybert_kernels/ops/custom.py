@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -84,18 +84,19 @@ def define(
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in kernels}
 
 
-def define_in_place(name: str, schema: str, kernels: Mapping[str, Callable]) -> dict[str, Callable]:
+def define_in_place(name: str, kernels: Mapping[str, Callable], *, changes: Sequence[str]) -> dict[str, Callable]:
     """Defines `torch.ops.earlybert.<name>.<backend>`, which changes tensors, returns nothing and has no gradient.
 
     Args:
         name: the op's name.
-        schema: its arguments in the dispatcher's notation, with marks on those that change.
-        kernels: by backend.
+        kernels: by backend, with annotated arguments.
+        changes: those of them that change.
 
     Returns:
         The ops by backend.
     """
     for backend, kernel in kernels.items():
+        schema = torch.library.infer_schema(kernel, mutates_args=changes)
         _define(f"{name}.{backend}", schema, backends()[backend], kernel, lambda *arguments: None)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in kernels}
 

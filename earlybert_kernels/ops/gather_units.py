@@ -130,7 +130,15 @@ def _kernels(backend: Backend) -> Kernels:
     return Kernels(Halves(forward, backward), Halves(_forward_shapes, _backward_shapes))
 
 
-def _forward_shapes(tensors, units, units_of, gates, gates_of, dims, sizes):
+def _forward_shapes(
+    tensors: list[Tensor],
+    units: list[Tensor],
+    units_of: list[int],
+    gates: list[Tensor],
+    gates_of: list[int],
+    dims: list[int],
+    sizes: list[int],
+) -> list[Tensor]:
     results = []
     for tensor, chosen, dim, size in zip(tensors, _of(units, units_of), dims, sizes, strict=True):
         shape = list(tensor.shape)
@@ -140,7 +148,16 @@ def _forward_shapes(tensors, units, units_of, gates, gates_of, dims, sizes):
     return results
 
 
-def _backward_shapes(grads, tensors, units, units_of, gates, gates_of, dims, sizes):
+def _backward_shapes(
+    grads: list[Tensor],
+    tensors: list[Tensor],
+    units: list[Tensor],
+    units_of: list[int],
+    gates: list[Tensor],
+    gates_of: list[int],
+    dims: list[int],
+    sizes: list[int],
+) -> list[Tensor]:
     results = [tensor.new_empty(tensor.shape) for tensor in tensors]
     return results + [gates[number].new_empty(gates[number].shape) for number in gates_of if number >= 0]
 
@@ -175,11 +192,10 @@ def _gradients(ctx, backward, grads):
     return grad_tensors, [None] * number_of_units, None, grad_gates, None, None, None
 
 
-_LISTS = "Tensor[] tensors, Tensor[] units, int[] units_of, Tensor[] gates, int[] gates_of, int[] dims, int[] sizes"
 _implementing = backends_with(_OP)
 _compiled = define(
     _OP,
-    (f"({_LISTS}) -> Tensor[]", f"(Tensor[] grads, {_LISTS}) -> Tensor[]"),
+    tuple(torch.library.infer_schema(shapes, mutates_args=()) for shapes in (_forward_shapes, _backward_shapes)),
     kernels={backend.name: _kernels(backend) for backend in _implementing},
     save=_save,
     gradients=_gradients,

@@ -7,8 +7,8 @@ from .embedding_layer_norm import embedding_layer_norm
 from .feed_forward import feed_forward
 from .feed_forward_sublayer import feed_forward_sublayer
 from .gather_units import gather_units
-from .lamb_step import lamb_step
 from .masked_lm_loss import masked_lm_loss
+from .optimizer_step import optimizer_step
 from .padding import pad, unpad
 from .ticket_distance import ticket_distance
 from .ticket_masks import ticket_masks
@@ -21,8 +21,8 @@ __all__ = [
     "feed_forward",
     "feed_forward_sublayer",
     "gather_units",
-    "lamb_step",
     "masked_lm_loss",
+    "optimizer_step",
     "pad",
     "ticket_distance",
     "ticket_masks",

@@ -14,7 +14,7 @@ RATIOS = {"eager": 1.0, "compile": 0.8, "reference": 1.2, "triton": 0.3, "cuda":
 @pytest.fixture(autouse=True)
 def _both_backends(monkeypatch):
     """The ops of these results have kernels of either kind, whatever was built."""
-    for op in ("attention", "feed_forward", "lamb_step"):
+    for op in ("attention", "feed_forward", "optimizer_step"):
         for backend in ("cuda", "triton"):
             monkeypatch.setitem(dispatch._implementations[op], backend, dispatch._implementations[op]["reference"])
 
@@ -83,7 +83,7 @@ def test_rows_of_one_size_count_together(tmp_path):
 def test_an_optimizers_baseline_is_plain_pytorch(tmp_path):
     ratios = {"eager": 1.0, "cuda": 0.1, "triton": 2.0}
     changes = {"mode": "step", "dtype": "float32", "lengths": None}
-    (entry,) = made(tmp_path, rows_of("lamb_step", [1], ratios, **changes))["architectures"]["90"]["lamb_step"]
+    (entry,) = made(tmp_path, rows_of("lamb", [1], ratios, **changes))["architectures"]["90"]["optimizer_step"]
     assert entry["order"] == ["cuda", "reference", "triton"]
 
 
@@ -97,6 +97,7 @@ def test_other_rows_do_not_count(tmp_path):
     ]
     own = made(tmp_path, rows, [])["architectures"]["90"]
     assert len(own["attention"]) == 1 and "adamw" not in own
+    assert own["optimizer_step"] == shipped_choices.table()["architectures"]["80"]["optimizer_step"]
 
 
 @pytest.mark.parametrize(

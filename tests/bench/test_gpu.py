@@ -11,8 +11,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 from bench import gpu, gpu_bundle, step, varlen
 from bench.jobs import Job, Outcome
-from bench.unpadded import UnpaddedClassifier
-from bench.workload import Workload, pack
+from bench.steps.unpadded import UnpaddedClassifier
+from bench.steps.workload import Workload, pack
 from earlybert_kernels.backends import backends
 from tests.helpers import examples
 
@@ -103,11 +103,10 @@ def test_backends_that_do_not_launch_have_no_rows(session):
     all_rows = chosen(own._chosen("attention-128"), names)
     assert len(all_rows) == 6 + 3
     own.runner.outcomes.append(Outcome(Job("launch-cuda-attention", (), 1), 1, 1.0))
-    own.runner.outcomes.append(Outcome(Job("launch-triton-lamb_step", (), 1), None, 0.0))
+    own.runner.outcomes.append(Outcome(Job("launch-triton-optimizer_step", (), 1), None, 0.0))
     assert chosen(own._chosen("attention-128"), names) == [name for name in all_rows if "-cuda]" not in name]
-    assert chosen(own._chosen("lamb"), ["test_lamb[base-dense-cuda]", "test_lamb[base-dense-triton]"]) == [
-        "test_lamb[base-dense-cuda]"
-    ]
+    steps = [f"test_optimizer_step[{name}-base-dense-{b}]" for name in gpu.OPTIMIZERS for b in gpu.GPU_BACKENDS]
+    assert chosen(own._chosen("lamb"), steps) == ["test_optimizer_step[lamb-base-dense-cuda]"]
     assert chosen(own._chosen("feed-forward"), names) == all_rows
     own.runner.outcomes.append(Outcome(Job("sizes-attention-cuda", (), 1), 0, 1.0))
     assert chosen(own._chosen("attention-128"), names) == all_rows, "it was only slow"
@@ -127,7 +126,7 @@ def test_what_failed_runs_again(session):
     first.runner.outcomes += [
         Outcome(Job("launch-cuda-attention", ("/old/python", "tests/launches.py"), 5, {"A": "1"}), None, 0.0),
         Outcome(Job("rows-lamb", ("/old/python", "{work}/{name}.json"), 45), -9, 45.0, timed_out=True),
-        Outcome(Job("launch-cuda-lamb_step", ("python",), 5), 0, 1.0),
+        Outcome(Job("launch-cuda-optimizer_step", ("python",), 5), 0, 1.0),
         Outcome(Job("compile-full", ("python",), 5), 1, 1.0),
     ]
     first.runner.keep()

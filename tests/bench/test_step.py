@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import earlybert_kernels as ek
-from bench import memory, step, variants, varlen
+from bench import step, varlen
 from bench.report import plots, report
 from bench.shapes import SHAPES, Shape
-from bench.workload import Workload, pack
+from bench.steps import memory, variants
+from bench.steps.workload import Workload, pack
 
 CPU = torch.device("cpu")
 #: What torch.compile needs a minute for is left to whoever measures.

@@ -5,14 +5,14 @@ import torch
 
 import earlybert_kernels as ek
 from bench import shapes, varlen
+from bench.ops.bench_optimizer_step import parameter_shapes
 from bench.ops.cases import BASELINE, PEERS, SDPA_KERNELS, UNITS, VARLEN, Problem, make_cases, providers
 from bench.ops.correctness import check_results
-from bench.ops.optimizers import parameter_shapes
 from bench.ops.provider import Provider
 
 CPU = torch.device("cpu")
-# These have rows of their own: bench_lamb's and bench_whole_model's.
-WITHOUT = ("lamb_step", "gather_units", "pad", "ticket_distance", "ticket_masks", "unpad")
+# These have rows of their own: bench_optimizer_step's and bench_whole_model's.
+WITHOUT = ("gather_units", "optimizer_step", "pad", "ticket_distance", "ticket_masks", "unpad")
 OPS = [op for op in ek.ops.dispatch.op_names() if op not in WITHOUT]
 
 

@@ -64,14 +64,14 @@ def _gather_units(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-def _lamb_step(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
+def _optimizer_step(*tensors: Tensor, dropout_p: float, backend: str) -> Tensor:
     """Three tensors of each kind, one of them a prime number of columns wide; returns what the step has changed."""
     tensors = [tensor.detach().clone() for tensor in tensors]
     params, grads, exp_avgs, exp_avg_sqs = (tensors[kind::4] for kind in range(4))
     for tensor in exp_avg_sqs:
         tensor.square_()
     options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "adapt": True}
-    ek.ops.lamb_step(params, grads, exp_avgs, exp_avg_sqs, [3.0] * 3, **options, backend=backend)
+    ek.ops.optimizer_step(params, grads, exp_avgs, exp_avg_sqs, [3.0] * 3, **options, backend=backend)
     return torch.cat([tensor.flatten() for tensor in (*params, *exp_avgs, *exp_avg_sqs)])
 
 
@@ -98,7 +98,7 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     ),
     "embedding_layer_norm": (_embedding_layer_norm, [(99, 48), (40, 48), (2, 48), (48,), (48,)]),
     "gather_units": (_gather_units, [(48, 333), (48, 64), (333, 48), (333,)]),
-    "lamb_step": (_lamb_step, [(613, 300)] * 4 + [(7,)] * 4 + [(41, 997)] * 4),
+    "optimizer_step": (_optimizer_step, [(613, 300)] * 4 + [(7,)] * 4 + [(41, 997)] * 4),
     "masked_lm_loss": (_masked_lm_loss, [(300, 48), (1999, 48), (1999,)]),
     "ticket_distance": (_ticket_distance, [(5001,), (5001,)]),
     "ticket_masks": (_ticket_masks, [(1843,), (77,), (4096,)]),
@@ -107,7 +107,7 @@ EXAMPLES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
 
 def dtypes(op: str, backend: str) -> list[torch.dtype]:
     """What the tensors of an op's example may be on a backend for GPUs."""
-    if op == "lamb_step":
+    if op == "optimizer_step":
         return [torch.float32]
     half = [torch.float16, torch.bfloat16]
     return half if backend == "cuda" and op in ("attention", "attention_sublayer") else [torch.float32, *half]

@@ -13,7 +13,7 @@ FULL = batch((9, 9, 9, 9))
 #: Ops that compute no matrix product.
 WITHOUT_PRODUCTS = {"dropout_add_layer_norm", "embedding_layer_norm", "gather_units", "pad", "unpad"}
 WITHOUT_PRODUCTS |= {f"{name}_backward" for name in WITHOUT_PRODUCTS}
-IN_PLACE_OR_UNDIFFERENTIATED = {"lamb_step", "adamw_step", "ticket_masks", "ticket_distance"}
+IN_PLACE_OR_UNDIFFERENTIATED = {"optimizer_step", "ticket_masks", "ticket_distance"}
 
 
 def counted(run, *args, **kwargs):

@@ -98,9 +98,9 @@ from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
 from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
 from . import feed_forward as feed_forward  # noqa: E402
 from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
-from . import lamb_step as lamb_step  # noqa: E402
 from . import linear as linear  # noqa: E402
 from . import masked_lm_loss as masked_lm_loss  # noqa: E402
+from . import optimizer_step as optimizer_step  # noqa: E402
 
 BACKEND = Backend(
     name="cpu",

@@ -120,7 +120,7 @@ from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
 from . import feed_forward as feed_forward  # noqa: E402
 from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import gather_units as gather_units  # noqa: E402
-from . import lamb_step as lamb_step  # noqa: E402
+from . import optimizer_step as optimizer_step  # noqa: E402
 from . import padding as padding  # noqa: E402
 from . import ticket_distance as ticket_distance  # noqa: E402
 from . import ticket_masks as ticket_masks  # noqa: E402
@@ -141,7 +141,7 @@ BACKEND = Backend(
         "feed_forward": units.refuses,
         "feed_forward_sublayer": feed_forward_sublayer.refuses,
         "gather_units": gather_units.refuses,
-        "lamb_step": lamb_step.refuses,
+        "optimizer_step": optimizer_step.refuses,
         "pad": padding.refuses,
         "ticket_masks": ticket_masks.refuses,
         "unpad": padding.refuses,

@@ -44,7 +44,7 @@ def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     return None
 
 
-def _refuses_lamb_step(*tensors: Tensor) -> str | None:
+def _refuses_optimizer_step(*tensors: Tensor) -> str | None:
     moments = {tensor.dtype for tensor in tensors[len(tensors) // 2 :]}
     if moments != {torch.float32}:
         return f"it takes moments in float32, got {', '.join(map(str, moments))}"
@@ -58,7 +58,7 @@ BACKEND = Backend(
     emulated=INTERPRETED,
     unavailable=unavailable,
     refuses=refuses,
-    refusals={"lamb_step": _refuses_lamb_step},
+    refusals={"optimizer_step": _refuses_optimizer_step},
     joins_projections=True,
     logits_pitch=64,
 )

@@ -1,4 +1,4 @@
-"""One step of LAMB: a single call of the kernel for all tensors."""
+"""One step of LAMB or AdamW: a single call of the kernel for all tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import extension, run
 
 
 @torch.no_grad()
-def lamb_step(
+def optimizer_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -25,7 +25,7 @@ def lamb_step(
     adapt: bool,
     l1: float,
 ) -> None:
-    """See `ops.lamb_step`."""
+    """See `ops.optimizer_step`."""
     written = [*params, *exp_avgs, *exp_avg_sqs]
     # The kernel goes through memory without gaps; of what has gaps it gets copies, which are copied back.
     dense = [[t.contiguous() for t in tensors] for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
@@ -33,7 +33,7 @@ def lamb_step(
         (p.numel(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), *_scales(betas, float(step)))
         for p, g, m, v, step in zip(*dense, steps, strict=True)
     ]
-    run(extension.lamb_step, tensors, float(lr), *betas, eps, weight_decay, adapt, l1)
+    run(extension.optimizer_step, tensors, float(lr), *betas, eps, weight_decay, adapt, l1)
     for tensor, copy in zip(written, [*dense[0], *dense[2], *dense[3]], strict=True):
         if copy is not tensor:
             tensor.copy_(copy)

@@ -10,7 +10,7 @@ from torch import nn
 
 import earlybert_kernels as ek
 
-from .provenance import wait_for
+from ..provenance import wait_for
 
 #: The default of transformers' Trainer.
 _MAX_GRAD_NORM = 1.0

@@ -1,4 +1,4 @@
-// One step of LAMB (You et al., arXiv 1904.00962, algorithm 2) over many tensors at once.
+// One step of LAMB (You et al., arXiv 1904.00962, algorithm 2), or of AdamW, over many tensors at once.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace earlybert {
 
-struct LambTensor {
+struct OptimizerTensor {
   int64_t size;
   float* parameter;       // all of them `size` floats without gaps
   const float* gradient;
@@ -18,8 +18,8 @@ struct LambTensor {
   float exp_avg_sq_sqrt_scale;
 };
 
-struct LambStep {
-  const LambTensor* tensors;
+struct OptimizerStep {
+  const OptimizerTensor* tensors;
   int64_t count;
   float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
   bool adapt;             // by each tensor's trust ratio; else that is 1
@@ -28,9 +28,9 @@ struct LambStep {
 
 // Returns false when memory for scratch could not be had; nothing has been written then. The same for any number of
 // threads.
-#define EARLYBERT_DECLARE(ISA)     \
-  namespace ISA {                  \
-  bool lamb_step(const LambStep&); \
+#define EARLYBERT_DECLARE(ISA)               \
+  namespace ISA {                            \
+  bool optimizer_step(const OptimizerStep&); \
   }
 EARLYBERT_FOR_EACH_ISA(EARLYBERT_DECLARE)
 #undef EARLYBERT_DECLARE

@@ -1,4 +1,4 @@
-#include "lamb_step.h"
+#include "optimizer_step.h"
 
 #include <cmath>
 #include <limits>
@@ -19,7 +19,7 @@ constexpr int kThreads = 256;
 constexpr int64_t kChunk = 16384;
 
 struct Entry {
-  LambTensor tensor;
+  OptimizerTensor tensor;
   int chunks;    // of this tensor and those before it
   bool aligned;  // to vectors, all four of its addresses
 };
@@ -68,7 +68,7 @@ struct Scales {
   float m, sqrt_v;
 };
 
-__device__ __forceinline__ Scales scales(const Group& group, const LambTensor& tensor) {
+__device__ __forceinline__ Scales scales(const Group& group, const OptimizerTensor& tensor) {
   const float step = tensor.step_at == nullptr ? tensor.step : *tensor.step_at;
   // expm1, because little is left of 1 - 0.999 after rounding.
   return {1.0f / -expm1f(step * group.log_beta1), 1.0f / sqrtf(-expm1f(step * group.log_beta2))};
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) advance_kernel(const __grid_constant
   const int number = static_cast<int>(blockIdx.x);
   const Chunk chunk = find(group, number);
   const Entry& entry = group.entries[chunk.tensor];
-  const LambTensor& tensor = entry.tensor;
+  const OptimizerTensor& tensor = entry.tensor;
   P* parameter = static_cast<P*>(tensor.parameter) + chunk.begin;
   const G* gradient = static_cast<const G*>(tensor.gradient) + chunk.begin;
   float *exp_avg = tensor.exp_avg + chunk.begin, *exp_avg_sq = tensor.exp_avg_sq + chunk.begin;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(const __grid_constant__
   // Backwards: the last chunks are what the cache still holds.
   const Chunk chunk = find(group, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   const Entry& entry = group.entries[chunk.tensor];
-  const LambTensor& tensor = entry.tensor;
+  const OptimizerTensor& tensor = entry.tensor;
 
   float parameter_squares = 0.0f, update_squares = 0.0f;
   for (int i = chunk.first + static_cast<int>(threadIdx.x); i < chunk.last; i += kThreads) {
@@ -179,7 +179,7 @@ void step_group(const Call& call, const Group& group, bool adapt) {
 
 // Calls `body` with the C++ types of the dtypes, as `body(Type<P>{}, Type<G>{})`.
 template <typename Body>
-void with_types(const Call& call, LambDtypes dtypes, Body body) {
+void with_types(const Call& call, OptimizerDtypes dtypes, Body body) {
   const bool gradient32 = dtypes.gradient == Dtype::float32;
   if (!gradient32 && dtypes.gradient != dtypes.parameter) call.fail("unsupported combination of dtypes");
   with_type(dtypes.parameter, [&](auto parameter) {
@@ -193,10 +193,10 @@ void with_types(const Call& call, LambDtypes dtypes, Body body) {
 
 }  // namespace
 
-int64_t lamb_step_chunks(int64_t size) { return (size + kChunk - 1) / kChunk; }
+int64_t optimizer_step_chunks(int64_t size) { return (size + kChunk - 1) / kChunk; }
 
-void lamb_step(const LambStep& a, LambDtypes dtypes, Launch launch) {
-  const Call call(launch, "lamb_step", {{"tensors", a.count}});
+void optimizer_step(const OptimizerStep& a, OptimizerDtypes dtypes, Launch launch) {
+  const Call call(launch, "optimizer_step", {{"tensors", a.count}});
   const auto narrow = [](double x) { return static_cast<float>(x); };
   Group group = {};
   group.beta1 = narrow(a.beta1);
@@ -215,9 +215,9 @@ void lamb_step(const LambStep& a, LambDtypes dtypes, Launch launch) {
     using P = typename decltype(parameter)::type;
     using G = typename decltype(gradient)::type;
     for (int64_t i = 0; i < a.count; ++i) {
-      const LambTensor& tensor = a.tensors[i];
+      const OptimizerTensor& tensor = a.tensors[i];
       const int64_t before = group.count == 0 ? 0 : group.entries[group.count - 1].chunks;
-      const int64_t chunks = before + lamb_step_chunks(tensor.size);
+      const int64_t chunks = before + optimizer_step_chunks(tensor.size);
       if (chunks > std::numeric_limits<int>::max()) call.fail("too many numbers");
       const bool aligned = on_vector<P>(tensor.parameter) && on_vector<G>(tensor.gradient) &&
                            on_vector<float>(tensor.exp_avg) && on_vector<float>(tensor.exp_avg_sq);

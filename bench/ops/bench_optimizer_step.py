@@ -1,4 +1,4 @@
-"""One row of an optimizer's benchmark: a step over the parameters of a whole BERT."""
+"""One step of AdamW and of LAMB over the parameters of a whole BERT, by plain PyTorch and by our backends."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import earlybert_kernels as ek
 from .. import provenance
 from ..shapes import SHAPES
 from . import roofline
+from .cases import BASELINE, TORCH_PROVIDERS, providers
 from .correctness import check_results
 from .paired_timing import run_paired
 from .row import Rates, roofline_entries
@@ -31,36 +32,61 @@ class OptimizerSubject:
     """An optimizer and the ways to compute its step.
 
     Attributes:
-        op: what the rows call it.
+        name: what the rows call it.
         make_step: given parameters, a learning rate and a provider, makes the optimizer and returns its step.
-        providers: by name; the first is the baseline.
+        plain: providers that are plain PyTorch, the baseline first; our backends come behind them.
         exact: the provider that computes in float64 what all of them are compared with.
     """
 
-    op: str
+    name: str
     make_step: Callable[[list[torch.Tensor], float, str], Callable[[], object]]
-    providers: Sequence[str]
+    plain: Sequence[str]
     exact: str
 
 
-def make_rows(metafunc: pytest.Metafunc, subject: OptimizerSubject) -> None:
-    """One row per shape, unit and provider; an optimizer knows no lengths and no direction."""
+#: torch's AdamW; eager is what it chooses by itself.
+_FLAGS = {
+    BASELINE: {},
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "for-loop": {"foreach": False},
+}
+
+
+def _adamw(parameters: list[torch.Tensor], lr: float, provider: str) -> Callable[[], object]:
+    if provider in _FLAGS:
+        return torch.optim.AdamW(parameters, lr=lr, **_FLAGS[provider]).step
+    return ek.use_backend(provider)(ek.AdamW(parameters, lr=lr).step)
+
+
+def _lamb(parameters: list[torch.Tensor], lr: float, provider: str) -> Callable[[], object]:
+    optimizer = ek.Lamb(parameters, lr=lr)
+    return ek.use_backend("reference" if provider == BASELINE else provider)(optimizer.step)
+
+
+SUBJECTS = (
+    OptimizerSubject("adamw", _adamw, plain=tuple(_FLAGS), exact="for-loop"),
+    OptimizerSubject("lamb", _lamb, plain=(BASELINE,), exact=BASELINE),
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One row per optimizer, shape, unit and provider; an optimizer knows no lengths and no direction."""
     option = metafunc.config.getoption
-    units = [unit for unit in _UNITS if unit in option("units")]
-    rows = list(itertools.product(option("sizes"), units, subject.providers))
-    metafunc.parametrize(("shape", "unit", "provider"), rows, ids=["-".join(row) for row in rows])
+    # torch.compile has no optimizer to compile, and the reference is what eager LAMB runs.
+    without = (*TORCH_PROVIDERS, "reference")
+    backends = [name for name in providers("optimizer_step", provenance.pick_device()) if name not in without]
+    rows = [
+        (subject, shape, unit, provider)
+        for subject, shape, unit in itertools.product(SUBJECTS, option("sizes"), _UNITS)
+        if unit in option("units")
+        for provider in (*subject.plain, *backends)
+    ]
+    ids = ["-".join((subject.name, *others)) for subject, *others in rows]
+    metafunc.parametrize(("subject", "shape", "unit", "provider"), rows, ids=ids)
 
 
-def parameter_shapes(shape: str, unit: str) -> list[torch.Size]:
-    """The shapes of all parameters of a sequence classifier, or of what is left of it with the paper's ticket."""
-    with torch.device("meta"):
-        model = BertForSequenceClassification(SHAPES[shape].config())
-    if unit == "compact":
-        ek.compact(model, SHAPES[shape].ticket())
-    return [parameter.shape for parameter in model.parameters()]
-
-
-def measure_step(
+def test_optimizer_step(
     subject: OptimizerSubject,
     shape: str,
     unit: str,
@@ -70,36 +96,31 @@ def measure_step(
     session_record: dict[str, Any],
     rates: Rates,
 ) -> None:
-    """Checks and times one row; float32 throughout, as parameters are trained.
-
-    Raises:
-        WrongResultError: the provider's results are wrong, so that there is no row.
-    """
+    """One row: checked and timed; float32 throughout, as parameters are trained."""
     device, dtype = provenance.pick_device(), torch.float32
-    baseline = subject.providers[0]
-    benchmark.group = f"{subject.op}-{shape}-{unit}"
+    benchmark.group = f"{subject.name}-{shape}-{unit}"
     shapes = parameter_shapes(shape, unit)
     checked = shapes[:_CHECKED_PARAMETERS]
     errors = check_results(
         results=_after_steps(subject, checked, device, dtype, provider),
-        plain=_after_steps(subject, checked, device, dtype, baseline),
+        plain=_after_steps(subject, checked, device, dtype, BASELINE),
         exact=_after_steps(subject, checked, device, torch.float64, subject.exact),
         dtype=dtype,
     )
-    own, base = (subject.make_step(_parameters(shapes, device, dtype), 1e-5, name) for name in (provider, baseline))
+    own, base = (subject.make_step(_parameters(shapes, device, dtype), 1e-5, name) for name in (provider, BASELINE))
     rounds = request.config.getoption("rounds")
     times = run_paired(benchmark, lambda _: own, lambda _: base, device, rounds)
     if times is None:
         return
     count = sum(map(torch.Size.numel, shapes))
     benchmark.extra_info.update(
-        op=subject.op,
+        op=subject.name,
         shape=shape,
         lengths=None,
         unit=unit,
         mode="step",
         provider=provider,
-        baseline=baseline,
+        baseline=BASELINE,
         dtype="float32",
         parameters=count,
         parameter_tensors=len(shapes),
@@ -108,6 +129,15 @@ def measure_step(
         **roofline_entries(roofline.adam(count, dtype.itemsize), times["seconds"], rates(dtype)),
         **session_record,
     )
+
+
+def parameter_shapes(shape: str, unit: str) -> list[torch.Size]:
+    """The shapes of all parameters of a sequence classifier, or of what is left of it with the paper's ticket."""
+    with torch.device("meta"):
+        model = BertForSequenceClassification(SHAPES[shape].config())
+    if unit == "compact":
+        ek.compact(model, SHAPES[shape].ticket())
+    return [parameter.shape for parameter in model.parameters()]
 
 
 def _parameters(shapes: list[torch.Size], device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""One step of LAMB over many tensors: two launches for every 60 of them, one without trust ratios."""
+"""One step of LAMB or AdamW over many tensors: two launches for every 60 of them, one without trust ratios."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def refuses(*tensors: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def lamb_step(
+def optimizer_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -33,7 +33,7 @@ def lamb_step(
     adapt: bool,
     l1: float,
 ) -> None:
-    """See `ops.lamb_step`. Of step counts and learning rate, those on the device are read by the kernels."""
+    """See `ops.optimizer_step`. Of step counts and learning rate, those on the device are read by the kernels."""
     first = params[0]
     if {grad.dtype for grad in grads} != {first.dtype}:
         grads = [grad.float() for grad in grads]
@@ -47,9 +47,9 @@ def lamb_step(
     ]
     partials = None
     if adapt:
-        chunks = sum(cuda.extension.lamb_step_chunks(param.numel()) for param in params)
+        chunks = sum(cuda.extension.optimizer_step_chunks(param.numel()) for param in params)
         partials = torch.empty(chunks, 2, dtype=torch.float32, device=first.device)
-    cuda.extension.lamb_step(
+    cuda.extension.optimizer_step(
         *cuda.launch(first),
         cuda.code(first),
         cuda.code(grads[0]),

@@ -10,7 +10,7 @@ from earlybert_kernels.backends import cpu
 from tests.helpers.accuracy import assert_as_exact_as_pytorch
 from tests.helpers.targets import targets_of
 
-TARGETS = pytest.mark.parametrize("target", targets_of("lamb_step"), ids=lambda target: target.backend)
+TARGETS = pytest.mark.parametrize("target", targets_of("optimizer_step"), ids=lambda target: target.backend)
 STEPS = 20
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 SHAPES = [
@@ -44,7 +44,8 @@ def stepped(backend, params, grads_of_steps, *, dtype=torch.float32, view=torch.
     exp_avgs, exp_avg_sqs = ([view(torch.zeros_like(p)) for p in params] for _ in range(2))
     for step, grads in enumerate(grads_of_steps, start=1):
         grads = [view(g.to(dtype)) for g in grads]
-        ek.ops.lamb_step(params, grads, exp_avgs, exp_avg_sqs, [float(step)] * len(params), **options, backend=backend)
+        counts = [float(step)] * len(params)
+        ek.ops.optimizer_step(params, grads, exp_avgs, exp_avg_sqs, counts, **options, backend=backend)
     return [t for tensors in zip(params, exp_avgs, exp_avg_sqs, strict=True) for t in tensors]
 
 
@@ -119,7 +120,7 @@ def test_the_kernel_is_as_exact_as_pytorch(isa, adapt, view):
 def test_nothing_around_a_tensor_is_touched(isa, size):
     around = [torch.full((size + 40,), 7.0) for _ in range(4)]
     params, grads, exp_avgs, exp_avg_sqs = ([t[20 : 20 + size]] for t in around)
-    ek.ops.lamb_step(params, grads, exp_avgs, exp_avg_sqs, [1.0], adapt=True, backend="cpu", **OPTIONS)
+    ek.ops.optimizer_step(params, grads, exp_avgs, exp_avg_sqs, [1.0], adapt=True, backend="cpu", **OPTIONS)
     assert all((t[:20] == 7).all() and (t[20 + size :] == 7).all() for t in around)
     assert (grads[0] == 7).all() and not (params[0] == 7).any()
 
@@ -133,7 +134,7 @@ def test_more_tensors_than_a_batch_holds_own_steps_each():
     results = {}
     for backend, dtype in (("cpu", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
         tensors = [[t.to(dtype, copy=True) for t in kind] for kind in (params, grads, *moments)]
-        ek.ops.lamb_step(*tensors, steps, adapt=True, backend=backend, **OPTIONS)
+        ek.ops.optimizer_step(*tensors, steps, adapt=True, backend=backend, **OPTIONS)
         results[backend, dtype] = tensors[0] + tensors[2] + tensors[3]
     assert_exact(*results.values())
 
@@ -144,7 +145,7 @@ def test_a_step_is_as_long_as_the_parameter_says(target):
         param, grad = (torch.randn(300, 70, device=target.device) for _ in range(2))
         param *= scale
         moved, *moments = param.clone(), torch.zeros_like(param), torch.zeros_like(param)
-        ek.ops.lamb_step(
+        ek.ops.optimizer_step(
             [moved], [grad], *([moment] for moment in moments), [1.0],
             lr=0.25, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, adapt=True, backend=target.backend,
         )  # fmt: skip
@@ -155,7 +156,7 @@ def test_a_step_is_as_long_as_the_parameter_says(target):
 def test_nan_is_not_hidden(target):
     params, grads, *moments = (list(torch.ones(2, 40, device=target.device).unbind()) for _ in range(4))
     grads[0][3] = float("nan")
-    ek.ops.lamb_step(params, grads, *moments, [1.0, 1.0], adapt=True, backend=target.backend, **OPTIONS)
+    ek.ops.optimizer_step(params, grads, *moments, [1.0, 1.0], adapt=True, backend=target.backend, **OPTIONS)
     assert params[0][3].isnan() and params[1].isfinite().all()
 
 
@@ -164,7 +165,7 @@ def test_autograd_notices_the_change(target):
     param = torch.ones(5, requires_grad=True, device=target.device)
     loss = param.square().sum()
     others = [[torch.ones(5, device=target.device)] for _ in range(3)]
-    ek.ops.lamb_step([param], *others, [1.0], adapt=True, backend=target.backend, **OPTIONS)
+    ek.ops.optimizer_step([param], *others, [1.0], adapt=True, backend=target.backend, **OPTIONS)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -173,7 +174,7 @@ def test_half_precision_is_computed_in_the_moments_dtype():
     param, grad = torch.randn(99).bfloat16(), torch.randn(99).bfloat16()
     moments = [[torch.zeros(99)] for _ in range(2)]
     (truth, *_) = naive([param], [[grad]], adapt=True, **OPTIONS)
-    ek.ops.lamb_step([param], [grad], *moments, [1.0], adapt=True, **OPTIONS)
+    ek.ops.optimizer_step([param], [grad], *moments, [1.0], adapt=True, **OPTIONS)
     torch.testing.assert_close(param, truth.bfloat16(), rtol=2**-7, atol=0.0)
     torch.testing.assert_close(moments[0][0], grad.float() * 0.1)
 
@@ -185,7 +186,7 @@ def test_steps_and_learning_rate_may_be_tensors(isa, backend):
     for number in (float, torch.tensor, lambda x: torch.tensor(x, dtype=torch.float64)):
         tensors = [[p.clone() for p in params], grads[0], *([p.abs() for p in params] for _ in range(2))]
         steps = [number(3.0 + index) for index in range(len(params))]
-        ek.ops.lamb_step(*tensors, steps, **{**OPTIONS, "lr": number(0.125)}, adapt=True, backend=backend)
+        ek.ops.optimizer_step(*tensors, steps, **{**OPTIONS, "lr": number(0.125)}, adapt=True, backend=backend)
         results.append([*tensors[0], *tensors[2], *tensors[3]])
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
@@ -193,25 +194,29 @@ def test_steps_and_learning_rate_may_be_tensors(isa, backend):
 def test_plain_pytorch_waits_for_nothing_that_is_not_on_the_cpu():
     tensors = [[torch.empty(5, 3, device="meta"), torch.empty(2, device="meta")] for _ in range(4)]
     step = torch.empty((), device="meta")
-    ek.ops.lamb_step(*tensors, [step, step], **{**OPTIONS, "lr": step}, adapt=True, l1=0.1)
+    ek.ops.optimizer_step(*tensors, [step, step], **{**OPTIONS, "lr": step}, adapt=True, l1=0.1)
 
 
 def test_mistakes_are_named():
     a, b = torch.ones(3), torch.ones(4)
     call = {"adapt": True, **OPTIONS}
     with pytest.raises(ValueError, match="a parameter of shape .3,. does not fit"):
-        ek.ops.lamb_step([a], [b], [a], [a], [1.0], **call)
+        ek.ops.optimizer_step([a], [b], [a], [a], [1.0], **call)
     with pytest.raises(ValueError, match="several devices"):
-        ek.ops.lamb_step([a], [a.to("meta")], [a], [a], [1.0], **call)
+        ek.ops.optimizer_step([a], [a.to("meta")], [a], [a], [1.0], **call)
     with pytest.raises(ValueError, match="parameters are in torch.float32 and in torch.float64"):
-        ek.ops.lamb_step([a, a.double()], [a, a], [a, a], [a, a], [1.0, 1.0], **call)
+        ek.ops.optimizer_step([a, a.double()], [a, a], [a, a], [a, a], [1.0, 1.0], **call)
     with pytest.raises(ValueError, match="got 2 steps for 1 parameters"):
-        ek.ops.lamb_step([a], [a], [a], [a], [1.0, 2.0], **call)
+        ek.ops.optimizer_step([a], [a], [a], [a], [1.0, 2.0], **call)
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        ek.ops.lamb_step([a], [a, a], [a], [a], [1.0], **call)
+        ek.ops.optimizer_step([a], [a, a], [a], [a], [1.0], **call)
     with pytest.raises(RuntimeError, match="'cpu' was asked for but cannot run this call"):
-        ek.ops.lamb_step(*[[a.double()]] * 4, [1.0], **call, backend="cpu")
-    ek.ops.lamb_step([], [], [], [], [], **call)
+        ek.ops.optimizer_step(*[[a.double()]] * 4, [1.0], **call, backend="cpu")
+    ek.ops.optimizer_step([], [], [], [], [], **call)
+
+
+def test_its_old_name_is_the_same_op():
+    assert ek.ops.lamb_step is ek.ops.optimizer_step
 
 
 @TARGETS
@@ -220,5 +225,5 @@ def test_the_dispatcher_knows_the_step(target):
         pytest.skip("plain PyTorch, no op of the dispatcher")
     lists = [[torch.randn(n, device=target.device).abs() for n in (7, 40)] for _ in range(4)]
     steps, lr = [torch.tensor(3.0, device=target.device)] * 2, torch.tensor(0.1, device=target.device)
-    op = getattr(torch.ops.earlybert.lamb_step, target.backend)
+    op = getattr(torch.ops.earlybert.optimizer_step, target.backend)
     torch.library.opcheck(op, (*lists, steps, lr, 0.9, 0.999, 1e-6, 0.01, True, 0.0))

@@ -1,4 +1,4 @@
-"""One step of LAMB over many tensors, in plain PyTorch."""
+"""One step of LAMB or AdamW over many tensors, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def lamb_step(
+def optimizer_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -23,7 +23,7 @@ def lamb_step(
     adapt: bool,
     l1: float = 0.0,
 ) -> None:
-    """The definition of `ops.lamb_step`, which documents the arguments."""
+    """The definition of `ops.optimizer_step`, which documents the arguments."""
     beta1, beta2 = betas
     steps, (lr,) = _numbers(steps), _numbers([lr])
     # All arithmetic is in the moments' dtype; for most tensors `to` does nothing.

@@ -16,7 +16,7 @@ from earlybert.training.batches import Batch
 from earlybert.training.data import EncodedExamples
 from earlybert.training.ragged import Ragged
 
-from .lengths import draw_lengths
+from ..lengths import draw_lengths
 
 #: SQuAD's official training file, or the beginning of it.
 _SQUAD_FILES = "train-v1.1*.json"

@@ -11,11 +11,11 @@
 
 namespace earlybert {
 
-struct LambDtypes {
+struct OptimizerDtypes {
   Dtype parameter, gradient;
 };
 
-struct LambTensor {
+struct OptimizerTensor {
   int64_t size;
   void* parameter;  // all of them `size` numbers without gaps
   const void* gradient;
@@ -24,17 +24,17 @@ struct LambTensor {
   float step;
 };
 
-struct LambStep {
-  const LambTensor* tensors;  // in host memory, read before the call returns
+struct OptimizerStep {
+  const OptimizerTensor* tensors;  // in host memory, read before the call returns
   int64_t count;
   const float* lr_at;  // the learning rate in device memory, or null: it is `lr`
   double lr, beta1, beta2, eps, weight_decay;
   double l1;        // factor of sign(parameter), which is added to the gradient
   bool adapt;       // by each tensor's trust ratio; else that is 1, and everything is done in one pass over memory
-  float* partials;  // scratch with `adapt`, else null: (sum of lamb_step_chunks(size) over the tensors, 2)
+  float* partials;  // scratch with `adapt`, else null: (sum of optimizer_step_chunks(size) over the tensors, 2)
 };
 
-int64_t lamb_step_chunks(int64_t size);
-void lamb_step(const LambStep&, LambDtypes, Launch);
+int64_t optimizer_step_chunks(int64_t size);
+void optimizer_step(const OptimizerStep&, OptimizerDtypes, Launch);
 
 }  // namespace earlybert

@@ -1,4 +1,4 @@
-#include "lamb_step.h"
+#include "optimizer_step.h"
 
 #include <cstdlib>
 
@@ -17,24 +17,27 @@ static constexpr int64_t kBatch = 1 << 18;
 static constexpr int64_t kParallelNumbers = 16384;
 
 struct Chunk {
-  const LambTensor* tensor;
+  const OptimizerTensor* tensor;
   int64_t begin, end;
   int64_t first;  // the number of the tensor's first chunk
   double parameter_squares, update_squares;
 };
 
-static inline int64_t chunks_of(const LambTensor& tensor) { return (tensor.size + kChunk - 1) / kChunk; }
+static inline int64_t chunks_of(const OptimizerTensor& tensor) { return (tensor.size + kChunk - 1) / kChunk; }
 
-static inline float update(const LambStep& a, const LambTensor& t, float parameter, float exp_avg, float exp_avg_sq) {
+static inline float update(const OptimizerStep& a, const OptimizerTensor& t, float parameter, float exp_avg,
+                           float exp_avg_sq) {
   const float denominator = __builtin_sqrtf(exp_avg_sq) * t.exp_avg_sq_sqrt_scale + a.eps;
   return exp_avg * t.exp_avg_scale / denominator + a.weight_decay * parameter;
 }
 
-// The new moments of a chunk, and its share of the norms. Without `adapt` nobody needs these, and the update is applied.
+// The new moments of a chunk, and its share of the norms. Without `adapt` nobody needs these, and the update is
+// applied.
 template <bool kAdapt>
-static inline void advance(const LambStep& step, Chunk& chunk) {
-  const LambStep a = step;  // copies: for all that the compiler knows, writing floats could change the originals
-  const LambTensor t = *chunk.tensor;
+static inline void advance(const OptimizerStep& step, Chunk& chunk) {
+  // Copies: for all that the compiler knows, writing floats could change the originals.
+  const OptimizerStep a = step;
+  const OptimizerTensor t = *chunk.tensor;
   float* __restrict parameter = t.parameter;
   const float* __restrict gradient = t.gradient;
   float* __restrict exp_avg = t.exp_avg;
@@ -58,9 +61,9 @@ static inline void advance(const LambStep& step, Chunk& chunk) {
   chunk.update_squares = update_squares;
 }
 
-static inline void apply(const LambStep& step, const Chunk& chunk, float rate) {
-  const LambStep a = step;
-  const LambTensor t = *chunk.tensor;
+static inline void apply(const OptimizerStep& step, const Chunk& chunk, float rate) {
+  const OptimizerStep a = step;
+  const OptimizerTensor t = *chunk.tensor;
   float* __restrict parameter = t.parameter;
   const float* __restrict exp_avg = t.exp_avg;
   const float* __restrict exp_avg_sq = t.exp_avg_sq;
@@ -93,12 +96,12 @@ static int64_t batch_end(const Chunk* chunks, int64_t begin, int64_t count) {
 }
 
 // To be called by all threads of a parallel region.
-static void adaptive_step(const LambStep& a, Chunk* chunks, int64_t count) {
+static void adaptive_step(const OptimizerStep& a, Chunk* chunks, int64_t count) {
   for (int64_t begin = 0, end; begin < count; begin = end) {
     end = batch_end(chunks, begin, count);
 #pragma omp for schedule(static)
     for (int64_t i = begin; i < end; ++i) advance<true>(a, chunks[i]);
-    const LambTensor* tensor = nullptr;
+    const OptimizerTensor* tensor = nullptr;
     float rate = 0.0f;
     // Backwards: the end of a tensor that is larger than the cache is what the cache still holds. Without a barrier
     // behind it: the next batch is other tensors.
@@ -113,7 +116,7 @@ static void adaptive_step(const LambStep& a, Chunk* chunks, int64_t count) {
   }
 }
 
-bool lamb_step(const LambStep& a) {
+bool optimizer_step(const OptimizerStep& a) {
   int64_t numbers = 0, count = 0;
   for (int64_t t = 0; t < a.count; ++t) {
     numbers += a.tensors[t].size;

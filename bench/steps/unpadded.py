@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from . import varlen
+from .. import varlen
 
 #: The attention's name in transformers' registry.
 _ATTENTION = "bench_flash_varlen"

@@ -1,4 +1,4 @@
-"""LAMB's kernels: dtypes, sizes, views, many tensors, and numbers that only the device knows."""
+"""The optimizers' kernels: dtypes, sizes, views, many tensors, and numbers that only the device knows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import triton
-from tests.helpers.lamb_problems import OPTIONS, aligned, assert_exact, misaligned, problem, stepped, with_gaps
+from tests.helpers.optimizer_problems import OPTIONS, aligned, assert_exact, misaligned, problem, stepped, with_gaps
 
 if triton.unavailable() is not None:
     pytest.skip(f"triton: {triton.unavailable()}", allow_module_level=True)
 
-from earlybert_kernels.backends.triton import lamb_step as ours
+from earlybert_kernels.backends.triton import optimizer_step as ours
 from earlybert_kernels.backends.triton.launch import recording
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +37,7 @@ def test_the_kernels_are_as_exact_as_pytorch(dtypes, view, adapt, l1):
     params, grads = problem(SHAPES)
     params = [param.to(dtypes[0]) for param in params]
     grads = [[grad.to(dtypes[1]) for grad in of_step] for of_step in grads]
-    assert_exact(ours.lamb_step, params, grads, DEVICE, numbers=on_device, view=view, adapt=adapt, l1=l1)
+    assert_exact(ours.optimizer_step, params, grads, DEVICE, numbers=on_device, view=view, adapt=adapt, l1=l1)
 
 
 def test_many_tensors_of_many_chunks(monkeypatch):
@@ -47,7 +47,7 @@ def test_many_tensors_of_many_chunks(monkeypatch):
     monkeypatch.setattr(ours, "CHUNK", 64)
     params = [torch.randn(size) for size in (1, 700, 0, 64, 63, 65, 0, 0, 129, 5, 1024, 2, 0)]
     grads = [[torch.randn_like(param) for param in params]]
-    assert_exact(ours.lamb_step, params, grads, DEVICE, adapt=True, l1=0.0)
+    assert_exact(ours.optimizer_step, params, grads, DEVICE, adapt=True, l1=0.0)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -55,7 +55,7 @@ def test_nothing_around_a_tensor_is_touched(shift):
     for size in (1, 511, 513, 8192 + 3):
         around = [torch.full((size + 40,), 7.0, device=DEVICE) for _ in range(4)]
         params, grads, exp_avgs, exp_avg_sqs = ([t[20 + shift : 20 + shift + size]] for t in around)
-        ours.lamb_step(params, grads, exp_avgs, exp_avg_sqs, [1.0], lr=0.1, adapt=True, l1=0.0, **OPTIONS)
+        ours.optimizer_step(params, grads, exp_avgs, exp_avg_sqs, [1.0], lr=0.1, adapt=True, l1=0.0, **OPTIONS)
         assert all((t[: 20 + shift] == 7).all() and (t[20 + shift + size :] == 7).all() for t in around)
         assert (grads[0] == 7).all() and not (params[0] == 7).any()
 
@@ -64,7 +64,8 @@ def test_numbers_of_the_host_and_of_the_device_give_the_same_bits_every_time():
     params = [torch.randn(size, device=DEVICE) for size in (8193, 33)]
     here = params, [[torch.randn_like(param) for param in params]]
     first, *others = (
-        stepped(ours.lamb_step, *here, numbers=numbers, adapt=True, l1=0.1) for numbers in (float, on_device, float)
+        stepped(ours.optimizer_step, *here, numbers=numbers, adapt=True, l1=0.1)
+        for numbers in (float, on_device, float)
     )
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first[0] + first[1], other[0] + other[1], strict=True))
@@ -83,11 +84,11 @@ def test_four_launches_and_no_number_is_read_back():
     step = torch.empty((), device="meta")
     for adapt, count in ((True, 4), (False, 2)):
         with recording(90) as launches:
-            ours.lamb_step(*tensors, [step] * 120, lr=step, adapt=adapt, l1=0.0, **OPTIONS)
+            ours.optimizer_step(*tensors, [step] * 120, lr=step, adapt=adapt, l1=0.0, **OPTIONS)
         assert len(launches) == count
 
 
 def test_moments_that_it_does_not_take():
     half = torch.ones(3, dtype=torch.bfloat16, device=DEVICE)
     with pytest.raises(RuntimeError, match="it takes moments in float32, got torch.bfloat16"):
-        ek.ops.lamb_step(*[[half]] * 4, [1.0], lr=0.1, adapt=True, backend="triton", **OPTIONS)
+        ek.ops.optimizer_step(*[[half]] * 4, [1.0], lr=0.1, adapt=True, backend="triton", **OPTIONS)

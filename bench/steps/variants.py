@@ -11,7 +11,7 @@ from transformers import BertForSequenceClassification
 import earlybert_kernels as ek
 from earlybert.training.batches import Batch
 
-from .shapes import random_ticket
+from ..shapes import random_ticket
 from .unpadded import UnpaddedClassifier
 from .workload import labels_tokens, pack
 

@@ -1,4 +1,4 @@
-"""What the tests of LAMB's kernels on GPUs step, and how exact they have to be."""
+"""What the tests of the optimizers' kernels on GPUs step, and how exact they have to be."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def assert_exact(
     **options,
 ) -> None:
     """The kernel's results on `device` are as exact as those of plain PyTorch in the same dtypes."""
-    plain = stepped(reference.lamb_step, params, grads, **options)
+    plain = stepped(reference.optimizer_step, params, grads, **options)
     wide = [param.double() for param in params], [[grad.double() for grad in of_step] for of_step in grads]
-    truth = stepped(reference.lamb_step, *wide, **options)
+    truth = stepped(reference.optimizer_step, *wide, **options)
     here = [param.to(device) for param in params], [[grad.to(device) for grad in of_step] for of_step in grads]
     results = stepped(step, *here, numbers=numbers, view=view, **options)
     dtypes = (params[0].dtype, torch.float32)

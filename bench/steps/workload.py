@@ -23,8 +23,8 @@ import earlybert_kernels as ek
 from earlybert.training.batches import Batch, collate
 from earlybert.training.data import EncodedExamples
 
+from ..shapes import SHAPES
 from .examples import random_examples, read_squad, read_sst2, read_texts, with_answers, with_hidden_words
-from .shapes import SHAPES
 
 #: Longest sequences, as the recipes of GLUE, SQuAD and pre-training cut them.
 _MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128, "texts": 128}

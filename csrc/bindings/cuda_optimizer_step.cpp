@@ -1,6 +1,6 @@
 #include <pybind11/stl.h>
 
-#include "../cuda/lamb_step.h"
+#include "../cuda/optimizer_step.h"
 #include "cuda.h"
 
 namespace earlybert {
@@ -12,21 +12,21 @@ using TensorAt = std::tuple<int64_t, Address, Address, Address, Address, Address
 void step(int device, Address stream, int parameter_dtype, int gradient_dtype, const std::vector<TensorAt>& all,
           Address lr_at, double lr, double beta1, double beta2, double eps, double weight_decay, double l1, bool adapt,
           Address partials) {
-  std::vector<LambTensor> tensors;
+  std::vector<OptimizerTensor> tensors;
   for (const auto& [size, parameter, gradient, exp_avg, exp_avg_sq, step_at, number] : all) {
     tensors.push_back({size, at<void>(parameter), at<void>(gradient), at<float>(exp_avg), at<float>(exp_avg_sq),
                        at<float>(step_at), static_cast<float>(number)});
   }
-  lamb_step({tensors.data(), static_cast<int64_t>(tensors.size()), at<float>(lr_at), lr, beta1, beta2, eps,
-             weight_decay, l1, adapt, at<float>(partials)},
-            {static_cast<Dtype>(parameter_dtype), static_cast<Dtype>(gradient_dtype)}, on(device, stream));
+  optimizer_step({tensors.data(), static_cast<int64_t>(tensors.size()), at<float>(lr_at), lr, beta1, beta2, eps,
+                  weight_decay, l1, adapt, at<float>(partials)},
+                 {static_cast<Dtype>(parameter_dtype), static_cast<Dtype>(gradient_dtype)}, on(device, stream));
 }
 
 }  // namespace
 
-void define_lamb_step(pybind11::module_& m) {
-  m.def("lamb_step_chunks", &lamb_step_chunks, "Rows of scratch that a tensor of this size adds.");
-  m.def("lamb_step", &step, release());
+void define_optimizer_step(pybind11::module_& m) {
+  m.def("optimizer_step_chunks", &optimizer_step_chunks, "Rows of scratch that a tensor of this size adds.");
+  m.def("optimizer_step", &step, release());
 }
 
 }  // namespace earlybert

@@ -1,4 +1,4 @@
-"""One step of LAMB over many tensors."""
+"""One step of LAMB or AdamW over many tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..backends import backends_with
 from .custom import define_in_place
 from .dispatch import choose, register, register_reference
 
-_OP = "lamb_step"
+_OP = "optimizer_step"
 
 
-def lamb_step(
+def optimizer_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -32,6 +32,8 @@ def lamb_step(
     backend: str | None = None,
 ) -> None:
     """Changes `params` and their moments in place, as algorithm 2 of LAMB says (You et al., arXiv 1904.00962).
+
+    Without `adapt` as AdamW does (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
 
     Of every tensor: `m = beta1 m + (1 - beta1) g` and `v = beta2 v + (1 - beta2) g^2`; both are divided by
     `1 - beta^step`, which takes out their bias towards 0; `u = m / (sqrt(v) + eps) + weight_decay p`; and
@@ -57,7 +59,7 @@ def lamb_step(
         weight_decay: the factor of p in u.
         adapt: by the trust ratio; if not, it is 1.
         l1: factor of the penalty.
-        backend: one of `ops.backends("lamb_step")`; default: the best that takes these tensors.
+        backend: one of `ops.backends("optimizer_step")`; default: the best that takes these tensors.
 
     Raises:
         ValueError: the lists differ in length, or shapes, dtypes or devices do not fit together.
@@ -108,7 +110,20 @@ def _as_tensor(number: float | Tensor) -> Tensor:
 
 
 def _with(kernel: Callable[..., None]) -> Callable[..., None]:
-    def run(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay, adapt, l1):
+    def run(
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+        lr: Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        adapt: bool,
+        l1: float,
+    ) -> None:
         options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
         kernel(params, grads, exp_avgs, exp_avg_sqs, steps, **options, l1=l1)
 
@@ -118,11 +133,10 @@ def _with(kernel: Callable[..., None]) -> Callable[..., None]:
 _implementing = backends_with(_OP)
 _compiled = define_in_place(
     _OP,
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor lr,"
-    " float beta1, float beta2, float eps, float weight_decay, bool adapt, float l1) -> ()",
     {backend.name: _with(backend.function(_OP, _OP)) for backend in _implementing},
+    changes=("params", "exp_avgs", "exp_avg_sqs"),
 )
 
-register_reference(_OP, reference.lamb_step)
+register_reference(_OP, reference.optimizer_step)
 for _backend in _implementing:
     register(_OP, _backend, partial(_run_compiled, _compiled[_backend.name]))

@@ -1,4 +1,4 @@
-"""One step of LAMB over many tensors: four launches, however many tensors there are.
+"""One step of LAMB or AdamW over many tensors: four launches, however many tensors there are.
 
 Kernels find the tensors by a table of addresses on the device. A tensor's norms have to be known before any of it can
 change, so that it is gone through twice: 24 bytes a float32 number for the moments and the norms, 16 to apply the
@@ -39,7 +39,7 @@ STEP = tl.constexpr(6)
 
 
 @torch.no_grad()
-def lamb_step(
+def optimizer_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -53,9 +53,9 @@ def lamb_step(
     adapt: bool,
     l1: float,
 ) -> None:
-    """See `ops.lamb_step`. Step counts and learning rate are read on the device, where a replayed graph finds new ones.
+    """See `ops.optimizer_step`. Nothing here waits for the device.
 
-    Nothing here waits for the device.
+    Step counts and learning rate are read on the device, where a replayed graph finds new ones.
     """
     device, count = params[0].device, len(params)
     if len({grad.dtype for grad in grads}) > 1:

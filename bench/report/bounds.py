@@ -20,7 +20,7 @@ from typing import Any
 from earlybert.files import read_json
 
 from ..ops.cases import TORCH_PROVIDERS, VARLEN
-from ..steps.variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
+from ..step.variants import COMPILED, CONVERTED, UNPADDED, UNPADDED_COMPILED
 from ..summary import paired_ratio
 from .tables import NONE, Result, table
 

@@ -55,7 +55,7 @@ def step_figure(result: Result) -> Figure:
 
 
 def _kind(variant: str) -> str:
-    """What a variant of `bench.steps.variants` is drawn as."""
+    """What a variant of `bench.step.variants` is drawn as."""
     if "stock" in variant:
         return _STOCK
     return _TICKET if variant.startswith("ticket") else _DENSE

@@ -11,8 +11,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 from bench import gpu, gpu_bundle, step, varlen
 from bench.jobs import Job, Outcome
-from bench.steps.unpadded import UnpaddedClassifier
-from bench.steps.workload import Workload, pack
+from bench.step.unpadded import UnpaddedClassifier
+from bench.step.workload import Workload, pack
 from earlybert_kernels.backends import backends
 from tests.helpers import examples
 

@@ -38,7 +38,7 @@ def test_other_names_are_refused(name):
 def test_they_are_what_the_tokenizer_gives(data_dir, minilm):
     from transformers import AutoTokenizer
 
-    from bench.steps.examples import read_squad
+    from bench.step.examples import read_squad
 
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     lengths = read_squad(data_dir / "squad", 600, tokenizer, 384).lengths()

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import earlybert_kernels as ek
-from bench import step, varlen
+from bench import varlen
 from bench.report import plots, report
 from bench.shapes import SHAPES, Shape
-from bench.steps import memory, variants
-from bench.steps.workload import Workload, pack
+from bench.step import __main__ as step
+from bench.step import memory, variants
+from bench.step.workload import Workload, pack
 
 CPU = torch.device("cpu")
 #: What torch.compile needs a minute for is left to whoever measures.

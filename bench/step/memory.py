@@ -1,6 +1,6 @@
 """Peak memory of training steps of one variant, in a process of its own: prints JSON.
 
-    python -m bench.steps.memory --shape minilm --lengths sst2 --variant ticket-compact
+    python -m bench.step.memory --shape minilm --lengths sst2 --variant ticket-compact
 
 On a GPU: what torch had allocated at most. On a CPU: by how much resident memory rose at most over what the process had
 before the model was built, on Linux only. Building does not count where the kernel lets a process reset its peak.
@@ -49,7 +49,7 @@ def measure_apart(workload: Workload, variant: str) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed; the message has what it said.
     """
-    command = [sys.executable, "-m", "bench.steps.memory", *workload.flags(), "--variant", variant]
+    command = [sys.executable, "-m", "bench.step.memory", *workload.flags(), "--variant", variant]
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})

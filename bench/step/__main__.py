@@ -34,13 +34,14 @@ from torch import nn
 from earlybert.files import write_json
 from earlybert.training.batches import NO_LABEL, Batch
 
-from . import provenance
-from .ops import roofline
-from .rates import measure_rates
-from .report import tables
-from .steps.memory import measure_apart
-from .steps.training import training_step
-from .steps.variants import (
+from .. import provenance
+from ..ops import roofline
+from ..rates import measure_rates
+from ..report import tables
+from ..summary import paired_ratio, quartiles
+from .memory import measure_apart
+from .training import training_step
+from .variants import (
     CONVERTED,
     DENSE,
     STOCK,
@@ -52,8 +53,7 @@ from .steps.variants import (
     is_packed,
     own_batch,
 )
-from .steps.workload import Workload, labels_tokens, pack, quiet_transformers
-from .summary import paired_ratio, quartiles
+from .workload import Workload, labels_tokens, pack, quiet_transformers
 
 #: Rounds that do not count: what compiles does so in them, for two lengths and then for any.
 WARM_UP = 4

@@ -1,5 +1,7 @@
 #include "dropout_add_layer_norm.h"
 
+#include <type_traits>
+
 #include "column_sums.cuh"
 #include "layer_norm.cuh"
 
@@ -56,24 +58,26 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
   clear_sums(shared, group, lane);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * L::kRows;
   for (int64_t r = static_cast<int64_t>(blockIdx.x) * L::kRows + group; r < a.rows; r += stride) {
-    const R* grad_out = static_cast<const R*>(a.grad_out) + r * cols;
-    const X* x = static_cast<const X*>(a.x) + r * cols;
-    const R* residual = static_cast<const R*>(a.residual) + r * cols;
+    const RawPart<X, L> x(static_cast<const X*>(a.x) + r * cols, lane, cols);
+    const RawPart<R, L> residual(static_cast<const R*>(a.residual) + r * cols, lane, cols);
+    const RawPart<R, L> grad_out(static_cast<const R*>(a.grad_out) + r * cols, lane, cols);
     const float mean = a.mean[r], rstd = a.rstd[r];
-
     const uint32_t kept = kept_of_part<L>(dropout, r, lane, cols);
     Part<L> normalised, grad;
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) {
-      float added[L::kWidth], products[L::kWidth];
-      load_item<L>(x, i, lane, cols, added);
-      load_item<L>(residual, i, lane, cols, normalised[i]);
-      load_item<L>(grad_out, i, lane, cols, grad[i]);
+      float added_to[L::kWidth], products[L::kWidth];
 #pragma unroll
       for (int j = 0; j < L::kWidth; ++j) {
-        normalised[i][j] += added[j] * dropout_factor<L>(dropout, kept, i, j);
-        normalised[i][j] = (normalised[i][j] - mean) * rstd;
+        added_to[j] = residual.at(i, j);
+        const float h = added_to[j] + x.at(i, j) * dropout_factor<L>(dropout, kept, i, j);
+        normalised[i][j] = (h - mean) * rstd;
+        grad[i][j] = grad_out.at(i, j);
         products[j] = grad[i][j] * normalised[i][j];
+      }
+      if constexpr (!std::is_same_v<X, R>) {
+        X* cast = static_cast<X*>(a.residual_cast);
+        if (cast != nullptr) store_item<L>(cast + r * cols, i, lane, cols, added_to);
       }
       add_to_sums(shared, kWeight, group, i, lane, products);
       add_to_sums(shared, kBias, group, i, lane, grad[i]);
@@ -146,7 +150,8 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& a, Dropo
     using R = typename decltype(residual)::type;
     using P = typename decltype(weight)::type;
     if (partials == 0) return;
-    const bool aligned = on_16_bytes(a.grad_out, a.x, a.residual, a.weight, a.grad_x, a.grad_residual);
+    const bool aligned =
+        on_16_bytes(a.grad_out, a.x, a.residual, a.weight, a.grad_x, a.grad_residual, a.residual_cast);
     with_layout<sizeof(R)>(a.cols, aligned, [&](auto layout) {
       using L = decltype(layout);
       call.launch(backward_kernel<X, R, P, L>, static_cast<unsigned>(partials), L::kBlock,

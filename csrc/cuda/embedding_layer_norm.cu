@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
       store_result(a.word_keys + token, static_cast<int32_t>(has_word ? rows.word_id : words));
       store_result(a.pair_keys + token, static_cast<int32_t>(pair));
     }
-    const T* grad_out = static_cast<const T*>(a.grad_out) + token * cols;
+    const RawPart<T, L> grad_out(static_cast<const T*>(a.grad_out) + token * cols, lane, cols);
     const float mean = a.mean[token], rstd = a.rstd[token];
     const uint32_t kept = kept_of_part<L>(dropout, token, lane, cols);
 
@@ -113,12 +113,11 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
     load_sum<L>(rows, lane, cols, normalised);
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) {
-      load_item<L>(grad_out, i, lane, cols, grad[i]);
       float products[L::kWidth];
 #pragma unroll
       for (int j = 0; j < L::kWidth; ++j) {
         normalised[i][j] = (normalised[i][j] - mean) * rstd;
-        grad[i][j] *= dropout_factor<L>(dropout, kept, i, j);
+        grad[i][j] = grad_out.at(i, j) * dropout_factor<L>(dropout, kept, i, j);
         products[j] = grad[i][j] * normalised[i][j];
       }
       add_to_sums(shared, kWeight, group, i, lane, products);

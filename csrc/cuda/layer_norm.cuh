@@ -16,8 +16,8 @@ namespace earlybert {
 //
 // A backward kernel runs on at most kBackwardBlocks blocks, each of which writes one row of partial sums for every
 // vector of sums. That number is fixed rather than read from the device, so that results do not depend on the device's
-// size: it is what an H100, of 132 multiprocessors, holds at once when each has kResident blocks. The registers that a
-// thread may have follow from that; it needs two for each of its columns, and some 50.
+// size: it is what an H100, of 132 multiprocessors, holds at once when rows are aligned. The registers that a thread may
+// have follow from that; it needs two to three for each of its columns, and some 50.
 template <int kVectorWidth, bool kRowsAligned, int kThreadsPerRow, int kColsPerThread, int kThreadsPerBlock,
           int kBlocksPerMultiprocessor>
 struct Layout {
@@ -83,65 +83,63 @@ __device__ __forceinline__ int column_of(int item, int lane) {
   return (item * L::kThreads + lane) * L::kWidth;
 }
 
-// The same as it is in memory: all of it is on its way before the first value is needed.
+// A thread's vector of a row as it is in memory, where it is read and written 16 bytes at a time, or all at once.
 template <typename T, typename L>
-struct RawPart {
-  struct alignas(L::kWidth * sizeof(T) < 16 ? L::kWidth * sizeof(T) : 16) Vector {
-    T v[L::kWidth];
-  };
-  Vector items[L::kItems];
-
-  __device__ __forceinline__ RawPart(const T* row, int lane, int cols) {
-#pragma unroll
-    for (int i = 0; i < L::kItems; ++i) {
-      const int col = column_of<L>(i, lane);
-      items[i] = {};
-      if constexpr (L::kAligned) {
-        if (col < cols) items[i] = *reinterpret_cast<const Vector*>(row + col);
-      } else {
-#pragma unroll
-        for (int j = 0; j < L::kWidth; ++j) {
-          if (col + j < cols) items[i].v[j] = row[col + j];
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ float at(int i, int j) const { return to_float(items[i].v[j]); }
+struct alignas(L::kWidth * sizeof(T) < 16 ? L::kWidth * sizeof(T) : 16) RawVector {
+  T v[L::kWidth];
 };
 
-// Stores vector i of a thread's part.
+// Vector `item` of a thread's part of a row: 0 beyond the row's end.
 template <typename L, typename T>
-__device__ __forceinline__ void store_item(T* row, int i, int lane, int cols, const float (&v)[L::kWidth]) {
-  using Vector = typename RawPart<T, L>::Vector;
-  const int col = column_of<L>(i, lane);
+__device__ __forceinline__ RawVector<T, L> load_raw(const T* row, int item, int lane, int cols) {
+  RawVector<T, L> raw = {};
+  const int col = column_of<L>(item, lane);
   if constexpr (L::kAligned) {
-    Vector stored;
-#pragma unroll
-    for (int j = 0; j < L::kWidth; ++j) stored.v[j] = from_float<T>(v[j]);
-    if (col < cols) store_result(reinterpret_cast<Vector*>(row + col), stored);
+    if (col < cols) raw = *reinterpret_cast<const RawVector<T, L>*>(row + col);
   } else {
 #pragma unroll
     for (int j = 0; j < L::kWidth; ++j) {
-      if (col + j < cols) store_result(row + col + j, from_float<T>(v[j]));
+      if (col + j < cols) raw.v[j] = row[col + j];
+    }
+  }
+  return raw;
+}
+
+// The same as float32.
+template <typename L, typename T>
+__device__ __forceinline__ void load_item(const T* row, int item, int lane, int cols, float (&v)[L::kWidth]) {
+  const RawVector<T, L> raw = load_raw<L>(row, item, lane, cols);
+#pragma unroll
+  for (int j = 0; j < L::kWidth; ++j) v[j] = to_float(raw.v[j]);
+}
+
+template <typename L, typename T>
+__device__ __forceinline__ void store_item(T* row, int item, int lane, int cols, const float (&v)[L::kWidth]) {
+  const int col = column_of<L>(item, lane);
+  RawVector<T, L> raw;
+#pragma unroll
+  for (int j = 0; j < L::kWidth; ++j) raw.v[j] = from_float<T>(v[j]);
+  if constexpr (L::kAligned) {
+    if (col < cols) store_result(reinterpret_cast<RawVector<T, L>*>(row + col), raw);
+  } else {
+#pragma unroll
+    for (int j = 0; j < L::kWidth; ++j) {
+      if (col + j < cols) store_result(row + col + j, raw.v[j]);
     }
   }
 }
 
-// Vector i of a thread's part of a row of parameters, which all rows share.
-template <typename L, typename P>
-__device__ __forceinline__ void load_item(const P* row, int i, int lane, int cols, float (&v)[L::kWidth]) {
-  using Vector = typename RawPart<P, L>::Vector;
-  const int col = column_of<L>(i, lane);
-  if constexpr (L::kAligned) {
-    Vector loaded = {};
-    if (col < cols) loaded = *reinterpret_cast<const Vector*>(row + col);
+// A thread's part of a row as it is in memory: all of it is on its way before the first value is needed.
+template <typename T, typename L>
+struct RawPart {
+  RawVector<T, L> items[L::kItems];
+
+  __device__ __forceinline__ RawPart(const T* row, int lane, int cols) {
 #pragma unroll
-    for (int j = 0; j < L::kWidth; ++j) v[j] = to_float(loaded.v[j]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < L::kWidth; ++j) v[j] = col + j < cols ? to_float(row[col + j]) : 0.0f;
+    for (int i = 0; i < L::kItems; ++i) items[i] = load_raw<L>(row, i, lane, cols);
   }
-}
+  __device__ __forceinline__ float at(int i, int j) const { return to_float(items[i].v[j]); }
+};
 
 // What dropout does to each element: which are kept, and what those are multiplied by.
 struct Dropout {
@@ -289,7 +287,8 @@ __device__ __forceinline__ void clear_sums(BackwardShared<L, kSums>& shared, int
   }
 }
 
-// Adds to the sums `which` of the thread's vector i.
+// Adds to the sums `which` of the thread's vector i. The barrier costs nothing, as the warp is together anyway; without
+// it the assembler has the sums of many vectors in registers at a time, and those of the row on the stack.
 template <typename L, int kSums>
 __device__ __forceinline__ void add_to_sums(BackwardShared<L, kSums>& shared, int which, int group, int i, int lane,
                                             const float (&v)[L::kWidth]) {
@@ -300,6 +299,7 @@ __device__ __forceinline__ void add_to_sums(BackwardShared<L, kSums>& shared, in
     const float* own = v + 4 * four;
     sum = make_float4(before.x + own[0], before.y + own[1], before.z + own[2], before.w + own[3]);
   }
+  __syncwarp();
 }
 
 // Writes a block's sums to row blockIdx.x of each of the matrices `partials`, (kSums, gridDim.x, cols). The groups'

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "launch.cuh"
 #include "layer_norm.h"
@@ -113,6 +115,16 @@ __device__ __forceinline__ void load_item(const T* row, int item, int lane, int 
   for (int j = 0; j < L::kWidth; ++j) v[j] = to_float(raw.v[j]);
 }
 
+// *at = value by one instruction, which the compiler does not always make of an assignment, but one for each member.
+template <typename Word>
+__device__ __forceinline__ void store_word(Word* at, Word value) {
+#if defined(EARLYBERT_EMULATED)
+  store_result(at, value);
+#else
+  __stwb(at, value);
+#endif
+}
+
 template <typename L, typename T>
 __device__ __forceinline__ void store_item(T* row, int item, int lane, int cols, const float (&v)[L::kWidth]) {
   const int col = column_of<L>(item, lane);
@@ -120,7 +132,11 @@ __device__ __forceinline__ void store_item(T* row, int item, int lane, int cols,
 #pragma unroll
   for (int j = 0; j < L::kWidth; ++j) raw.v[j] = from_float<T>(v[j]);
   if constexpr (L::kAligned) {
-    if (col < cols) store_result(reinterpret_cast<RawVector<T, L>*>(row + col), raw);
+    using Word = std::conditional_t<sizeof(raw) == 16, uint4, uint2>;
+    static_assert(sizeof(raw) == sizeof(Word), "16 bytes, or 8 where another dtype's are 16");
+    Word word;
+    memcpy(&word, &raw, sizeof(word));
+    if (col < cols) store_word(reinterpret_cast<Word*>(row + col), word);
   } else {
 #pragma unroll
     for (int j = 0; j < L::kWidth; ++j) {

@@ -19,13 +19,13 @@ void forward(int device, Address stream, int x_dtype, int residual_dtype, int we
 
 void backward(int device, Address stream, int x_dtype, int residual_dtype, int weight_dtype, int64_t rows, int64_t cols,
               Address grad_out, Address x, Address residual, Address weight, Address mean, Address rstd, Address seed,
-              double dropout_p, Address grad_x, Address grad_residual, Address grad_weight, Address grad_bias,
-              Address grad_x_columns, Address partials) {
-  dropout_add_layer_norm_backward(
-      {rows, cols, at<void>(grad_out), at<void>(x), at<void>(residual), at<void>(weight), at<float>(mean),
-       at<float>(rstd), at<int64_t>(seed), dropout_p, at<void>(grad_x), at<void>(grad_residual), at<void>(grad_weight),
-       at<void>(grad_bias), at<void>(grad_x_columns), at<float>(partials)},
-      dtypes(x_dtype, residual_dtype, weight_dtype), on(device, stream));
+              double dropout_p, Address grad_x, Address grad_residual, Address residual_cast, Address grad_weight,
+              Address grad_bias, Address grad_x_columns, Address partials) {
+  dropout_add_layer_norm_backward({rows, cols, at<void>(grad_out), at<void>(x), at<void>(residual), at<void>(weight),
+                                   at<float>(mean), at<float>(rstd), at<int64_t>(seed), dropout_p, at<void>(grad_x),
+                                   at<void>(grad_residual), at<void>(residual_cast), at<void>(grad_weight),
+                                   at<void>(grad_bias), at<void>(grad_x_columns), at<float>(partials)},
+                                  dtypes(x_dtype, residual_dtype, weight_dtype), on(device, stream));
 }
 
 }  // namespace

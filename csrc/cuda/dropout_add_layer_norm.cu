@@ -1,5 +1,7 @@
 #include "dropout_add_layer_norm.h"
 
+#include <type_traits>
+
 #include "column_sums.cuh"
 #include "layer_norm.cuh"
 
@@ -8,38 +10,34 @@ namespace {
 
 template <typename X, typename R, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
-    forward_kernel(const DropoutAddLayerNormForward a, Dropout dropout, bool aligned) {
+    forward_kernel(const DropoutAddLayerNormForward a, Dropout dropout) {
   float* scratch = shared_memory<Scratch>();
   const int lane = threadIdx.x % L::kThreads;
   const int cols = static_cast<int>(a.cols);
   const int64_t r = static_cast<int64_t>(blockIdx.x) * L::kRows + threadIdx.x / L::kThreads;
   if (r >= a.rows) return;  // whole warps, or (one row a block) nobody
-  const X* x = static_cast<const X*>(a.x) + r * cols;
-  const R* residual = static_cast<const R*>(a.residual) + r * cols;
-
+  const RawPart<X, L> x(static_cast<const X*>(a.x) + r * cols, lane, cols);
+  const RawPart<R, L> residual(static_cast<const R*>(a.residual) + r * cols, lane, cols);
   const uint32_t kept = kept_of_part<L>(dropout, r, lane, cols);
   Part<L> h;
 #pragma unroll
   for (int i = 0; i < L::kItems; ++i) {
-    const int col = column_of<L>(i, lane);
-    float added[kVector];
-    load(x, col, cols, aligned, added);
-    load(residual, col, cols, aligned, h[i]);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) h[i][j] += added[j] * dropout_factor(dropout, kept, i, j);
+    for (int j = 0; j < L::kWidth; ++j) {
+      h[i][j] = residual.at(i, j) + x.at(i, j) * dropout_factor<L>(dropout, kept, i, j);
+    }
   }
   const Statistics statistics = normalise<L>(h, lane, cols, static_cast<float>(a.eps), scratch);
 
   R* out = static_cast<R*>(a.out) + r * cols;
 #pragma unroll
   for (int i = 0; i < L::kItems; ++i) {
-    const int col = column_of<L>(i, lane);
-    float weight[kVector], bias[kVector];
-    load(static_cast<const P*>(a.weight), col, cols, aligned, weight);
-    load(static_cast<const P*>(a.bias), col, cols, aligned, bias);
+    float weight[L::kWidth], bias[L::kWidth];
+    load_item<L>(static_cast<const P*>(a.weight), i, lane, cols, weight);
+    load_item<L>(static_cast<const P*>(a.bias), i, lane, cols, bias);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) h[i][j] = h[i][j] * weight[j] + bias[j];
-    store(out, col, cols, aligned, h[i]);
+    for (int j = 0; j < L::kWidth; ++j) h[i][j] = h[i][j] * weight[j] + bias[j];
+    store_item<L>(out, i, lane, cols, h[i]);
   }
   if (lane == 0) {
     store_result(a.mean + r, statistics.mean);
@@ -52,7 +50,7 @@ enum { kWeight, kBias, kX, kSums };  // what is summed over the rows
 // Each block walks over rows and keeps its share of the sums until the end.
 template <typename X, typename R, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock, L::kResident)
-    backward_kernel(const DropoutAddLayerNormBackward a, Dropout dropout, bool aligned) {
+    backward_kernel(const DropoutAddLayerNormBackward a, Dropout dropout) {
   auto& shared = shared_memory<BackwardShared<L, kSums>>();
   const int lane = threadIdx.x % L::kThreads, group = threadIdx.x / L::kThreads;
   const int cols = static_cast<int>(a.cols);
@@ -60,42 +58,41 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
   clear_sums(shared, group, lane);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * L::kRows;
   for (int64_t r = static_cast<int64_t>(blockIdx.x) * L::kRows + group; r < a.rows; r += stride) {
-    const R* grad_out = static_cast<const R*>(a.grad_out) + r * cols;
-    const X* x = static_cast<const X*>(a.x) + r * cols;
-    const R* residual = static_cast<const R*>(a.residual) + r * cols;
+    const RawPart<X, L> x(static_cast<const X*>(a.x) + r * cols, lane, cols);
+    const RawPart<R, L> residual(static_cast<const R*>(a.residual) + r * cols, lane, cols);
+    const RawPart<R, L> grad_out(static_cast<const R*>(a.grad_out) + r * cols, lane, cols);
     const float mean = a.mean[r], rstd = a.rstd[r];
-
     const uint32_t kept = kept_of_part<L>(dropout, r, lane, cols);
     Part<L> normalised, grad;
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) {
-      const int col = column_of<L>(i, lane);
-      float added[kVector];
-      load(x, col, cols, aligned, added);
-      load(residual, col, cols, aligned, normalised[i]);
-      load(grad_out, col, cols, aligned, grad[i]);
-      float products[kVector];
+      float added_to[L::kWidth], products[L::kWidth];
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) {
-        normalised[i][j] += added[j] * dropout_factor(dropout, kept, i, j);
-        normalised[i][j] = (normalised[i][j] - mean) * rstd;
+      for (int j = 0; j < L::kWidth; ++j) {
+        added_to[j] = residual.at(i, j);
+        const float h = added_to[j] + x.at(i, j) * dropout_factor<L>(dropout, kept, i, j);
+        normalised[i][j] = (h - mean) * rstd;
+        grad[i][j] = grad_out.at(i, j);
         products[j] = grad[i][j] * normalised[i][j];
       }
-      add_to(sums_of(shared, kWeight, group, i, lane), products);
-      add_to(sums_of(shared, kBias, group, i, lane), grad[i]);
+      if constexpr (!std::is_same_v<X, R>) {
+        X* cast = static_cast<X*>(a.residual_cast);
+        if (cast != nullptr) store_item<L>(cast + r * cols, i, lane, cols, added_to);
+      }
+      add_to_sums(shared, kWeight, group, i, lane, products);
+      add_to_sums(shared, kBias, group, i, lane, grad[i]);
     }
-    input_gradient<L>(grad, normalised, static_cast<const P*>(a.weight), rstd, lane, cols, aligned, shared.scratch);
+    input_gradient<L>(grad, normalised, static_cast<const P*>(a.weight), rstd, lane, cols, shared.scratch);
 
     R* grad_residual = static_cast<R*>(a.grad_residual) + r * cols;
     X* grad_x = a.grad_x == nullptr ? nullptr : static_cast<X*>(a.grad_x) + r * cols;
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) {
-      const int col = column_of<L>(i, lane);
-      store(grad_residual, col, cols, aligned, grad[i]);
+      store_item<L>(grad_residual, i, lane, cols, grad[i]);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) grad[i][j] *= dropout_factor(dropout, kept, i, j);
-      add_to(sums_of(shared, kX, group, i, lane), grad[i]);
-      if (grad_x != nullptr) store(grad_x, col, cols, aligned, grad[i]);
+      for (int j = 0; j < L::kWidth; ++j) grad[i][j] *= dropout_factor<L>(dropout, kept, i, j);
+      add_to_sums(shared, kX, group, i, lane, grad[i]);
+      if (grad_x != nullptr) store_item<L>(grad_x, i, lane, cols, grad[i]);
     }
   }
   store_partials(shared, cols, a.partials);
@@ -134,12 +131,11 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a, Dropout
     using X = typename decltype(x)::type;
     using R = typename decltype(residual)::type;
     using P = typename decltype(weight)::type;
-    const bool aligned = a.cols % kVector == 0 && on_vector<X>(a.x) && on_vector<R>(a.residual) &&
-                         on_vector<R>(a.out) && on_vector<P>(a.weight) && on_vector<P>(a.bias);
-    with_layout(a.cols, [&](auto layout) {
+    const bool aligned = on_16_bytes(a.x, a.residual, a.out, a.weight, a.bias);
+    with_layout<sizeof(R)>(a.cols, aligned, [&](auto layout) {
       using L = decltype(layout);
       call.launch(forward_kernel<X, R, P, L>, blocks_for(a.rows, L::kRows), L::kBlock, sizeof(Scratch), a,
-                  dropout_of(a.seed, a.dropout_p), aligned);
+                  dropout_of(a.seed, a.dropout_p));
     });
   });
 }
@@ -154,16 +150,18 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& a, Dropo
     using R = typename decltype(residual)::type;
     using P = typename decltype(weight)::type;
     if (partials == 0) return;
-    const bool aligned = a.cols % kVector == 0 && on_vector<R>(a.grad_out) && on_vector<X>(a.x) &&
-                         on_vector<R>(a.residual) && on_vector<P>(a.weight) && on_vector<X>(a.grad_x) &&
-                         on_vector<R>(a.grad_residual);
-    with_layout(a.cols, [&](auto layout) {
+    const bool aligned = on_16_bytes(a.grad_out, a.x, a.residual, a.weight, a.grad_x, a.grad_residual, a.residual_cast);
+    with_layout<sizeof(R)>(a.cols, aligned, [&](auto layout) {
       using L = decltype(layout);
       call.launch(backward_kernel<X, R, P, L>, static_cast<unsigned>(partials), L::kBlock,
-                  sizeof(BackwardShared<L, kSums>), a, dropout_of(a.seed, a.dropout_p), aligned);
+                  sizeof(BackwardShared<L, kSums>), a, dropout_of(a.seed, a.dropout_p));
     });
   });
-  column_sums(call, {a.partials, partials, a.cols, kSums, {a.grad_weight, a.grad_bias, a.grad_x_columns},
+  column_sums(call, {a.partials,
+                     partials,
+                     a.cols,
+                     kSums,
+                     {a.grad_weight, a.grad_bias, a.grad_x_columns},
                      {dtypes.weight, dtypes.weight, dtypes.x}});
 }
 

@@ -36,6 +36,7 @@ struct DropoutAddLayerNormBackward {
   double dropout_p;
   void* grad_x;                         // (rows, cols), or null when it would equal grad_residual
   void* grad_residual;                  // (rows, cols)
+  void* residual_cast;                  // (rows, cols), residual in x's dtype, or null; null where that is its own
   void *grad_weight, *grad_bias;        // (cols,)
   void* grad_x_columns;                 // (cols,), of x's dtype: the column sums of grad_x before it is rounded
   float* partials;                      // scratch: (3, layer_norm_partials(rows, cols), cols)

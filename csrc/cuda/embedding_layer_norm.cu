@@ -37,23 +37,22 @@ __device__ __forceinline__ Rows<T> rows_of(const EmbeddingTables& tables, int64_
 
 // The sum of a token's rows: 0 beyond their end, and where they are not known.
 template <typename L, typename T>
-__device__ __forceinline__ void load_sum(const Rows<T>& rows, int lane, int cols, bool aligned, Part<L>& sum) {
+__device__ __forceinline__ void load_sum(const Rows<T>& rows, int lane, int cols, Part<L>& sum) {
   const int known_cols = rows.known ? cols : 0;
 #pragma unroll
   for (int i = 0; i < L::kItems; ++i) {
-    const int col = column_of<L>(i, lane);
-    float position[kVector], token_type[kVector];
-    load(rows.word, col, known_cols, aligned, sum[i]);
-    load(rows.position, col, known_cols, aligned, position);
-    load(rows.token_type, col, known_cols, aligned, token_type);
+    float position[L::kWidth], token_type[L::kWidth];
+    load_item<L>(rows.word, i, lane, known_cols, sum[i]);
+    load_item<L>(rows.position, i, lane, known_cols, position);
+    load_item<L>(rows.token_type, i, lane, known_cols, token_type);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) sum[i][j] += position[j] + token_type[j];
+    for (int j = 0; j < L::kWidth; ++j) sum[i][j] += position[j] + token_type[j];
   }
 }
 
 template <typename T, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
-    forward_kernel(const EmbeddingLayerNormForward a, Dropout dropout, bool aligned) {
+    forward_kernel(const EmbeddingLayerNormForward a, Dropout dropout) {
   float* scratch = shared_memory<Scratch>();
   const int lane = threadIdx.x % L::kThreads;
   const int cols = static_cast<int>(a.cols);
@@ -63,22 +62,21 @@ __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
   const uint32_t kept = kept_of_part<L>(dropout, token, lane, cols);
 
   Part<L> h;
-  load_sum<L>(rows, lane, cols, aligned, h);
+  load_sum<L>(rows, lane, cols, h);
   const float eps = rows.known ? static_cast<float>(a.eps) : kNan;  // NaN makes all of the row NaN
   const Statistics statistics = normalise<L>(h, lane, cols, eps, scratch);
 
   T* out = static_cast<T*>(a.out) + token * cols;
 #pragma unroll
   for (int i = 0; i < L::kItems; ++i) {
-    const int col = column_of<L>(i, lane);
-    float weight[kVector], bias[kVector];
-    load(static_cast<const P*>(a.weight), col, cols, aligned, weight);
-    load(static_cast<const P*>(a.bias), col, cols, aligned, bias);
+    float weight[L::kWidth], bias[L::kWidth];
+    load_item<L>(static_cast<const P*>(a.weight), i, lane, cols, weight);
+    load_item<L>(static_cast<const P*>(a.bias), i, lane, cols, bias);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      h[i][j] = (h[i][j] * weight[j] + bias[j]) * dropout_factor(dropout, kept, i, j);
+    for (int j = 0; j < L::kWidth; ++j) {
+      h[i][j] = (h[i][j] * weight[j] + bias[j]) * dropout_factor<L>(dropout, kept, i, j);
     }
-    store(out, col, cols, aligned, h[i]);
+    store_item<L>(out, i, lane, cols, h[i]);
   }
   if (lane == 0) {
     store_result(a.mean + token, statistics.mean);
@@ -91,7 +89,7 @@ enum { kWeight, kBias, kSums };  // what is summed over the tokens
 // Each block walks over tokens and keeps its share of the sums until the end.
 template <typename T, typename P, typename L>
 __global__ void __launch_bounds__(L::kBlock, L::kResident)
-    backward_kernel(const EmbeddingLayerNormBackward a, Dropout dropout, bool aligned) {
+    backward_kernel(const EmbeddingLayerNormBackward a, Dropout dropout) {
   auto& shared = shared_memory<BackwardShared<L, kSums>>();
   const int lane = threadIdx.x % L::kThreads, group = threadIdx.x / L::kThreads;
   const int cols = static_cast<int>(a.cols);
@@ -107,29 +105,28 @@ __global__ void __launch_bounds__(L::kBlock, L::kResident)
       store_result(a.word_keys + token, static_cast<int32_t>(has_word ? rows.word_id : words));
       store_result(a.pair_keys + token, static_cast<int32_t>(pair));
     }
-    const T* grad_out = static_cast<const T*>(a.grad_out) + token * cols;
+    const RawPart<T, L> grad_out(static_cast<const T*>(a.grad_out) + token * cols, lane, cols);
     const float mean = a.mean[token], rstd = a.rstd[token];
     const uint32_t kept = kept_of_part<L>(dropout, token, lane, cols);
 
     Part<L> normalised, grad;
-    load_sum<L>(rows, lane, cols, aligned, normalised);
+    load_sum<L>(rows, lane, cols, normalised);
 #pragma unroll
     for (int i = 0; i < L::kItems; ++i) {
-      load(grad_out, column_of<L>(i, lane), cols, aligned, grad[i]);
-      float products[kVector];
+      float products[L::kWidth];
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) {
+      for (int j = 0; j < L::kWidth; ++j) {
         normalised[i][j] = (normalised[i][j] - mean) * rstd;
-        grad[i][j] *= dropout_factor(dropout, kept, i, j);
+        grad[i][j] = grad_out.at(i, j) * dropout_factor<L>(dropout, kept, i, j);
         products[j] = grad[i][j] * normalised[i][j];
       }
-      add_to(sums_of(shared, kWeight, group, i, lane), products);
-      add_to(sums_of(shared, kBias, group, i, lane), grad[i]);
+      add_to_sums(shared, kWeight, group, i, lane, products);
+      add_to_sums(shared, kBias, group, i, lane, grad[i]);
     }
-    input_gradient<L>(grad, normalised, static_cast<const P*>(a.weight), rstd, lane, cols, aligned, shared.scratch);
+    input_gradient<L>(grad, normalised, static_cast<const P*>(a.weight), rstd, lane, cols, shared.scratch);
     T* grad_sum = static_cast<T*>(a.grad_sum) + token * cols;
 #pragma unroll
-    for (int i = 0; i < L::kItems; ++i) store(grad_sum, column_of<L>(i, lane), cols, aligned, grad[i]);
+    for (int i = 0; i < L::kItems; ++i) store_item<L>(grad_sum, i, lane, cols, grad[i]);
   }
   store_partials(shared, cols, a.partials);
 }
@@ -147,9 +144,8 @@ void with_types(const Call& call, EmbeddingLayerNormDtypes dtypes, Body body) {
   });
 }
 
-template <typename T>
-bool on_vectors(const EmbeddingTables& tables) {
-  return on_vector<T>(tables.word.rows) && on_vector<T>(tables.position.rows) && on_vector<T>(tables.token_type.rows);
+bool tables_on_16_bytes(const EmbeddingTables& tables) {
+  return on_16_bytes(tables.word.rows, tables.position.rows, tables.token_type.rows);
 }
 
 }  // namespace
@@ -161,12 +157,11 @@ void embedding_layer_norm_forward(const EmbeddingLayerNormForward& a, EmbeddingL
   with_types(call, dtypes, [&](auto table, auto parameter) {
     using T = typename decltype(table)::type;
     using P = typename decltype(parameter)::type;
-    const bool aligned = a.cols % kVector == 0 && on_vectors<T>(a.tables) && on_vector<T>(a.out) &&
-                         on_vector<P>(a.weight) && on_vector<P>(a.bias);
-    with_layout(a.cols, [&](auto layout) {
+    const bool aligned = tables_on_16_bytes(a.tables) && on_16_bytes(a.out, a.weight, a.bias);
+    with_layout<sizeof(T)>(a.cols, aligned, [&](auto layout) {
       using L = decltype(layout);
       call.launch(forward_kernel<T, P, L>, blocks_for(a.tokens, L::kRows), L::kBlock, sizeof(Scratch), a,
-                  dropout_of(a.seed, a.dropout_p), aligned);
+                  dropout_of(a.seed, a.dropout_p));
     });
   });
 }
@@ -190,15 +185,15 @@ void embedding_layer_norm_backward(const EmbeddingLayerNormBackward& a, Embeddin
     using T = typename decltype(table)::type;
     using P = typename decltype(parameter)::type;
     if (partials == 0) return;
-    const bool aligned = a.cols % kVector == 0 && on_vectors<T>(a.tables) && on_vector<T>(a.grad_out) &&
-                         on_vector<P>(a.weight) && on_vector<T>(a.grad_sum);
-    with_layout(a.cols, [&](auto layout) {
+    const bool aligned = tables_on_16_bytes(a.tables) && on_16_bytes(a.grad_out, a.weight, a.grad_sum);
+    with_layout<sizeof(T)>(a.cols, aligned, [&](auto layout) {
       using L = decltype(layout);
       call.launch(backward_kernel<T, P, L>, static_cast<unsigned>(partials), L::kBlock,
-                  sizeof(BackwardShared<L, kSums>), a, dropout_of(a.seed, a.dropout_p), aligned);
+                  sizeof(BackwardShared<L, kSums>), a, dropout_of(a.seed, a.dropout_p));
     });
   });
-  column_sums(call, {a.partials, partials, a.cols, kSums, {a.grad_weight, a.grad_bias}, {dtypes.weight, dtypes.weight}});
+  column_sums(call,
+              {a.partials, partials, a.cols, kSums, {a.grad_weight, a.grad_bias}, {dtypes.weight, dtypes.weight}});
 }
 
 }  // namespace earlybert

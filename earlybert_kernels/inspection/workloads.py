@@ -179,7 +179,8 @@ def _dropout_add_layer_norm(width: int, dtype: torch.dtype, stream: torch.dtype,
     x, residual = _empty(MANY, width, dtype=dtype), _empty(MANY, width, dtype=stream)
     weight, bias, seed = _empty(width, dtype=stream), _empty(width, dtype=stream), _seed(dropout_p)
     out, *kept = dropout_add_layer_norm_op.forward(x, residual, weight, bias, seed, dropout_p, EPS)
-    dropout_add_layer_norm_op.backward(torch.empty_like(out), x, residual, weight, *kept, seed, dropout_p)
+    grad_out = torch.empty_like(out)
+    dropout_add_layer_norm_op.backward(grad_out, x, residual, weight, *kept, seed, dropout_p, cast_residual=True)
 
 
 @_workload

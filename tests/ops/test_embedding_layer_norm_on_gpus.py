@@ -83,8 +83,17 @@ def test_output_and_gradients(op, shape, p):
 @pytest.mark.parametrize("param_dtype", [None, torch.float32], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(op, dtype, param_dtype):
-    check(op, *inputs(19, 43, dtype, param_dtype), 0.1)
+    for shape in ((19, 43), (5, 300), (7, 384), (3, 768), (2, 1032)):  # 300 is a multiple of 4 and not of 8
+        check(op, *inputs(*shape, dtype, param_dtype), 0.1)
     check(op, *inputs(21, 384, dtype, param_dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_misaligned_tables_and_gradients(op, dtype):
+    ids, tensors = inputs(9, 64, dtype)
+    for number, t in enumerate(tensors):
+        one_off = torch.empty(t.numel() + 1, dtype=dtype, device=DEVICE)[1:].view(t.shape).copy_(t)
+        check(op, ids, [*tensors[:number], one_off, *tensors[number + 1 :]], 0.1)
 
 
 @pytest.mark.parametrize("size", [3, 64, 384])

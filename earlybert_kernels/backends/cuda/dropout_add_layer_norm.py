@@ -67,16 +67,21 @@ def backward(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """`grad_x` (None where it equals `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`, `grad_x_columns`.
+    *,
+    cast_residual: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """`grad_x` (None where it equals `grad_residual`), `grad_residual`, `grad_weight`, `grad_bias`, `grad_x_columns`,
+    and `residual` in x's dtype (None where that is another and `cast_residual` is False).
 
-    The last, `(E,)` of x's dtype, are the column sums of grad_x before it is rounded: the gradient of the bias of a
-    linear layer whose result x is, which needs no pass over grad_x of its own.
+    `grad_x_columns`, `(E,)` of x's dtype, are the column sums of grad_x before it is rounded: the gradient of the bias
+    of a linear layer whose result x is. Neither they nor the cast residual need a pass of their own.
     """
     grad_out, x, residual, weight = (t.contiguous() for t in (grad_out, x, residual, weight))
     rows, cols = mean.numel(), x.shape[-1]
-    grad_x = None if seed is None and x.dtype == residual.dtype else torch.empty_like(x)
+    same = x.dtype == residual.dtype
+    grad_x = None if seed is None and same else torch.empty_like(x)
     grad_residual = torch.empty_like(residual)
+    residual_cast = torch.empty_like(x) if cast_residual and not same else None
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
     grad_x_columns = torch.empty(cols, dtype=x.dtype, device=x.device)
     partials = torch.empty(
@@ -99,9 +104,10 @@ def backward(
         dropout_p,
         address(grad_x),
         grad_residual.data_ptr(),
+        address(residual_cast),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
         grad_x_columns.data_ptr(),
         partials.data_ptr(),
     )
-    return grad_x, grad_residual, grad_weight, grad_bias, grad_x_columns
+    return grad_x, grad_residual, grad_weight, grad_bias, grad_x_columns, residual if same else residual_cast

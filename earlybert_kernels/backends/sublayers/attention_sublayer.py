@@ -53,10 +53,10 @@ def backward(parts: Parts, grad_out: Tensor, own: AttentionSublayerSaved) -> Att
     x, q, kv, context, head_size = own.x, own.q, own.k, own.context, own.head_size
     w_q, w_k, w_v, w_out, gates = own.w_q, own.w_k, own.w_v, own.w_out, own.head_gates
     units, heads = parts.units.computed_units(own.active_heads), w_q.shape[0] // head_size
-    low, rows = x.to(w_q.dtype), _first_tokens(own)
+    rows = _first_tokens(own)
     residual = x if rows is None else x.index_select(0, rows)
-    grad_h, grad_residual, *grad_norm, grad_b_out = parts.dropout_add_layer_norm.backward(
-        grad_out, own.h, residual, own.norm_weight, own.mean, own.rstd, own.seed, own.dropout_p
+    grad_h, grad_residual, *grad_norm, grad_b_out, low_residual = parts.dropout_add_layer_norm.backward(
+        grad_out, own.h, residual, own.norm_weight, own.mean, own.rstd, own.seed, own.dropout_p, cast_residual=True
     )
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
         grad_h, grad_residual = grad_residual, grad_residual.clone()
@@ -75,13 +75,13 @@ def backward(parts: Parts, grad_out: Tensor, own: AttentionSublayerSaved) -> Att
 
     if rows is None:
         grad_x, projections = _project_backward(
-            parts, grad_kv, low, (w_q, w_k, w_v), units, heads, add_to=grad_residual
+            parts, grad_kv, low_residual, (w_q, w_k, w_v), units, heads, add_to=grad_residual
         )
     else:
         grad_first, query = _project_backward(
-            parts, grad_q.unsqueeze(2), low.index_select(0, rows), (w_q,), units, heads, add_to=grad_residual
+            parts, grad_q.unsqueeze(2), low_residual, (w_q,), units, heads, add_to=grad_residual
         )
-        grad_x, projections = _project_backward(parts, grad_kv, low, (w_k, w_v), units, heads)
+        grad_x, projections = _project_backward(parts, grad_kv, x.to(w_q.dtype), (w_k, w_v), units, heads)
         grad_x = grad_x.to(x.dtype).index_add_(0, rows, grad_first)
         projections = query + projections
     return AttentionSublayerGrads(grad_x, *projections, grad_w_out, grad_b_out, *grad_norm, grad_gates)

@@ -30,13 +30,13 @@ def forward(parts: Parts, own: FeedForwardSublayerInputs) -> FeedForwardSublayer
 
 def backward(parts: Parts, grad_out: Tensor, own: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:
     """The gradients of the inputs."""
-    grad_h, grad_x, *grad_norm, grad_b_out = parts.dropout_add_layer_norm.backward(
-        grad_out, own.h, own.x, own.norm_weight, own.mean, own.rstd, own.seed, own.dropout_p
+    grad_h, grad_x, *grad_norm, grad_b_out, low = parts.dropout_add_layer_norm.backward(
+        grad_out, own.h, own.x, own.norm_weight, own.mean, own.rstd, own.seed, own.dropout_p, cast_residual=True
     )
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
         grad_h, grad_x = grad_x, grad_x.clone()
     *grads, grad_gates = parts.feed_forward.backward(
-        grad_h, own.preactivation, own.x.to(own.w_in.dtype), own.w_in, own.w_out, own.active_neurons, own.neuron_gates,
-        own.activation, grad_x=grad_x, grad_b_out=grad_b_out,
+        grad_h, own.preactivation, low, own.w_in, own.w_out, own.active_neurons, own.neuron_gates, own.activation,
+        grad_x=grad_x, grad_b_out=grad_b_out,
     )  # fmt: skip
     return FeedForwardSublayerGrads(*grads, *grad_norm, grad_gates)

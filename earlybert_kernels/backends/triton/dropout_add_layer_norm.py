@@ -72,6 +72,7 @@ def _backward_kernel(
     seed,
     grad_x,
     grad_residual,
+    residual_cast,
     partials,
     rows,
     E: tl.constexpr,
@@ -105,6 +106,8 @@ def _backward_kernel(
             added = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
             tile = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
             grad_tile = tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+            if residual_cast is not None:
+                tl.store(residual_cast + at, tile.to(residual_cast.dtype.element_ty), mask=mask)
             if THRESHOLD > 0:
                 kept_tile = keep_tile(key, row, chunk, COLS, THRESHOLD)
                 added *= tl.where(kept_tile, KEPT_SCALE, 0.0)
@@ -195,23 +198,29 @@ def backward(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    *,
+    cast_residual: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients, the same in every run on one kind of GPU.
 
     Args:
         grad_out: `(..., E)` of residual's dtype.
         x, residual, weight, seed, dropout_p: as in `forward`.
         mean, rstd: from `forward`.
+        cast_residual: whether to return `residual` in x's dtype where that is another.
 
     Returns:
         `grad_x` (None where it equals `grad_residual`: without a seed, in one dtype), `grad_residual`, `grad_weight`,
         `grad_bias`, and `grad_x_columns (E,)`: the column sums of grad_x before it is rounded, in x's dtype. They are
-        the gradient of the bias of a linear layer whose result x is, which needs no pass over grad_x of its own.
+        the gradient of the bias of a linear layer whose result x is, which needs no pass over grad_x of its own. Last
+        `residual` in x's dtype (None where that is another and `cast_residual` is False), likewise without one.
     """
     grad_out, x, residual, weight = (t.contiguous() for t in (grad_out, x, residual, weight))
     rows, width = mean.numel(), x.shape[-1]
-    grad_x = None if seed is None and x.dtype == residual.dtype else torch.empty_like(x)
+    same = x.dtype == residual.dtype
+    grad_x = None if seed is None and same else torch.empty_like(x)
     grad_residual = torch.empty_like(residual)
+    residual_cast = torch.empty_like(x) if cast_residual and not same else None
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
     grad_x_columns = torch.empty(width, dtype=x.dtype, device=x.device)
     tile_rows, cols, num_warps = tiling(width)
@@ -232,6 +241,7 @@ def backward(
         seed,
         grad_x,
         grad_residual,
+        residual_cast,
         partials,
         rows,
         E=width,
@@ -242,4 +252,4 @@ def backward(
         **dropout_constants(seed, dropout_p),
     )
     column_sums(partials, grad_weight, grad_bias, grad_x_columns)
-    return grad_x, grad_residual, grad_weight, grad_bias, grad_x_columns
+    return grad_x, grad_residual, grad_weight, grad_bias, grad_x_columns, residual if same else residual_cast

@@ -22,7 +22,7 @@ needs_gpu = pytest.mark.skipif(
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("param_dtype", [None, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 300), (2, 1020)], ids=str)  # multiples of 4 and not of 8
 def test_half_precision(shape, dtype, param_dtype, p):
     *tensors, grad_out = inputs(shape, device=DEVICE, dtype=dtype, param_dtype=param_dtype)
     results = run(lambda *t: seeded("cuda", *t, seed_for(p, DEVICE), p, 1e-5), tensors, grad_out)
@@ -41,6 +41,21 @@ def test_half_precision_x_and_float32_residual():
         assert [r.dtype for r in results] == [torch.float32, torch.bfloat16, *[torch.float32] * 3]
         torch.testing.assert_close(results[0].double(), truth[0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(results[1].double(), truth[1], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_off_16_bytes(dtype, which, p):
+    """Rows of 64 values of which one tensor begins 8 bytes behind a multiple of 16."""
+    tensors = list(inputs((9, 64), device=DEVICE, dtype=dtype, grad=False))
+    behind = torch.empty(tensors[which].numel() + 4, dtype=dtype, device=DEVICE)[4:]
+    tensors[which] = behind.view(tensors[which].shape).copy_(tensors[which])
+    assert tensors[which].data_ptr() % 16 == 8
+    *tensors, grad_out = tensors
+    tensors = [t.requires_grad_() for t in tensors]
+    results = run(lambda *t: seeded("cuda", *t, seed_for(p, DEVICE), p, 1e-5), tensors, grad_out)
+    assert_as_exact_as_pytorch(results, tensors, grad_out, p, eps=1e-5)
 
 
 @needs_gpu
@@ -95,7 +110,7 @@ def test_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
     x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
     x, seed = x.to(dtype), seed_for(p, DEVICE)
     _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-5)
-    *_, columns = cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
+    *_, columns, _ = cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
     keep = keep_mask(seed_for(p) or 0, shape, p).to(DEVICE)
     tensors = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
     grad_x = defined(tensors, grad_out, p, keep, torch.float64, 1e-5)[1]
@@ -103,3 +118,20 @@ def test_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
     floor = 16 * torch.finfo(torch.float32).eps * grad_x.abs().sum(0) + 1e-5
     error = (columns - grad_x.sum(0)).abs()
     assert (error <= torch.finfo(dtype).eps * grad_x.sum(0).abs() + floor).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 13), (700, 12), (7, 384), (5, 900), (2, 1843), (1, 4100)], ids=str)
+def test_casts_the_residual(monkeypatch, shape, dtype):
+    x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
+    x, seed = x.to(dtype), seed_for(0.1, DEVICE)
+    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, 0.1, 1e-5)
+    arguments = (grad_out, x, residual, weight, mean, rstd, seed, 0.1)
+    *grads, absent = cuda.dropout_add_layer_norm.backward(*arguments)
+    assert absent is None
+    expected = residual.to(dtype)
+    guarded = Guarded(monkeypatch)
+    *same_grads, cast = cuda.dropout_add_layer_norm.backward(*arguments, cast_residual=True)
+    guarded.check(7)  # five gradients, partial sums, and the residual
+    assert torch.equal(cast, expected)
+    assert all(torch.equal(a, b) for a, b in zip(same_grads, grads, strict=True))

@@ -34,7 +34,10 @@ def computed(x, residual, weight, bias, grad_out, p, seed=SEED):
     seed = None if p is None else torch.tensor(seed, device=DEVICE)
     out, mean, rstd = op.forward(x, residual, weight, bias, seed, p or 0.0, EPS)
     assert mean.dtype == rstd.dtype == F32
-    grad_x, grad_residual, *grads = op.backward(grad_out, x, residual, weight, mean, rstd, seed, p or 0.0)
+    grad_x, grad_residual, *grads, residual_cast = op.backward(
+        grad_out, x, residual, weight, mean, rstd, seed, p or 0.0, cast_residual=True
+    )
+    assert torch.equal(residual_cast, residual.to(x.dtype))
     assert (grad_x is None) == (p is None and x.dtype == residual.dtype)
     return out, grad_residual if grad_x is None else grad_x, grad_residual, *grads
 

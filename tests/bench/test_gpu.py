@@ -9,8 +9,9 @@ from _pytest.mark.expression import Expression
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from bench import gpu, gpu_bundle, step, varlen
+from bench import gpu, gpu_bundle, varlen
 from bench.jobs import Job, Outcome
+from bench.step import __main__ as step
 from bench.step.unpadded import UnpaddedClassifier
 from bench.step.workload import Workload, pack
 from earlybert_kernels.backends import backends

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -21,6 +22,7 @@ from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import MissingFileError, UsageError
 from earlybert.tasks import TASKS, Source
+from earlybert.tasks.metrics import METRICS, compute_metrics
 from earlybert.tasks.tables import Columns, read_table, read_tables
 
 Make = Callable[..., FinetuneArguments]
@@ -172,6 +174,9 @@ def test_metrics_are_chosen_by_name() -> None:
     for metrics, message in ((["pearson"], "found pearson"), (["speed"], "found speed")):
         with pytest.raises(UsageError, match=f"--metrics: expected of accuracy.* {message}"):
             TASKS["classification"].with_options(metrics=metrics)
+    assert fitted(["a", "b"] * 3, ["a"], metrics=["f1"]).labels == ("a", "b")
+    with pytest.raises(UsageError, match="--metrics f1: .* of two classes, found 3; f1_macro is of all"):
+        fitted(["a", "b", "c"] * 3, ["a"], metrics=["accuracy", "f1"])
     with pytest.raises(UsageError, match="more being better; found mean_squared_error"):
         TASKS["regression"].with_options(metrics=["mean_squared_error"])
     for option in ("text_column", "label_column", "metrics"):
@@ -285,3 +290,19 @@ def test_tables_do_not_go_through_a_cache(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("one", "two"))
     assert read_table(path)["text"][:] == ["two"]
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("csv"))
+
+
+@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if not metric.of_numbers])
+def test_every_metric_of_classes_takes_whatever_a_model_says(metric: str) -> None:
+    classes = 2 if metric == "f1" else 3
+    for said in range(classes):
+        for right in ([0] * 6, [0, 1] * 3, [i % classes for i in range(6)]):
+            found = compute_metrics([metric], np.full(6, said), np.array(right))
+            assert -1 <= found[metric] <= 1
+
+
+@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if metric.of_numbers])
+def test_every_metric_of_numbers_takes_whatever_a_model_says(metric: str) -> None:
+    for said in (np.zeros(4), np.arange(4.0), np.array([1.0, -3.0, 2.0, 0.5])):
+        for right in (np.zeros(4), np.arange(4.0)):
+            assert np.isfinite(compute_metrics([metric], said, right)[metric])

@@ -77,6 +77,10 @@ class OwnTask(SentenceTask):
             return self
         labels = data.train.label_names or _sorted({str(label) for label in data.train.labels})
         _check_classes(labels, data.train)
+        if "f1" in self.metrics and len(labels) > 2:
+            raise UsageError(
+                f"--metrics f1: it is that of the second of two classes, found {len(labels)}; f1_macro is of all"
+            )
         for name, table in splits.items():
             if strange := sorted({str(label) for label in table.labels} - set(labels)):
                 raise UsageError(

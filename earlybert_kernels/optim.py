@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import optimizer_step
+from .ops.optimizer_step import optimizer_step
 
 
 class _OneCall(torch.optim.Optimizer):

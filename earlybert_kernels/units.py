@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import overload
 
 import torch
 from torch import Tensor
 
 
+@overload
+def indices(active: Tensor) -> Tensor: ...
+@overload
+def indices(active: Tensor | None) -> Tensor | None: ...
 def indices(active: Tensor | None) -> Tensor | None:
     """The units that a bool mask `(units,)` has as True, int64 `(k,)`; indices and None as they are.
 

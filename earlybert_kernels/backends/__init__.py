@@ -12,7 +12,6 @@ import pkgutil
 import sysconfig
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -60,8 +59,8 @@ def _built_for() -> list[str]:
     return sorted(json.loads(record.read_text())["python"] for record in records)
 
 
-def load_extension(name: str) -> tuple[ModuleType | None, str | None]:
-    """Extension `earlybert_kernels.<name>`, or why there is none, as far as the build recorded it."""
+def load_extension(name: str) -> tuple[Any, str | None]:
+    """Extension `earlybert_kernels.<name>`, or None and why there is none, as far as the build recorded it."""
     try:
         return importlib.import_module(f"earlybert_kernels.{name}"), None
     except ModuleNotFoundError:

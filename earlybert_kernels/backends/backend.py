@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Backend:
         """A function of one of its modules, which is imported at the first call: it may need what is not installed."""
         path = self._path(module)
 
-        def call(*arguments, **options):
+        def call(*arguments: Any, **options: Any) -> Any:
             return getattr(_module(path), name)(*arguments, **options)
 
         return call

@@ -78,7 +78,7 @@ def attention(
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"{_OP}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, expected one dtype")
     check_offsets(_OP, "cu_seqlens", cu_seqlens, k.shape[0], max_seqlen)
-    if cu_seqlens_q is not None:
+    if cu_seqlens_q is not None and max_seqlen_q is not None:
         check_offsets(_OP, "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         check_shape(_OP, "cu_seqlens_q", cu_seqlens_q, tuple(cu_seqlens.shape), "that of cu_seqlens")
     check_mask(_OP, "head_mask", head_mask, heads)

@@ -149,15 +149,19 @@ def _forward_shapes(joined: bool, inputs: AttentionSublayerInputs) -> AttentionS
     tokens, hidden = x.shape
     heads = w_q.shape[0] // size if inputs.active_heads is None else inputs.active_heads.shape[0]
     queries = inputs.cu_seqlens.shape[0] - 1 if inputs.first_token_only else tokens
+    projections: tuple[tuple[int, ...], ...]
     if not joined:
         projections = (queries, heads, size), (tokens, heads, size), (tokens, heads, size)
     elif inputs.first_token_only:  # one product makes k and v, which have other rows than q
         projections = (queries, heads, size), (tokens, heads, 2, size), (0,)
     else:
         projections = (0,), (tokens, heads, 3, size), (0,)
+    q, k, v = map(w_q.new_empty, projections)
     return AttentionSublayerResults(
         x.new_empty((queries, hidden)),
-        *map(w_q.new_empty, projections),
+        q,
+        k,
+        v,
         context=w_q.new_empty((queries, heads, size)),
         logsumexp=x.new_empty((heads, queries), dtype=torch.float32),
         h=w_q.new_empty((queries, hidden)),
@@ -172,7 +176,7 @@ def _backward_shapes(grad_out: Tensor, saved: AttentionSublayerSaved) -> Attenti
     linears = (w_q.new_empty(s) for s in (*(w_q.shape, (size,)) * 3, (hidden, size), (hidden,)))
     norm = (saved.norm_weight.new_empty(hidden) for _ in range(2))
     gates = x.new_empty(0 if saved.head_gates is None else size // saved.head_size, dtype=torch.float32)
-    return AttentionSublayerGrads(x.new_empty(x.shape), *linears, *norm, gates)
+    return AttentionSublayerGrads._make((x.new_empty(x.shape), *linears, *norm, gates))
 
 
 def _kernels(backend: Backend) -> Halves:

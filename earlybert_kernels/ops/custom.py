@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -57,11 +57,11 @@ def define(
         The forward ops by backend.
     """
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
         save(ctx, inputs, output)
 
-    def refuse(ctx, *grads):
+    def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"{name}: only the 'reference' backend can be differentiated twice")
 
     for backend, (run, shapes) in kernels.items():
@@ -70,7 +70,7 @@ def define(
             _define(qualified, schema, backends()[backend], kernel, fake)
         backward = getattr(getattr(torch.ops.earlybert, f"{name}_backward"), backend)
 
-        def defined_gradients(ctx, *grads, backward=backward):
+        def defined_gradients(ctx: Any, *grads: Any, backward: Callable = backward) -> Any:
             refuse_transforms(f"{name}_backward", *(g for g in grads if torch.is_tensor(g)))
             if grads[0] is None:  # nothing that depends on the output has a gradient
                 return (None,) * len(ctx.needs_input_grad)

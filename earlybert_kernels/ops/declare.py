@@ -6,7 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ class Arguments(NamedTuple):
         grads: what backward returns: fields of the inputs. Nothing comes of those whose input is None.
     """
 
-    inputs: type
-    results: type
-    saved: type
-    grads: type
+    inputs: type[NamedTuple]
+    results: type[NamedTuple]
+    saved: type[NamedTuple]
+    grads: type[NamedTuple]
 
 
 def declare(
@@ -97,19 +97,18 @@ def by_name(arguments: Arguments, halves: Halves) -> Halves:
     )
 
 
-def _run_on_indices(run: Callable, active: str, *arguments, **options):
+def _run_on_indices(run: Callable, active: str, *arguments: Any, **options: Any) -> Tensor:
     return run(*arguments, **options | {active: indices(options[active])})
 
 
 def _schema(types: dict[str, type], results: int) -> str:
     """Arguments of these names and types, and so many tensors as results, in the dispatcher's notation."""
 
-    def prototype(): ...
+    def prototype() -> None: ...
 
-    prototype.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=t) for name, t in types.items()],
-        return_annotation=tuple[(Tensor,) * results],
-    )
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=t) for n, t in types.items()]
+    tensors = tuple.__class_getitem__((Tensor,) * results)
+    vars(prototype)["__signature__"] = inspect.Signature(parameters, return_annotation=tensors)
     return torch.library.infer_schema(prototype, mutates_args=())
 
 
@@ -141,7 +140,7 @@ def _positions(arguments: Arguments) -> _Positions:
     )
 
 
-def _save(at: _Positions, ctx, inputs, output) -> None:
+def _save(at: _Positions, ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     given = (*inputs, *output)
     ctx.others = [given[i] for i in at.others]
     ctx.absent = [value is None for value in inputs]
@@ -149,7 +148,15 @@ def _save(at: _Positions, ctx, inputs, output) -> None:
     ctx.save_for_backward(*(given[i] for i in at.tensors))
 
 
-def _gradients(arguments: Arguments, at: _Positions, complete: Callable | None, ctx, backward, grad, *others):
+def _gradients(
+    arguments: Arguments,
+    at: _Positions,
+    complete: Callable | None,
+    ctx: Any,
+    backward: Callable,
+    grad: Tensor,
+    *others: None,
+) -> tuple[Tensor | None, ...]:
     kept = (*ctx.saved_tensors, *ctx.others)
     saved = arguments.saved._make(kept[i] for i in at.saved)
     grads = backward(grad, *saved)
@@ -163,10 +170,10 @@ def _gradients(arguments: Arguments, at: _Positions, complete: Callable | None, 
 def _counted(arguments: Arguments, flops: Halves) -> Halves:
     inputs, _, saved, _ = arguments
 
-    def forward(*given, out_val=None):
+    def forward(*given: Any, out_val: Any = None) -> int:
         return flops.forward(inputs._make(given))
 
-    def backward(grad, *given, out_val=None):
+    def backward(grad: Tensor, *given: Any, out_val: Any = None) -> int:
         return flops.backward(saved._make(given))
 
     return Halves(forward, backward)

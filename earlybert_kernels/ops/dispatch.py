@@ -173,6 +173,7 @@ def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int 
             and table[b].refuses(*tensors, **facts) is None
         )
     _known(forced)
+    reason: str | None
     if forced not in table:
         reason = f"it has no {forced!r} implementation"
     else:
@@ -192,8 +193,10 @@ def gathers_units(op: str, *tensors: torch.Tensor | None, size: int = 0) -> bool
     return _implementations[op][pick(op, None, *tensors, size=size)].gathers_units
 
 
-def _order(op: str, tensor: torch.Tensor, size: int) -> tuple[str, ...]:
-    return _order_on(tensor.device.index, op, size) if tensor.device.type == "cuda" else _OFF_GPUS
+def _order(op: str, tensor: torch.Tensor | None, size: int) -> tuple[str, ...]:
+    if tensor is None or tensor.device.type != "cuda":
+        return _OFF_GPUS
+    return _order_on(tensor.device.index, op, size)
 
 
 def _order_on(gpu: int | None, op: str, size: int) -> tuple[str, ...]:

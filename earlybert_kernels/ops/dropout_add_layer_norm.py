@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def _shares_gradient(own: DropoutAddLayerNormSaved) -> bool:
 def _kernels(backend: Backend) -> Halves:
     forward, kernel = backend.halves(_OP)
 
-    def backward(grad_out, x, *saved):
+    def backward(grad_out: Tensor, x: Tensor, *saved: Any) -> tuple[Tensor, ...]:
         grad_x, *grads = kernel(grad_out, x, *saved)[:4]
         # A functional op may not return one tensor twice, so the absent one is empty.
         return (x.new_empty(0) if grad_x is None else grad_x, *grads)

@@ -106,7 +106,7 @@ def _shapes(backend: Backend) -> Halves:
         x, (neurons, hidden) = saved.x, saved.w_in.shape
         sizes = (x.shape, saved.w_in.shape, (neurons,), saved.w_out.shape, (hidden,))
         gates = x.new_empty(0 if saved.gates is None else neurons, dtype=torch.float32)
-        return FeedForwardGrads(*(x.new_empty(size) for size in sizes), gates)
+        return FeedForwardGrads._make((*map(x.new_empty, sizes), gates))
 
     return Halves(forward, backward)
 

@@ -133,7 +133,7 @@ def _backward_shapes(grad_out: Tensor, saved: FeedForwardSublayerSaved) -> FeedF
     linears = (w_in.new_empty(size) for size in (w_in.shape, (neurons,), saved.w_out.shape, (hidden,)))
     norm = (saved.norm_weight.new_empty(hidden) for _ in range(2))
     gates = x.new_empty(0 if saved.neuron_gates is None else neurons, dtype=torch.float32)
-    return FeedForwardSublayerGrads(x.new_empty(x.shape), *linears, *norm, gates)
+    return FeedForwardSublayerGrads._make((x.new_empty(x.shape), *linears, *norm, gates))
 
 
 def _kernels(backend: Backend) -> Halves:

@@ -35,7 +35,7 @@ def attention_flops(
         products: 2 forward; 5 backward, which computes the scores once more, as torch's fused attention does.
     """
     keys = _lengths(cu_seqlens, max_seqlen)
-    queries = keys if cu_seqlens_q is None else _lengths(cu_seqlens_q, max_seqlen_q)
+    queries = keys if cu_seqlens_q is None or max_seqlen_q is None else _lengths(cu_seqlens_q, max_seqlen_q)
     return 2 * products * size * sum(q * k for q, k in zip(queries, keys, strict=True))
 
 

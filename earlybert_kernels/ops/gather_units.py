@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,10 +99,15 @@ def _check(tensor: Tensor, units: Tensor | None, dim: int, size: int, gates: Ten
 # a tensor's are, -1 for none.
 
 
-def _run_compiled(compiled, tensors, units, dims, sizes, gates) -> list[Tensor]:
-    units, units_of = _listed(units)
-    gates, gates_of = _listed(gates)
-    return compiled(list(tensors), units, units_of, gates, gates_of, dims, list(sizes))
+def _run_compiled(
+    compiled: Callable[..., list[Tensor]],
+    tensors: Sequence[Tensor],
+    units: Sequence[Tensor | None],
+    dims: Sequence[int],
+    sizes: Sequence[int],
+    gates: Sequence[Tensor | None],
+) -> list[Tensor]:
+    return compiled(list(tensors), *_listed(units), *_listed(gates), dims, list(sizes))
 
 
 def _listed(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
@@ -117,14 +123,31 @@ def _of(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Tensor | None
 def _kernels(backend: Backend) -> Kernels:
     gather, scatter = backend.function(_OP, "gather"), backend.function(_OP, "scatter")
 
-    def forward(tensors, units, units_of, gates, gates_of, dims, sizes):
+    def forward(
+        tensors: list[Tensor],
+        units: list[Tensor],
+        units_of: list[int],
+        gates: list[Tensor],
+        gates_of: list[int],
+        dims: list[int],
+        sizes: list[int],
+    ) -> list[Tensor]:
         return gather(tensors, _of(units, units_of), dims, sizes, _of(gates, gates_of))
 
-    def backward(grads, tensors, units, units_of, gates, gates_of, dims, sizes):
-        gates = _of(gates, gates_of)
-        weights = [None if own is None else tensor for tensor, own in zip(tensors, gates, strict=True)]
+    def backward(
+        grads: list[Tensor],
+        tensors: list[Tensor],
+        units: list[Tensor],
+        units_of: list[int],
+        gates: list[Tensor],
+        gates_of: list[int],
+        dims: list[int],
+        sizes: list[int],
+    ) -> list[Tensor]:
+        own_gates = _of(gates, gates_of)
+        weights = [None if own is None else tensor for tensor, own in zip(tensors, own_gates, strict=True)]
         shapes = [tensor.shape for tensor in tensors]
-        results, sums = scatter(grads, shapes, _of(units, units_of), dims, sizes, gates, weights)
+        results, sums = scatter(grads, shapes, _of(units, units_of), dims, sizes, own_gates, weights)
         return [*results, *(each for each in sums if each is not None)]
 
     return Kernels(Halves(forward, backward), Halves(_forward_shapes, _backward_shapes))
@@ -162,26 +185,27 @@ def _backward_shapes(
     return results + [gates[number].new_empty(gates[number].shape) for number in gates_of if number >= 0]
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     tensors, units, ctx.units_of, gates, ctx.gates_of, ctx.dims, ctx.sizes = inputs
     ctx.counts = len(tensors), len(units), len(gates)
     ctx.mark_non_differentiable(*(part for part in output if not part.is_floating_point()))
     ctx.save_for_backward(*tensors, *units, *gates)
 
 
-def _needed(ctx, number):
+def _needed(ctx: Any, number: int) -> bool:
     needs_tensors, _, _, needs_gates, *_ = ctx.needs_input_grad
     return needs_tensors[number] or (ctx.gates_of[number] >= 0 and needs_gates[ctx.gates_of[number]])
 
 
-def _gradients(ctx, backward, grads):
+def _gradients(ctx: Any, backward: Callable, grads: list[Tensor | None]) -> tuple:
     count, number_of_units, number_of_gates = ctx.counts
     saved = ctx.saved_tensors
     tensors, units, gates = saved[:count], saved[count : count + number_of_units], saved[count + number_of_units :]
     wanted = [number for number in range(count) if grads[number] is not None and _needed(ctx, number)]
-    grad_tensors, grad_gates = [None] * count, [None] * number_of_gates
+    grad_tensors: list[Tensor | None] = [None] * count
+    grad_gates: list[Tensor | None] = [None] * number_of_gates
     if wanted:
-        lists = (grads, tensors, ctx.units_of, ctx.gates_of, ctx.dims, ctx.sizes)
+        lists: tuple[Sequence[Any], ...] = (grads, tensors, ctx.units_of, ctx.gates_of, ctx.dims, ctx.sizes)
         chosen_grads, chosen, units_of, gates_of, dims, sizes = ([each[n] for n in wanted] for each in lists)
         results = iter(backward(chosen_grads, chosen, units, units_of, gates, gates_of, dims, sizes))
         for number in wanted:
@@ -195,7 +219,10 @@ def _gradients(ctx, backward, grads):
 _implementing = backends_with(_OP)
 _compiled = define(
     _OP,
-    tuple(torch.library.infer_schema(shapes, mutates_args=()) for shapes in (_forward_shapes, _backward_shapes)),
+    (
+        torch.library.infer_schema(_forward_shapes, mutates_args=()),
+        torch.library.infer_schema(_backward_shapes, mutates_args=()),
+    ),
     kernels={backend.name: _kernels(backend) for backend in _implementing},
     save=_save,
     gradients=_gradients,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,17 +94,17 @@ def _unpad_shapes(tensors: list[Tensor], index: Tensor, batch: int, seq: int) ->
     return [t.new_empty(index.shape[0], *t.shape[2:]) for t in tensors]
 
 
-def _pad_shapes(tensors, index, batch, seq):
+def _pad_shapes(tensors: list[Tensor], index: Tensor, batch: int, seq: int) -> list[Tensor]:
     return [t.new_empty(batch, seq, *t.shape[1:]) for t in tensors]
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     tensors, index, ctx.batch, ctx.seq = inputs
     ctx.count = len(tensors)
     ctx.save_for_backward(index)
 
 
-def _gradients(ctx, backward, grads):
+def _gradients(ctx: Any, backward: Callable, grads: list[Tensor | None]) -> tuple:
     (index,) = ctx.saved_tensors
     there = [i for i, grad in enumerate(grads) if grad is not None]
     results: list[Tensor | None] = [None] * ctx.count
@@ -113,7 +114,7 @@ def _gradients(ctx, backward, grads):
     return results, None, None, None
 
 
-def _reference_unpad(tensors, index, batch, seq):
+def _reference_unpad(tensors: list[Tensor], index: Tensor, batch: int, seq: int) -> tuple[Tensor, ...]:
     return reference.unpad(tensors, index)
 
 

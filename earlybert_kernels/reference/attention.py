@@ -39,7 +39,7 @@ def attention(
         return context.new_zeros(q.shape).index_copy(1, kept, context)
 
     keys = _Padding(cu_seqlens, max_seqlen, k.shape[0])
-    queries = keys if cu_seqlens_q is None else _Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
+    queries = keys if cu_seqlens_q is None or max_seqlen_q is None else _Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
     padded = queries.pad(q), keys.pad(k), keys.pad(v)
     if all(t.numel() for t in padded):
         context = F.scaled_dot_product_attention(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -43,7 +45,7 @@ def attention_sublayer(
         head_gates = None if head_gates is None else head_gates.index_select(0, active_heads)
     if head_gates is not None:
         w_out = fold_gates(w_out, head_gates, columns=head_size)
-    queries, query_packing = x, {}
+    queries, query_packing = x, dict[str, Any]()
     if first_token_only:
         queries = x.index_select(0, cu_seqlens[:-1])
         starts = torch.arange(cu_seqlens.numel(), dtype=torch.int32, device=x.device)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 @torch.no_grad()
 def optimizer_step(
-    params: Sequence[Tensor],
+    params: list[Tensor],
     grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
     steps: Sequence[float | Tensor],
     *,
     lr: float | Tensor,
@@ -25,7 +25,7 @@ def optimizer_step(
 ) -> None:
     """The definition of `ops.optimizer_step`, which documents the arguments."""
     beta1, beta2 = betas
-    steps, (lr,) = _numbers(steps), _numbers([lr])
+    counts, (rate,) = _numbers(steps), _numbers([lr])
     # All arithmetic is in the moments' dtype; for most tensors `to` does nothing.
     grads = [grad.to(moment.dtype) for grad, moment in zip(grads, exp_avgs, strict=True)]
     wide = [param.to(moment.dtype) for param, moment in zip(params, exp_avgs, strict=True)]
@@ -35,9 +35,9 @@ def optimizer_step(
     torch._foreach_mul_(exp_avg_sqs, beta2)
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
 
-    updates = torch._foreach_div(exp_avgs, _biases(beta1, steps, 1.0))
+    updates = torch._foreach_div(exp_avgs, _biases(beta1, counts, 1.0))
     denominators = torch._foreach_sqrt(exp_avg_sqs)
-    torch._foreach_div_(denominators, _biases(beta2, steps, 0.5))
+    torch._foreach_div_(denominators, _biases(beta2, counts, 0.5))
     torch._foreach_add_(denominators, eps)
     torch._foreach_div_(updates, denominators)
     torch._foreach_add_(updates, wide, alpha=weight_decay)
@@ -45,21 +45,22 @@ def optimizer_step(
         param_norms, update_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (wide, updates))
         ratios = torch.where((param_norms > 0) & (update_norms > 0), param_norms / update_norms, 1.0)
         torch._foreach_mul_(updates, ratios.unbind())
-    if isinstance(lr, Tensor):
-        torch._foreach_mul_(updates, lr)
+    if isinstance(rate, Tensor):
+        torch._foreach_mul_(updates, rate)
         torch._foreach_sub_(params, updates)
     else:
-        torch._foreach_add_(params, updates, alpha=-lr)
+        torch._foreach_add_(params, updates, alpha=-rate)
 
 
 def _numbers(numbers: Sequence[float | Tensor]) -> list[float] | Tensor:
     """As Python's numbers; those on a GPU as one float64 tensor there, because nothing should wait for them."""
-    if all(isinstance(number, Tensor) and number.device.type != "cpu" for number in numbers):
-        return torch.stack(tuple(numbers)).double()
+    there = [number for number in numbers if isinstance(number, Tensor) and number.device.type != "cpu"]
+    if len(there) == len(numbers):
+        return torch.stack(there).double()
     return [float(number) for number in numbers]
 
 
-def _biases(beta: float, steps: list[float] | Tensor, power: float) -> list[float] | Sequence[Tensor]:
+def _biases(beta: float, steps: list[float] | Tensor, power: float) -> list[float] | tuple[Tensor, ...]:
     """`(1 - beta^step)^power` of each step."""
     if isinstance(steps, Tensor):
         return ((1 - beta**steps) ** power).unbind()

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,12 +80,12 @@ def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
     return refuses(*tensors)
 
 
-def empty(*shape) -> Tensor:
+def empty(*shape: Any) -> Tensor:
     """What kernels write to: float32, whatever torch's default dtype is."""
     return torch.empty(*shape, dtype=torch.float32)
 
 
-def run(kernel: Callable[..., None], *arguments) -> None:
+def run(kernel: Callable[..., None], *arguments: Any) -> None:
     """Calls one of the extension's kernels on as many threads as torch has been told to use."""
     # OpenMP counts for each Python thread apart, and takes all cores in one where torch has not told it this way.
     torch.get_num_threads()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import address
@@ -31,7 +33,7 @@ def _arguments(
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 
 
-def forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`; see `ops.attention`."""
     arguments, _kept_alive = _arguments(q, *inputs)
     out = empty(q.shape)
@@ -41,20 +43,20 @@ def forward(q: Tensor, *inputs) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    grad_out: Tensor, out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *inputs
+    grad_out: Tensor, out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`grad_q`, `grad_k`, `grad_v`, and `grad_gates (H,)` (empty without gates)."""
     arguments, _kept_alive = _arguments(q, k, v, cu_seqlens, *inputs)
     head_gates = inputs[4]
     grad_out = grad_out.contiguous()
-    grads = [empty(t.shape) for t in (q, k, v)]
+    grad_q, grad_k, grad_v = (empty(t.shape) for t in (q, k, v))
     grad_gates = None if head_gates is None else empty(len(cu_seqlens) - 1, q.shape[1])
     run(
         extension.attention_backward,
         *arguments,
         grad_out.data_ptr(),
         logsumexp.data_ptr(),
-        *(grad.data_ptr() for grad in grads),
+        *(grad.data_ptr() for grad in (grad_q, grad_k, grad_v)),
         address(grad_gates),
     )
-    return *grads, empty(0) if grad_gates is None else grad_gates.sum(0)
+    return grad_q, grad_k, grad_v, empty(0) if grad_gates is None else grad_gates.sum(0)

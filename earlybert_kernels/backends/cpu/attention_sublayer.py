@@ -82,13 +82,13 @@ def backward(grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayer
     if rows is not None:
         grad_x.index_add_(0, rows, grad_queries)
     projections = (*grad_q_projection, *grad_k_projection, *grad_v_projection, *grad_out_projection)
-    return AttentionSublayerGrads(grad_x, *projections, *grad_norm, _grad_gates(grad_scale, own))
+    return AttentionSublayerGrads._make((grad_x, *projections, *grad_norm, _grad_gates(grad_scale, own)))
 
 
 def _grad_gates(grad_scale: Tensor | None, own: AttentionSublayerSaved) -> Tensor:
     """A gate scales all columns of its head; empty without gates."""
     gates = own.head_gates
-    if gates is None:
+    if gates is None or grad_scale is None:
         return empty(0)
     grad = grad_scale.view(-1, own.head_size).sum(1)
     return grad if own.active_heads is None else gates.new_zeros(gates.shape).index_copy_(0, own.active_heads, grad)

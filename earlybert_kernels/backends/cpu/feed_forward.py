@@ -51,7 +51,7 @@ def backward(
         grad_out, None, second, activation=activation, preactivation=preactivation
     )
     grad_x, grad_w_in, grad_b_in, _ = linear.backward(grad_h, x, first, grad_x=grad_x)
-    if grad_gates is None:
+    if gates is None:
         grad_gates = empty(0)
     elif active is not None:
         grad_gates = gates.new_zeros(gates.shape).index_copy_(0, active, grad_gates)

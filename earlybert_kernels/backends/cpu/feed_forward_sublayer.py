@@ -35,4 +35,4 @@ def backward(grad_out: Tensor, own: FeedForwardSublayerSaved) -> FeedForwardSubl
         grad_h, own.preactivation, own.x, own.w_in, own.w_out, own.active_neurons, own.neuron_gates, own.activation,
         grad_x,
     )  # fmt: skip
-    return FeedForwardSublayerGrads(*grads, *grad_norm, grad_gates)
+    return FeedForwardSublayerGrads._make((*grads, *grad_norm, grad_gates))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def forward(
     x: Tensor, kept: Kept, bias: Tensor | None, *, x_rows: Tensor | None = None, activation: str = "none"
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """`activation((x * in_scale) weight^T + bias)` on the kept units.
 
     Args:
@@ -81,7 +81,7 @@ def backward(
     grad_x: Tensor | None = None,
     activation: str = "none",
     preactivation: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Any]:
     """The gradients of `forward`'s x, weight, bias and in_scale (None without one).
 
     Args:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from ..backend import Backend
 #: Whether kernels run on the CPU.
 EMULATED = os.environ.get("EARLYBERT_CUDA_EMULATED", "0") == "1"
 
+extension: Any
+missing: str | None
 extension, missing = load_extension("_cuda_emulated" if EMULATED else "_cuda")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -63,7 +66,7 @@ def runs_on(code: str, architecture: int) -> bool:
     Machine code runs within its major version from its minor one on, that of an "a" architecture on no other one. PTX
     is compiled by the driver for whatever is newer.
     """
-    kind, number, feature = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", code).groups()
+    ((kind, number, feature),) = re.findall(r"^(sm|compute)_(\d+)([af]?)$", code)
     target = int(number)
     if feature == "a":
         return architecture == target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,9 +125,10 @@ def backward(
 
 
 def _problem(
-    q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, head_gates, seed, dropout_p, scale,
-    zero_pruned,
-):  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, cu_seqlens_q: Tensor, max_seqlen_q: int,
+    head_mask: Tensor | None, head_gates: Tensor | None, seed: Tensor | None, dropout_p: float, scale: float,
+    zero_pruned: bool,
+) -> tuple[Any, tuple[Tensor, ...]]:  # fmt: skip
     """The extension's description of a call, and tensors to be kept until it is launched."""
     (q, q_place), (k, k_place), (v, v_place) = _aligned(q), _aligned(k), _aligned(v)
     problem = cuda.extension.AttentionProblem(
@@ -153,4 +155,5 @@ def _aligned(heads: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     if value == 1 and token % 8 == 0 and head % 8 == 0 and place[0] % 16 == 0:
         return heads, place
     heads = heads.clone(memory_format=torch.contiguous_format)
-    return heads, (heads.data_ptr(), *heads.stride()[:2])
+    token, head, _ = heads.stride()
+    return heads, (heads.data_ptr(), token, head)

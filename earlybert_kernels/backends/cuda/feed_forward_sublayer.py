@@ -15,7 +15,15 @@ forward, backward = (
 )
 
 
-def refuses(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, *others: Tensor | None) -> str | None:
+def refuses(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *units: Tensor | None,
+) -> str | None:
     """Why these tensors, in the op's order, cannot be taken (device, dtype, size, a mask), or None."""
-    norm_weight, norm_bias, *units = others
     return parts.refuses(x, w_in, norm_weight, norm_bias, b_in, w_out, b_out, *units)

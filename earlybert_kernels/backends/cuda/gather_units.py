@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,13 +36,13 @@ def gather(
         gates: float32, one for every unit of the tensor; None for 1.
     """
     results, calls = [], []
-    kept = []  # until the launch
+    kept: list[Tensor | None] = []  # until the launch
     for tensor, chosen, dim, size, own in zip(tensors, units, dims, sizes, gates, strict=True):
         shape = list(tensor.shape)
         if chosen is not None:
             shape[dim] = chosen.shape[0] * size
         result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        tensor, chosen, own = _contiguous(tensor, chosen, own)
+        tensor, (chosen, own) = tensor.contiguous(), _contiguous(chosen, own)
         kept += tensor, chosen, own
         calls.append(_fields(tensor.shape, dim, size, chosen, own, tensor, result))
         results.append(result)
@@ -68,13 +68,13 @@ def scatter(
         weights: its tensors, where there are gates.
     """
     results, sums, calls = [], [], []
-    kept = []  # until the launch
+    kept: list[Tensor | None] = []  # until the launch
     for part, shape, chosen, dim, size, own, weight in zip(
         parts, shapes, units, dims, sizes, gates, weights, strict=True
     ):
         result = torch.empty(shape, dtype=part.dtype, device=part.device)
         grad_gates = None if own is None else torch.empty(own.shape, dtype=torch.float32, device=part.device)
-        part, chosen, own, weight = _contiguous(part, chosen, own, weight)
+        part, (chosen, own, weight) = part.contiguous(), _contiguous(chosen, own, weight)
         kept += part, chosen, own, weight
         calls.append(_fields(shape, dim, size, chosen, own, part, result, weight, grad_gates))
         results.append(result)
@@ -116,6 +116,6 @@ def _fields(
     )
 
 
-def _launch(function, tensors: Sequence[Tensor], calls: list[tuple[int, ...]]) -> None:
+def _launch(function: Callable[..., None], tensors: Sequence[Tensor], calls: list[tuple[int, ...]]) -> None:
     if calls:
         function(*cuda.launch(tensors[0]), calls)

@@ -40,10 +40,10 @@ def optimizer_step(
     written = [*params, *exp_avgs, *exp_avg_sqs]
     # The kernels go through memory without gaps; of what has gaps they get copies, which are copied back.
     dense = [[t.contiguous() for t in tensors] for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
-    (lr_at, lr), *steps = (_where(number, first.device) for number in (lr, *steps))
+    (lr_at, lr), *places = (_where(number, first.device) for number in (lr, *steps))
     tensors = [
         (p.numel(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), address(at), number)
-        for p, g, m, v, (at, number) in zip(*dense, steps, strict=True)
+        for p, g, m, v, (at, number) in zip(*dense, places, strict=True)
     ]
     partials = None
     if adapt:

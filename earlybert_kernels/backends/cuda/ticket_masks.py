@@ -25,14 +25,16 @@ def ticket_masks(scores: Sequence[Tensor], keep: int | Sequence[int], *, multipl
     """See `ops.ticket_masks`. Nothing is read back."""
     scores = [layer.float().contiguous() for layer in scores]
     counts, first = [len(layer) for layer in scores], scores[0]
-    together = isinstance(keep, int)
-    known = [0] * len(scores) if together else round_widths(keep, counts, multiple_of)
-    widths = torch.empty(len(scores), dtype=torch.int32, device=first.device) if together else None
+    if isinstance(keep, int):
+        together, known = keep, [0] * len(scores)
+        widths = torch.empty(len(scores), dtype=torch.int32, device=first.device)
+    else:
+        together, known, widths = 0, round_widths(keep, counts, multiple_of), None
     mask = torch.empty(sum(counts), dtype=torch.bool, device=first.device)
     cuda.extension.ticket_masks(
         *cuda.launch(first),
         [(layer.data_ptr(), count, width) for layer, count, width in zip(scores, counts, known, strict=True)],
-        keep if together else 0,
+        together,
         multiple_of,
         address(widths),
         mask.data_ptr(),

@@ -5,6 +5,8 @@ Units are int64 `(k,)`, no unit twice, or None for all. What is no unit (-1, say
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def present(units: Tensor | None) -> None:
 
 def take(weight: Tensor, units: Tensor | None) -> Tensor:
     """The computed units' part of a weight or bias `(units, ...)`; 0 where none is chosen."""
-    return take_each((weight, 0), units=units)[0]
+    return weight if units is None else gather_units.gather([weight], [units], [0], [1], [None])[0]
 
 
 def put(part: Tensor, units: Tensor | None, total: int) -> Tensor:
@@ -42,7 +44,7 @@ def put(part: Tensor, units: Tensor | None, total: int) -> Tensor:
     return put_each((part, 0), units=units, total=total)[0]
 
 
-def take_each(*tensors: tuple[Tensor | None, int], units: Tensor | None) -> list[Tensor | None]:
+def take_each(*tensors: tuple[Tensor | None, int], units: Tensor | None) -> list[Any]:
     """`take` from several tensors in one launch, each given with the dimension that units lie along; None stays."""
     there = [(tensor, dim) for tensor, dim in tensors if tensor is not None]
     if units is None or not there:

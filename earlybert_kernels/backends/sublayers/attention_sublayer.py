@@ -28,7 +28,7 @@ def forward(parts: Parts, own: AttentionSublayerInputs) -> AttentionSublayerResu
     """
     units = parts.units.computed_units(own.active_heads)
     low, rows = own.x.to(own.w_q.dtype), _first_tokens(own)
-    together = ((own.w_q, own.b_q), (own.w_k, own.b_k), (own.w_v, own.b_v))
+    together: Sequence[tuple[Tensor, Tensor]] = ((own.w_q, own.b_q), (own.w_k, own.b_k), (own.w_v, own.b_v))
     q = own.x.new_empty(0, dtype=own.w_q.dtype)
     if rows is not None:
         q = _project(parts, low.index_select(0, rows), together[:1], units, own.head_size).squeeze(2)
@@ -84,7 +84,7 @@ def backward(parts: Parts, grad_out: Tensor, own: AttentionSublayerSaved) -> Att
         grad_x, projections = _project_backward(parts, grad_kv, x.to(w_q.dtype), (w_k, w_v), units, heads)
         grad_x = grad_x.to(x.dtype).index_add_(0, rows, grad_first)
         projections = query + projections
-    return AttentionSublayerGrads(grad_x, *projections, grad_w_out, grad_b_out, *grad_norm, grad_gates)
+    return AttentionSublayerGrads._make((grad_x, *projections, grad_w_out, grad_b_out, *grad_norm, grad_gates))
 
 
 def _first_tokens(own: _Own) -> Tensor | None:

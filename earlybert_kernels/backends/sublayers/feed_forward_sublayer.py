@@ -39,4 +39,4 @@ def backward(parts: Parts, grad_out: Tensor, own: FeedForwardSublayerSaved) -> F
         grad_h, own.preactivation, low, own.w_in, own.w_out, own.active_neurons, own.neuron_gates, own.activation,
         grad_x=grad_x, grad_b_out=grad_b_out,
     )  # fmt: skip
-    return FeedForwardSublayerGrads(*grads, *grad_norm, grad_gates)
+    return FeedForwardSublayerGrads._make((*grads, *grad_norm, grad_gates))

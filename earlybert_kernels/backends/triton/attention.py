@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -87,7 +87,7 @@ def _steps(*tensors: Tensor) -> list[int]:
 
 def _constants(
     q: Tensor, tiles: Tiles, one_block: bool, zero_pruned: bool, seed: Tensor | None, dropout_p: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     size = q.shape[2]
     if size > MAX_HEAD_SIZE:
         raise ValueError(f"attention: heads of {size} values, expected at most {MAX_HEAD_SIZE}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -10,7 +12,7 @@ from ...reference.counter_rng import ROUNDS, kept_scale, threshold
 _ROUNDS: tl.constexpr = tl.constexpr(ROUNDS)
 
 
-def dropout_constants(seed: object | None, dropout_p: float) -> dict[str, int | float]:
+def dropout_constants(seed: object | None, dropout_p: float) -> dict[str, Any]:
     """The constants of a kernel that drops: a kept value's factor, and the threshold of `keep`, 0 to drop nothing."""
     if seed is None:
         return {"THRESHOLD": 0, "KEPT_SCALE": 1.0}

@@ -60,7 +60,9 @@ def architecture(tensor: Tensor) -> int:
     return architecture_of(tensor.get_device()) if tensor.is_cuda else DEFAULT_ARCHITECTURE
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants):
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
+) -> None:
     """Runs `kernel` on the device of its first argument, a tensor; a grid without programs launches nothing.
 
     Args:

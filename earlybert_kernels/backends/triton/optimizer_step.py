@@ -116,8 +116,9 @@ def _as_arguments(numbers: Sequence[float], dtype: torch.dtype, device: torch.de
 
 def _on_device(numbers: Sequence[float | Tensor], device: torch.device) -> Sequence[Tensor]:
     """Each as a float32 tensor of one number on the device; tensors that are there already stay where they are."""
-    if all(isinstance(number, Tensor) and number.device == device for number in numbers):
-        return [number.float() for number in numbers]
+    there = [number.float() for number in numbers if isinstance(number, Tensor) and number.device == device]
+    if len(there) == len(numbers):
+        return there
     return upload([float(number) for number in numbers], torch.float32, device).unbind()
 
 

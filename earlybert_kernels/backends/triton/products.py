@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def linear(
     activation: str = "none",
     outputs: Used | None = None,
     inputs: Used | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """`activation(x weight^T + bias)`.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -111,7 +111,7 @@ class CapturedStep:
         else:
             with torch.cuda.device(self._device):
                 self._tie_rates()
-                loss = self._first_step(bucket) if bucket.graph is None else self._replay(bucket)
+                loss = self._first_step(bucket) if bucket.captured is None else _replay(*bucket.captured)
         self._buckets[key] = bucket
         return loss
 
@@ -130,10 +130,6 @@ class CapturedStep:
         self._capture(bucket)
         return loss
 
-    def _replay(self, bucket: _Bucket) -> Tensor:
-        bucket.graph.replay()
-        return bucket.loss.clone()
-
     def _capture(self, bucket: _Bucket) -> None:
         graph = torch.cuda.CUDAGraph()
         # Other threads, a loader's that pins memory, may go on with what a capture forbids its own.
@@ -141,14 +137,14 @@ class CapturedStep:
         try:
             # The outer context puts torch's stream back where a capture that fails would leave it changed.
             with torch.cuda.stream(torch.cuda.current_stream()), capture:
-                bucket.loss = self._train_step(dict(bucket.batch)).detach()
+                loss = self._train_step(dict(bucket.batch)).detach()
         except RuntimeError as error:
             raise RuntimeError(
                 "the training step cannot be captured in a CUDA graph: it waits for the device, which "
                 "torch.cuda.set_sync_debug_mode('error') before the step would show. Batches have to be packed ones "
                 f"(PackedCollator), and .item() or print(loss) belong outside of the step. {error}"
             ) from error
-        bucket.graph = graph
+        bucket.captured = graph, loss
 
     def _drop_outdated(self) -> None:
         """Forgets all graphs if they would work on other tensors, or in another mode, than the model now has."""
@@ -166,6 +162,7 @@ class CapturedStep:
 
     def _present(self) -> list[Any]:
         """What the graphs hold on to: the optimizer's state, Parameters, buffers, and the modules that have them."""
+        owners: Iterator[dict[str, Any]]
         owners = (d for m in self._modules for d in (m._parameters, m._buffers, m._modules))
         return [self._optimizer.state, *chain.from_iterable(map(dict.values, owners))]
 
@@ -190,12 +187,16 @@ class CapturedStep:
                 group["lr"] = rate
 
 
+def _replay(graph: torch.cuda.CUDAGraph, loss: Tensor) -> Tensor:
+    graph.replay()
+    return loss.clone()
+
+
 class _Bucket:
     """One shape of batches: where they are copied to, and the graph that reads them there."""
 
     def __init__(self, batch: Batch, device: torch.device) -> None:
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.loss: Tensor | None = None
+        self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # and the loss that it writes
         self.batch = {
             name: torch.empty(value.shape, dtype=value.dtype, device=device) if torch.is_tensor(value) else value
             for name, value in batch.items()

@@ -47,6 +47,7 @@ class PackedCollator:
         Raises:
             ValueError: `fill_to` is given without the others, or one of them is out of range.
         """
+        self._filling: tuple[int, int, int] | None = None
         if fill_to is not None:
             if batch_size is None or max_length is None:
                 raise ValueError("fill_to needs batch_size and max_length, from which the number of fillers follows")
@@ -55,6 +56,7 @@ class PackedCollator:
                     f"fill_to is {fill_to}, batch_size {batch_size} and max_length {max_length}; expected at least "
                     "1, 1 and 2"
                 )
+            self._filling = fill_to, batch_size, max_length
         self.fill_to = fill_to
         self.batch_size = batch_size
         self.max_length = max_length
@@ -80,10 +82,9 @@ class PackedCollator:
         """
         self._check_keys(examples)
         lengths = [len(example["input_ids"]) for example in examples]
-        fillers = [] if self.fill_to is None else self._fillers(lengths)
+        fillers, longest = ([], max(lengths)) if self._filling is None else _fillers(lengths, *self._filling)
         if min(lengths) == 0:
             raise ValueError("an example has no tokens, not even the first, which a classifier reads")
-        longest = max(lengths) if self.fill_to is None else self.max_length
         filling = sum(fillers)
         tokens = sum(lengths) + filling
 
@@ -135,19 +136,23 @@ class PackedCollator:
         if self.skip_logits and "labels" not in expected:
             raise ValueError("skip_logits=True needs labels, and the examples have none")
 
-    def _fillers(self, lengths: list[int]) -> list[int]:
-        """The lengths of the sequences that fill the batch up: always so many that sequences are always as many."""
-        if len(lengths) > self.batch_size or max(lengths) > self.max_length:
-            raise ValueError(
-                f"got {len(lengths)} examples of at most {max(lengths)} tokens, expected at most batch_size, "
-                f"{self.batch_size}, of at most max_length, {self.max_length}"
-            )
-        # Each of a full batch's fillers takes 1 token, and together they can take fill_to - 1 more.
-        count = -(-(self.fill_to - 1) // (self.max_length - 1)) + self.batch_size - len(lengths)
-        tokens = sum(lengths)
-        filling = -(-(tokens + count) // self.fill_to) * self.fill_to - tokens
-        # As equal as can be: attention's cost goes with the square of a length.
-        return [filling // count + (i < filling % count) for i in range(count)]
+
+def _fillers(lengths: list[int], fill_to: int, batch_size: int, max_length: int) -> tuple[list[int], int]:
+    """The lengths of the sequences that fill a batch up, and the longest that a sequence of a batch can have.
+
+    They are always so many that sequences are always as many.
+    """
+    if len(lengths) > batch_size or max(lengths) > max_length:
+        raise ValueError(
+            f"got {len(lengths)} examples of at most {max(lengths)} tokens, expected at most batch_size, "
+            f"{batch_size}, of at most max_length, {max_length}"
+        )
+    # Each of a full batch's fillers takes 1 token, and together they can take fill_to - 1 more.
+    count = -(-(fill_to - 1) // (max_length - 1)) + batch_size - len(lengths)
+    tokens = sum(lengths)
+    filling = -(-(tokens + count) // fill_to) * fill_to - tokens
+    # As equal as can be: attention's cost goes with the square of a length.
+    return [filling // count + (i < filling % count) for i in range(count)], max_length
 
 
 def _joined(examples: Sequence[Mapping[str, Any]], name: str, lengths: list[int], filling: int, fill: int) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .gates import remove_gates
 from .masking import check_ticket, clear_ticket, release_masks
@@ -66,7 +67,7 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
 
 
 @torch.no_grad()
-def to_stock(model: nn.Module) -> nn.Module:
+def to_stock(model: nn.Module) -> PreTrainedModel:
     """A stock Hugging Face model of the dense shapes with equal logits, in which pruned units are zero.
 
     Takes a model in any state (converted, gated, masked, compact) and leaves it as it is. Units return to the
@@ -109,7 +110,8 @@ def to_stock(model: nn.Module) -> nn.Module:
             places = theirs[unit].to(value.device)[ours[unit]]
             state[names[parameter]] = full.index_copy(dim, places, value.index_select(dim, ours[unit]))
     trained = dict(model.named_parameters(remove_duplicate=False))
-    stock.to(device=base.get_input_embeddings().weight.device)
+    word: Any = base.get_input_embeddings()
+    stock.to(device=word.weight.device)  # type: ignore[call-arg]  # a method that functools.wraps has hidden
     for name, parameter in stock.named_parameters():
         parameter.data = parameter.to(state[name].dtype)
         parameter.requires_grad_(trained[name].requires_grad)

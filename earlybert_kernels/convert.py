@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -23,8 +24,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class _Conversion:
     """What `restore` needs, kept on the base model but not among its registered modules."""
 
-    stock_encoder: nn.Module
-    layers: list[tuple[EncoderLayer, nn.Module]]  # each with the stock layer that it was made of
+    stock_encoder: Any
+    layers: Sequence[tuple[EncoderLayer, nn.Module]]  # each with the stock layer that it was made of
     connected: list[Connection] = field(default_factory=list)
 
 
@@ -65,7 +66,7 @@ def convert(model: Model) -> Model:
     check_heads(family, model)
     if is_converted(model):
         _check_fused(family, base)
-        connect(base, model, base._earlybert.connected)
+        connect(base, model, _conversion(base).connected)
         return model
     check_encoder(family, base)
     stock = family.encoder_of(base)
@@ -76,8 +77,8 @@ def convert(model: Model) -> Model:
     base.set_submodule(family.encoder, encoder)
     _copy_mode(stock, encoder)
     layers = [(layer, stock_layer) for stock_layer, layer in fused]
-    base._earlybert = _Conversion(stock, layers)
-    connect(base, model, base._earlybert.connected)
+    vars(base)["_earlybert"] = conversion = _Conversion(stock, layers)
+    connect(base, model, conversion.connected)
     return model
 
 
@@ -94,7 +95,7 @@ def restore(model: Model) -> Model:
     family, base = find_base(model)
     if not is_converted(model):
         return model
-    encoder, conversion = family.encoder_of(base), base._earlybert
+    encoder, conversion = family.encoder_of(base), _conversion(base)
     _check_fused(family, base)
     if any(layer.is_masked for layer in encoder.layer):
         raise ValueError("a ticket is applied, and stock layers cannot skip units: call clear_ticket or compact first")
@@ -107,7 +108,7 @@ def restore(model: Model) -> Model:
         _hand_over(layer, stock_layer, layer.parts)
     base.set_submodule(family.encoder, stock)
     disconnect(conversion.connected)
-    del base._earlybert
+    del vars(base)["_earlybert"]
     return model
 
 
@@ -121,9 +122,13 @@ def is_converted(model: nn.Module) -> bool:
     return isinstance(family.encoder_of(base), PaddingFreeEncoder)
 
 
+def _conversion(base: nn.Module) -> _Conversion:
+    return vars(base)["_earlybert"]
+
+
 def _check_fused(family: ModelFamily, base: nn.Module) -> None:
     """Raises ValueError if a converted encoder has layers that `convert` did not make, or one of them twice."""
-    left = {layer for layer, _ in base._earlybert.layers}
+    left = {layer for layer, _ in _conversion(base).layers}
     for name, layer in family.named_layers_of(base):
         if layer not in left:
             raise ValueError(
@@ -133,7 +138,7 @@ def _check_fused(family: ModelFamily, base: nn.Module) -> None:
         left.remove(layer)
 
 
-def _copy_mode(source: nn.Module, target: nn.Module) -> None:
+def _copy_mode(source: Any, target: Any) -> None:
     target.training, target.layer.training = source.training, source.layer.training
 
 

@@ -63,7 +63,7 @@ def remove_gates(model: Model) -> Model:
     """
     for layer, parts in layer_parts(model):
         heads, neurons = detach_gates(layer)
-        if heads is not None:
+        if heads is not None and neurons is not None:
             parts.attention_output.weight.copy_(fold_gates(parts.attention_output.weight, heads, parts.head_size))
             parts.output.weight.copy_(fold_gates(parts.output.weight, neurons))
     set_gated(find_base(model)[0], model, False)

@@ -99,7 +99,7 @@ class _OneCall(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1.0)
         optimizer_step(
             params,
-            [param.grad for param in params],
+            [param.grad for param in params if param.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             steps,

@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 _FORMAT = 1
 
@@ -173,7 +173,7 @@ class Ticket:
                     )
 
 
-def _integer(number: object) -> int:
+def _integer(number: Any) -> int:
     """`number` as an int; booleans, which Python counts among the integers, are a mask that was taken for indices."""
     if isinstance(number.item() if hasattr(number, "item") else number, bool):
         raise TypeError(f"expected an integer, found {number}: a ticket lists the indices of units and is no mask")

@@ -153,13 +153,13 @@ def problems(op: str | None, name: str, kernel: Kernel, code: Code | None) -> li
         found.append("is in no source's anonymous namespace, so that its op cannot be told")
     if kernel.local:
         found.append(f"takes {kernel.local} bytes of local memory")
-    if kernel.stack:
+    if kernel.stack and code is not None:
         share = code.on_stack / max(code.instructions, 1)
         if is_half(name) or share > STACK_LIMIT:
             found.append(f"keeps {kernel.stack} bytes on the stack, where {share:.1%} of its instructions go")
     if kernel.shared > STATIC_SHARED_LIMIT:
         found.append(f"declares {kernel.shared} bytes of shared memory, the limit is {STATIC_SHARED_LIMIT}")
-    if multiplies(op, name) and code.tensor_cores is None:
+    if multiplies(op, name) and code is not None and code.tensor_cores is None:
         found.append("multiplies matrices without tensor cores")
     return found
 
@@ -221,7 +221,7 @@ def _cuobjdump(*arguments: str) -> Iterable[str]:
     with subprocess.Popen(
         [command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
     ) as process:
-        yield from process.stdout
+        yield from process.stdout or ()
     if process.returncode:
         raise RuntimeError(f"cuobjdump {arguments[0]} failed with exit status {process.returncode}")
 

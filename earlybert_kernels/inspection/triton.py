@@ -86,7 +86,7 @@ def inspect(configurations: Sequence[Any]) -> list[Row]:
     rows = []
     for each, resources in zip(distinct, compiled.compile_all(distinct), strict=True):
         dtype = compiled.dtype(each.source)
-        failed = isinstance(resources, str)
+        made = None if isinstance(resources, str) else resources
         row = Row(
             op=each.op,
             kernel=each.source.name,
@@ -94,12 +94,12 @@ def inspect(configurations: Sequence[Any]) -> list[Row]:
             architecture=each.architecture,
             warps=each.num_warps,
             stages=each.num_stages,
-            registers=None if failed else resources.registers,
-            spilled=None if failed else resources.spilled,
-            stack_in_loops=None if failed else resources.stack_in_loops,
-            shared=None if failed else resources.shared,
-            instruction=None if failed else resources.instruction,
-            product=None if failed else bool(resources.products),
+            registers=None if made is None else made.registers,
+            spilled=None if made is None else made.spilled,
+            stack_in_loops=None if made is None else made.stack_in_loops,
+            shared=None if made is None else made.shared,
+            instruction=None if made is None else made.instruction,
+            product=None if made is None else bool(made.products),
             constants={name: _plain(value) for name, value in compiled.constants(each.source).items()},
             problems=problems(each.architecture, dtype, resources),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def _seed(dropout_p: float) -> Tensor | None:
     return _empty(dtype=torch.int64) if dropout_p else None
 
 
-def _saved(cls: type, inputs: NamedTuple, results: NamedTuple) -> NamedTuple:
+def _saved(cls: type[NamedTuple], inputs: NamedTuple, results: NamedTuple) -> Any:
     """What an op saves of its inputs and results."""
     values = inputs._asdict() | results._asdict()
     return cls._make(values[name] for name in cls._fields)
@@ -80,7 +80,7 @@ def _offsets(sequences: int) -> Tensor:
 @_workload
 def attention(everything: bool) -> None:
     """Lengths on both sides of every tile's keys; one whose keys are divided up; first tokens that ask only."""
-    options = {"dropout_p": 0.1, "gated": True, "masked": True}
+    options: dict[str, Any] = {"dropout_p": 0.1, "gated": True, "masked": True}
     if everything:
         cases = product((BF16, FP16, FP32), (32, 64, 80, 96, 128), (16, 32, 64, 128, 256, 512, 8192))
         for (dtype, size, length), first_only in product(cases, (False, True)):
@@ -129,7 +129,7 @@ def attention_sublayer(everything: bool) -> None:
                 _attention_sublayer(shape, dtype, tokens, first_only, dropout_p, gated, masked)
         _attention_sublayer(BASE, BF16, MANY, masked=True, stream=FP32)
         return
-    options = {"dropout_p": 0.1, "gated": True, "masked": True}
+    options: dict[str, Any] = {"dropout_p": 0.1, "gated": True, "masked": True}
     for tokens in (FEW, MANY):
         _attention_sublayer(BASE, BF16, tokens, **options)
     _attention_sublayer(BASE, BF16, FEW, first_only=True, **options)
@@ -155,7 +155,8 @@ def _attention_sublayer(
     units = (_mask(heads) if masked else None, _empty(heads) if gated else None, _seed(dropout_p), _seed(dropout_p))
     options = (size, first_only, dropout_p, dropout_p)
     x, packing = _empty(tokens, hidden, dtype=stream), (_offsets(sequences), 128)
-    inputs = AttentionSublayerInputs(x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS)
+    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS)
+    inputs = AttentionSublayerInputs._make(given)
     results = attention_sublayer_op.forward(inputs)
     attention_sublayer_op.backward(torch.empty_like(results.out), _saved(AttentionSublayerSaved, inputs, results))
 
@@ -178,9 +179,9 @@ def dropout_add_layer_norm(everything: bool) -> None:
 def _dropout_add_layer_norm(width: int, dtype: torch.dtype, stream: torch.dtype, dropout_p: float) -> None:
     x, residual = _empty(MANY, width, dtype=dtype), _empty(MANY, width, dtype=stream)
     weight, bias, seed = _empty(width, dtype=stream), _empty(width, dtype=stream), _seed(dropout_p)
-    out, *kept = dropout_add_layer_norm_op.forward(x, residual, weight, bias, seed, dropout_p, EPS)
+    out, mean, rstd = dropout_add_layer_norm_op.forward(x, residual, weight, bias, seed, dropout_p, EPS)
     grad_out = torch.empty_like(out)
-    dropout_add_layer_norm_op.backward(grad_out, x, residual, weight, *kept, seed, dropout_p, cast_residual=True)
+    dropout_add_layer_norm_op.backward(grad_out, x, residual, weight, mean, rstd, seed, dropout_p, cast_residual=True)
 
 
 @_workload
@@ -195,11 +196,12 @@ def embedding_layer_norm(everything: bool) -> None:
 
 
 def _embedding_layer_norm(width: int, dtype: torch.dtype, dropout_p: float) -> None:
-    ids = [_empty(MANY, dtype=torch.int64) for _ in range(3)]
-    tables = [_empty(rows, width, dtype=dtype) for rows in (30522, 512, 2)]
+    words, positions, types = (_empty(MANY, dtype=torch.int64) for _ in range(3))
+    word, position, token_type = (_empty(rows, width, dtype=dtype) for rows in (30522, 512, 2))
     weight, bias, seed = _empty(width, dtype=dtype), _empty(width, dtype=dtype), _seed(dropout_p)
-    out, *kept = embedding_layer_norm_op.forward(*ids, *tables, weight, bias, seed, 0, dropout_p, EPS)
-    embedding_layer_norm_op.backward(torch.empty_like(out), *kept, *ids, *tables, weight, seed, 0, dropout_p)
+    given = (words, positions, types, word, position, token_type, weight)
+    out, mean, rstd = embedding_layer_norm_op.forward(*given, bias, seed, 0, dropout_p, EPS)
+    embedding_layer_norm_op.backward(torch.empty_like(out), mean, rstd, *given, seed, 0, dropout_p)
 
 
 @_workload
@@ -257,7 +259,7 @@ def _feed_forward_sublayer(
     b_in, b_out = _empty(neurons, dtype=dtype), _empty(hidden, dtype=dtype)
     x, norm = _empty(tokens, hidden, dtype=stream), (_empty(hidden, dtype=stream), _empty(hidden, dtype=stream))
     units = (_mask(neurons) if masked else None, None, _seed(0.1), "gelu", 0.1)
-    inputs = FeedForwardSublayerInputs(x, w_in, b_in, w_out, b_out, *norm, *units, EPS)
+    inputs = FeedForwardSublayerInputs._make((x, w_in, b_in, w_out, b_out, *norm, *units, EPS))
     results = feed_forward_sublayer_op.forward(inputs)
     feed_forward_sublayer_op.backward(torch.empty_like(results.out), _saved(FeedForwardSublayerSaved, inputs, results))
 
@@ -269,9 +271,10 @@ def optimizer_step(everything: bool) -> None:
     for dtype, adapt, l1 in cases if everything else product((BF16, FP32), (True, False), (1e-4,)):
         shapes = ((3072, 768), (768,))
         params, grads = ([_empty(*shape, dtype=dtype) for shape in shapes] for _ in range(2))
-        moments = [[_empty(*shape) for shape in shapes] for _ in range(2)]
-        options = {"lr": _empty(), "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
-        optimizer_step_op.optimizer_step(params, grads, *moments, [_empty(), _empty()], adapt=adapt, l1=l1, **options)
+        exp_avgs, exp_avg_sqs = ([_empty(*shape) for shape in shapes] for _ in range(2))
+        steps, options = [_empty(), _empty()], dict[str, Any](adapt=adapt, l1=l1)
+        options |= {"lr": _empty(), "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
+        optimizer_step_op.optimizer_step(params, grads, exp_avgs, exp_avg_sqs, steps, **options)
 
 
 @_workload

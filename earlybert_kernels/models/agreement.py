@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checks import check_fields
 from .compact_classes import COMPACT_CLASSES
@@ -15,7 +15,7 @@ from .compact_config import CompactConfig
 from .family import ModelFamily
 
 
-def check_agreement(family: ModelFamily, model: nn.Module, base: nn.Module, *, whole: bool = True) -> None:
+def check_agreement(family: ModelFamily, model: nn.Module, base: PreTrainedModel, *, whole: bool = True) -> None:
     """Raises ValueError unless the model is what transformers builds of its config, as it does when one is loaded.
 
     Layers, widths, heads, sizes of embeddings, norms and tied weights are compared with a model that is built on the
@@ -40,7 +40,7 @@ def check_agreement(family: ModelFamily, model: nn.Module, base: nn.Module, *, w
         _check_built(family, module, whole=whole and type(module) in _known_classes())
 
 
-def build_like(family: ModelFamily, model: nn.Module, cls: type[nn.Module], config: PreTrainedConfig) -> nn.Module:
+def build_like(family: ModelFamily, model: nn.Module, cls: type, config: PreTrainedConfig) -> PreTrainedModel:
     """A new model of a class, untrained; a base model has a pooler if `model`, which is one too, has one."""
     if COMPACT_CLASSES.stock(cls) is family.base and hasattr(model, "pooler"):
         return cls(config, add_pooling_layer=model.pooler is not None)
@@ -58,9 +58,9 @@ def _check_not_shared(path: str, layers: nn.ModuleList) -> None:
         names[parameter] = name
 
 
-def _built_by_transformers(model: nn.Module) -> list[nn.Module]:
+def _built_by_transformers(model: nn.Module) -> list[PreTrainedModel]:
     """The outermost modules in `model` of which a config tells how to build them."""
-    if type(model) in _known_classes():
+    if isinstance(model, PreTrainedModel) and type(model) in _known_classes():
         return [model]
     return [module for child in model.children() for module in _built_by_transformers(child)]
 
@@ -70,7 +70,7 @@ def _known_classes() -> frozenset[type]:
     return frozenset({*COMPACT_CLASSES, *map(COMPACT_CLASSES.compact, COMPACT_CLASSES)})
 
 
-def _check_built(family: ModelFamily, module: nn.Module, *, whole: bool) -> None:
+def _check_built(family: ModelFamily, module: PreTrainedModel, *, whole: bool) -> None:
     config = module.config
     compact = isinstance(config, CompactConfig)
     stock_class = COMPACT_CLASSES.stock(type(module))
@@ -79,7 +79,7 @@ def _check_built(family: ModelFamily, module: nn.Module, *, whole: bool) -> None
     if stock_class not in COMPACT_CLASSES:
         stock_class = family.base
     with torch.device("meta"):
-        cls = COMPACT_CLASSES.compact(stock_class) if compact else stock_class
+        cls = (COMPACT_CLASSES.compact(stock_class) if compact else None) or stock_class
         built = build_like(family, module, cls, config)
     ours, theirs = _shapes(module), _shapes(built)
     differing = [name for name in theirs if name in ours and ours[name] != theirs[name]]
@@ -98,7 +98,7 @@ def _check_built(family: ModelFamily, module: nn.Module, *, whole: bool) -> None
         _check_ties(module, built)
 
 
-def _check_attributes(family: ModelFamily, module: nn.Module, built: nn.Module) -> None:
+def _check_attributes(family: ModelFamily, module: PreTrainedModel, built: nn.Module) -> None:
     """What no shape shows."""
     of, attention = dict(module.named_modules()), family.layer.classes[family.layer.parts["self_attention"]]
     for name, theirs in built.named_modules():
@@ -114,7 +114,7 @@ def _check_attributes(family: ModelFamily, module: nn.Module, built: nn.Module) 
                 )
 
 
-def _check_ties(module: nn.Module, built: nn.Module) -> None:
+def _check_ties(module: PreTrainedModel, built: nn.Module) -> None:
     ours, theirs = _ties(module), _ties(built)
     for tied in sorted(theirs - ours):
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -68,7 +70,7 @@ def check_fields(config: PreTrainedConfig) -> None:
         )
 
 
-def check_attention(name: str, attention: nn.Module) -> None:
+def check_attention(name: str, attention: Any) -> None:
     """Raises ValueError unless a self-attention computes what the fused one does: bidirectional, scores as usual."""
     if attention.is_causal or getattr(attention, "is_decoder", False):
         raise ValueError(f"{name} is causal, and the fused attention is bidirectional: restore the model first")
@@ -114,8 +116,8 @@ def check_plain(name: str, module: nn.Module, cls: type) -> None:
         found = full_name(type(module))
         advice = "; merge the adapter first (model.merge_and_unload())" if found.startswith("peft.") else ""
         raise TypeError(f"{name} is a {found}, expected a plain {full_name(cls)}{advice}")
-    if (found := extension(module)) is not None:
-        raise TypeError(f"{name} {found}, which a converted model would not run; remove it first")
+    if (extended := extension(module)) is not None:
+        raise TypeError(f"{name} {extended}, which a converted model would not run; remove it first")
 
 
 def full_name(cls: type) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 
@@ -18,7 +19,7 @@ class ClassPairs:
         """The stock classes that have a compact one."""
         return iter(self._compact)
 
-    def add(self, stock: type, compact: type) -> None:
+    def add(self, stock: type[PreTrainedModel], compact: type[PreTrainedModel]) -> None:
         """Makes two classes counterparts."""
         self._compact[stock], self._stock[compact] = compact, stock
         # transformers looks up by class name what a model can record (output_hidden_states), and writes it down

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -13,9 +13,15 @@ from ..ticket import Ticket
 from .family import ModelFamily
 from .registry import FAMILIES
 
+# A mixin: it stands before the config of a family, which is one of these.
+if TYPE_CHECKING:
+    _Config = PreTrainedConfig
+else:
+    _Config = object
+
 
 @dataclass(init=False, repr=False, eq=False, kw_only=True)
-class CompactConfig:
+class CompactConfig(_Config):
     """What the config of a compact model has beside the fields of the dense one's, which go on saying the dense sizes.
 
     Attributes:
@@ -54,7 +60,7 @@ class CompactConfig:
     @classmethod
     def of(cls, config: PreTrainedConfig, ticket: Ticket) -> CompactConfig:
         """`config` with the units of `ticket`, which are indices of the model as `config` has it now."""
-        compact = copy.deepcopy(config)
+        compact: Any = copy.deepcopy(config)
         if isinstance(config, cls):
             ticket = _compose(config.ticket, ticket)
         else:
@@ -66,7 +72,7 @@ class CompactConfig:
 
     def dense(self) -> PreTrainedConfig:
         """The config of the dense model."""
-        config = copy.deepcopy(self)
+        config: Any = copy.deepcopy(self)
         del config.kept_heads, config.kept_neurons, config.gated
         config.__class__, config.architectures = self.family.config, None
         return config

@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 
@@ -50,10 +51,19 @@ model = AutoModel.from_pretrained("this folder")
 """
 
 
-class _CompactModel:
+# A mixin: it stands before a class of models, which is one of these.
+if TYPE_CHECKING:
+    _Model = PreTrainedModel
+else:
+    _Model = object
+
+
+class _CompactModel(_Model):
     """Builds the dense architecture, then cuts every layer to the widths that the config states, and adds gates."""
 
-    def __init__(self, config: CompactConfig, *args, **kwargs) -> None:
+    config: CompactConfig
+
+    def __init__(self, config: CompactConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         family = config.family
         layers = [(layer, parts(family, layer, name)) for name, layer in family.named_layers_of(self.base_model)]
@@ -65,15 +75,18 @@ class _CompactModel:
         if config.gated:
             for layer, layer_parts in layers:
                 add_gates(layer, layer_parts)
-            self._keep_in_fp32_modules_strict |= {"head_gates", "neuron_gates"}  # half precision would lose their steps
+            # Half precision would lose their steps.
+            wide = self._keep_in_fp32_modules_strict or ()
+            self._keep_in_fp32_modules_strict = {*wide, "head_gates", "neuron_gates"}
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As transformers saves any model; beside it a README.md, where there is none, that says how to load it.
 
         Raises:
             ValueError: the model and its config do not agree, so that it could not be loaded again.
         """
-        base, family = self.base_model, self.config.family
+        base: Any = self.base_model
+        family = self.config.family
         check_agreement(family, self, base)
         gated = [getattr(layer, "head_gates", None) is not None for layer in family.layers_of(base)]
         if len(set(gated)) > 1:
@@ -116,7 +129,8 @@ def _register(family: ModelFamily) -> None:
     for name, class_names in vars(modeling_auto).items():
         if re.fullmatch("MODEL(_FOR_.*)?_MAPPING_NAMES", name) and family.model_type in class_names:
             stock = getattr(transformers, class_names[family.model_type])
-            class_names[family.compact_type] = COMPACT_CLASSES.compact(stock).__name__
+            if (compact_class := COMPACT_CLASSES.compact(stock)) is not None:
+                class_names[family.compact_type] = compact_class.__name__
 
 
 for _family in FAMILIES:
@@ -141,7 +155,7 @@ def dense_ticket(family: ModelFamily, config: PreTrainedConfig) -> Ticket:
     return Ticket(*([kept] * config.num_hidden_layers for kept in units))
 
 
-def dense_stock(family: ModelFamily, model: nn.Module, config: PreTrainedConfig) -> nn.Module:
+def dense_stock(family: ModelFamily, model: nn.Module, config: PreTrainedConfig) -> PreTrainedModel:
     """A new, untrained model of the stock class of `model` and of the dense shapes of its base model's config.
 
     Raises:
@@ -158,7 +172,7 @@ def set_compact(family: ModelFamily, model: nn.Module, config: PreTrainedConfig,
     compact_config = COMPACT_CONFIGS[family].of(config, ticket)
     for module in model.modules():
         if getattr(module, "config", None) is config:
-            module.config = compact_config
+            vars(module)["config"] = compact_config
     _set_classes(model)
 
 
@@ -169,12 +183,12 @@ def set_gated(family: ModelFamily, model: nn.Module, gated: bool) -> None:
             if isinstance(module, _CompactModel):
                 module.config.gated = gated
             elif gated:
-                module.save_pretrained = functools.partial(_save_gated, module)
+                vars(module)["save_pretrained"] = functools.partial(_save_gated, module)
             else:
                 vars(module).pop("save_pretrained", None)
 
 
-def _save_gated(model: nn.Module, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+def _save_gated(model: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
     """`save_pretrained` of a gated stock model, whose class knows no gates: as a compact one that keeps all units.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ class Decoder:
         linear: path in the model of the linear layer that makes logits of it.
     """
 
-    transform: Callable[[nn.Module, Tensor], Tensor]
+    transform: Callable[[Any, Tensor], Tensor]
     linear: str
 
 
@@ -163,8 +164,8 @@ class ModelFamily:
         """Feed-forward neurons of a dense layer."""
         return getattr(config, self.neurons_field)
 
-    def encoder_of(self, base: nn.Module) -> nn.Module:
-        """The module of a base model that runs its layers, stock or converted."""
+    def encoder_of(self, base: nn.Module) -> Any:
+        """The module of a base model that runs its layers, stock (an `encoder_class`) or converted."""
         return base.get_submodule(self.encoder)
 
     def layers_of(self, base: nn.Module) -> nn.ModuleList:

@@ -2,10 +2,11 @@
 
 # Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
 from collections.abc import Iterable
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
@@ -23,8 +24,8 @@ _HARMLESS = frozenset({"num_items_in_batch", "output_router_logits", "return_dic
 
 
 @can_return_tuple
-def packed_forward(
-    base: nn.Module,
+def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
+    base: PreTrainedModel,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
@@ -32,7 +33,7 @@ def packed_forward(
     inputs_embeds: Tensor | None = None,
     encoder_hidden_states: Tensor | None = None,
     encoder_attention_mask: Tensor | None = None,
-    past_key_values=None,
+    past_key_values: Any = None,
     use_cache: bool | None = None,
     first_token_only: bool = False,
     pooled_is_read: bool = False,
@@ -68,6 +69,7 @@ def packed_forward(
     options = {"first_token_only": first_token_only, "needs_first_token": first_token_only or pooled_is_read, **kwargs}
     packing, x, hidden_states, attentions = encode(family, base, *inputs, **options)
     pooler = None if packing.starts_with_padding or packing.has_empty else getattr(base, "pooler", None)
+    first: Tensor | None
     if first_token_only and hidden_states is None:
         sequence_output = first = x.unsqueeze(1)
     else:
@@ -94,13 +96,13 @@ class Encoded(NamedTuple):
 
     packing: Packing
     x: Tensor
-    hidden_states: tuple[Tensor | None, ...] | None
+    hidden_states: tuple[Any, ...] | None
     attentions: tuple[Tensor, ...] | None
 
 
 def encode(
     family: ModelFamily,
-    base: nn.Module,
+    base: PreTrainedModel,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     token_type_ids: Tensor | None,
@@ -116,7 +118,7 @@ def encode(
     cu_seq_lens_k: Tensor | None = None,
     max_length_k: int | None = None,
     seq_idx: Tensor | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> Encoded:
     """Embeds and encodes the real tokens of a padded `(B, S)` batch, or of a packed `(1, T)` one.
 
@@ -149,22 +151,25 @@ def encode(
     if output_hidden_states is None:
         output_hidden_states = base.config.output_hidden_states
     selection = _selected(output_hidden_states, len(encoder.layer) + 1)
-    if (input_ids is None) == (inputs_embeds is None):
+    tokens = inputs_embeds if input_ids is None else input_ids
+    if tokens is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
     for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
         if ids is not None and ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} are {ids.dtype}, expected torch.int64 or torch.int32")
-    tokens = input_ids if input_ids is not None else inputs_embeds
-    device = base.get_input_embeddings().weight.device
+    word: Any = base.get_input_embeddings()
+    device = word.weight.device
     if tokens.device != device:
         raise ValueError(
             f"the batch is on {tokens.device} and the model on {device}. If torch.nn.DataParallel put it there: "
             "it cannot copy a converted model; use DistributedDataParallel (torchrun) instead"
         )
-    shape = tuple(tokens.shape[:2])
+    shape = (tokens.shape[0], tokens.shape[1])
     if shape[1] == 0:
         raise ValueError(f"the batch has no tokens: its shape is {shape}")
-    offsets = dict(zip(OFFSETS, (cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k), strict=True))
+    offsets: dict[str, Any] = dict(
+        zip(OFFSETS, (cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k), strict=True)
+    )
     offsets |= read_offsets(shape, position_ids, attention_mask, seq_idx=seq_idx, **offsets)
     packing = find_packing(shape, device, attention_mask, **offsets)
     if needs_first_token and packing.has_empty:
@@ -196,8 +201,9 @@ def encode(
     }
     given = {name: value.expand(*shape, *value.shape[2:]) for name, value in named.items() if value is not None}
     packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
-    x = _embed(family.embeddings, base.embeddings, **dict.fromkeys(named) | dict(zip(given, packed, strict=True)))
-    states = [] if selection or output_attentions else None
+    inputs: dict[str, Any] = dict.fromkeys(named) | dict(zip(given, packed, strict=True))
+    x = _embed(family.embeddings, base.get_submodule("embeddings"), **inputs)
+    states: list[Tensor] | None = [] if selection or output_attentions else None
     x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
     return _encoded(encoder, packing, x, states, selection, output_attentions)
 
@@ -213,9 +219,9 @@ def _check_options(kwargs: dict) -> None:
         )
 
 
-def _selected(output_hidden_states: bool | int | Iterable[int], count: int) -> set[int]:
+def _selected(output_hidden_states: bool | int | Iterable[int] | None, count: int) -> set[int]:
     """The numbers of the hidden states that were asked for, of `count`."""
-    if isinstance(output_hidden_states, bool):
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
         return set(range(count)) if output_hidden_states else set()
     if isinstance(output_hidden_states, int):
         output_hidden_states = [output_hidden_states] if output_hidden_states else []
@@ -229,9 +235,9 @@ def _encoded(
     encoder: PaddingFreeEncoder,
     packing: Packing,
     x: Tensor,
-    states: list | None,
+    states: list[Tensor] | None,
     selection: set[int],
-    output_attentions: bool,
+    output_attentions: bool | None,
 ) -> Encoded:
     """Puts padding back into what was asked for.
 
@@ -240,6 +246,8 @@ def _encoded(
         states: the embeddings and every layer's output, packed; None if nothing is made of them.
     """
     hidden_states = attentions = None
+    if states is None:
+        return Encoded(packing, x, hidden_states, attentions)
     if selection:
         padded = iter(packing.pad(*(state for number, state in enumerate(states) if number in selection)))
         hidden_states = tuple(next(padded) if number in selection else None for number in range(len(states)))
@@ -257,7 +265,7 @@ def _embed(
     inputs_embeds: Tensor | None,
 ) -> Tensor:
     """`(1, T)` inputs -> `(T, E)`."""
-    if fused is None or inputs_embeds is not None or not _is_plain(fused, embeddings):
+    if fused is None or input_ids is None or not _is_plain(fused, embeddings):
         named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
         given = {name: value for name, value in named.items() if value is not None}
         return embeddings(**given, position_ids=position_ids).squeeze(0)
@@ -265,8 +273,11 @@ def _embed(
     word, position, token_type, norm, dropout = (getattr(embeddings, name) for name in names)
     if token_type_ids is None:
         token_type_ids = torch.zeros_like(input_ids)
+    ids, positions, types = (each.squeeze(0).long() for each in (input_ids, position_ids, token_type_ids))
     return ops.embedding_layer_norm(
-        *(ids.squeeze(0).long() for ids in (input_ids, position_ids, token_type_ids)),
+        ids,
+        positions,
+        types,
         word.weight,
         position.weight,
         token_type.weight,
@@ -280,9 +291,9 @@ def _embed(
 
 def _is_plain(fused: Embeddings, embeddings: nn.Module) -> bool:
     """Whether calling the modules one by one would do what the op does: none is replaced, extended or hooked."""
-    children = dict.fromkeys((fused.word, fused.position, fused.token_type), nn.Embedding)
+    children: dict[str, type[nn.Module]] = dict.fromkeys((fused.word, fused.position, fused.token_type), nn.Embedding)
     children |= {fused.norm: nn.LayerNorm, fused.dropout: nn.Dropout}
-    modules = {name: getattr(embeddings, name, None) for name in children}
+    modules: dict[str, Any] = {name: getattr(embeddings, name, None) for name in children}
     return (
         type(embeddings) is fused.stock
         and all(type(modules[name]) is cls for name, cls in children.items())

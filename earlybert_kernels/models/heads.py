@@ -3,11 +3,12 @@
 # Annotations are evaluated: transformers and others read off a forward's signature what it can be asked for.
 import functools
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
@@ -45,9 +46,9 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
     if len(args) > len(names):
         raise TypeError(f"{type(head).__name__} takes {len(names)} positional arguments, got {len(args)}")
     kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-    kind, mask = head_of(head), kwargs.get("attention_mask")
+    kind, mask = _kind_of(head), kwargs.get("attention_mask")
     tokens = kwargs.get("input_ids")
-    shape = tokens.shape if tokens is not None else getattr(kwargs.get("inputs_embeds"), "shape", ())[:-1]
+    shape = tokens.shape if tokens is not None else getattr(kwargs.get("inputs_embeds"), "shape", torch.Size())[:-1]
     given = {name: kwargs.get(name) for name in ("seq_idx", *OFFSETS)}
     if len(shape) > 1:
         rows = (shape[:-1].numel(), shape[-1])
@@ -65,6 +66,16 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
                 predicted = kind.labels is Labels.NEXT_TOKEN and name == "labels"
                 kwargs[name] = _counting(kwargs[name], mask, offsets, predicted)
     return (), kwargs
+
+
+def _kind_of(head: nn.Module) -> Head:
+    kind = head_of(head)
+    if kind is None:
+        raise TypeError(
+            f"{type(head).__name__}.forward was replaced after the model was converted, which does not run it; call "
+            "earlybert_kernels.restore(model) first"
+        )
+    return kind
 
 
 def _counting(labels: Tensor, mask: Tensor | None, offsets: Tensor | None, predicted: bool) -> Tensor:
@@ -90,8 +101,8 @@ def _counting(labels: Tensor, mask: Tensor | None, offsets: Tensor | None, predi
 
 
 @can_return_tuple
-def question_answering_forward(
-    model: nn.Module,
+def question_answering_forward(  # type: ignore[misc]  # TransformersKwargs names some again
+    model: PreTrainedModel,
     previous: Callable | None,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -142,7 +153,7 @@ def question_answering_forward(
     loss = None
     if start_positions is not None and end_positions is not None:
         rows, real = logits, None
-        if cu_seq_lens_q is not None:
+        if cu_seq_lens_q is not None and max_length_q is not None:
             packing = Packing.from_offsets(cu_seq_lens_q, max_length_q, logits.shape[1])
             rows = packing.rows(logits.squeeze(0), fill=lowest)
             real = torch.arange(rows.shape[1], device=rows.device) < cu_seq_lens_q.diff().unsqueeze(1)
@@ -150,11 +161,11 @@ def question_answering_forward(
             real = ~padding.squeeze(-1)
         if previous is not None:  # logits may come from under its autocast, where losses are float32
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        loss = sum(
+        start_loss, end_loss = (
             _answer_loss(scores, positions, real)
             for scores, positions in zip(rows.unbind(-1), (start_positions, end_positions), strict=True)
         )
-        loss = loss / 2
+        loss = (start_loss + end_loss) / 2
     return QuestionAnsweringModelOutput(
         loss=loss,
         start_logits=start_logits,
@@ -164,7 +175,7 @@ def question_answering_forward(
     )
 
 
-def is_fused(head: nn.Module) -> bool:
+def is_fused(head: PreTrainedModel) -> bool:
     """Whether the base model of a head is converted; forwards that were wrapped meanwhile outlive `restore`."""
     return isinstance(family_of(head).encoder_of(head.base_model), PaddingFreeEncoder)
 
@@ -179,8 +190,8 @@ def _answer_loss(scores: Tensor, positions: Tensor, real: Tensor | None) -> Tens
     return functional.cross_entropy(scores, positions, ignore_index=length)
 
 
-def masked_lm_forward(
-    model: nn.Module,
+def masked_lm_forward(  # type: ignore[misc]  # TransformersKwargs names some again
+    model: PreTrainedModel,
     previous: Callable | None,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -224,12 +235,15 @@ def masked_lm_forward(
 
 @can_return_tuple
 def _labelled_rows_forward(
-    model: nn.Module, inputs: tuple, labels: Tensor, max_labelled: int | None, **kwargs
+    model: PreTrainedModel, inputs: tuple, labels: Tensor, max_labelled: int | None, **kwargs: Any
 ) -> MaskedLMOutput:
-    decoder = head_of(model).decoder
-    packing, x, hidden_states, attentions = encode(family_of(model), model.base_model, *inputs, **kwargs)
-    rows, labels = _labelled(*packing.pack(labels), max_labelled)
-    hidden, linear = decoder.transform(model, x.index_select(0, rows)), model.get_submodule(decoder.linear)
+    base: Any = model.base_model
+    decoder: Any = _kind_of(model).decoder  # heads without one keep their forward
+    linear: Any = model.get_submodule(decoder.linear)
+    packing, x, hidden_states, attentions = encode(family_of(model), base, *inputs, **kwargs)
+    (labels,) = packing.pack(labels)
+    rows, labels = _labelled(labels, max_labelled)
+    hidden = decoder.transform(model, x.index_select(0, rows))
     loss = ops.masked_lm_loss(hidden, labels, linear.weight, linear.bias, max_labelled=max_labelled)
     # The op's loss of no label at all is 0; the mean of nothing is not a number, as in the stock head.
     loss = torch.where((labels != _NO_LABEL).any(), loss, torch.nan)

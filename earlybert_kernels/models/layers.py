@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from typing import Any
 
 from torch import nn
 from transformers.activations import ACT2FN
@@ -15,8 +16,8 @@ from .registry import find_base
 _CLASSES = typing.get_type_hints(LayerParts)
 
 
-def layer_parts(model: nn.Module) -> list[tuple[nn.Module, LayerParts]]:
-    """Every encoder layer of `model`, converted or not, with its parts.
+def layer_parts(model: nn.Module) -> list[tuple[Any, LayerParts]]:
+    """Every encoder layer of `model`, converted (an `EncoderLayer`) or stock, with its parts.
 
     Raises:
         TypeError, ValueError: as `find_base` and `parts`.
@@ -39,7 +40,7 @@ def parts(family: ModelFamily, layer: nn.Module, name: str) -> LayerParts:
     of = family.layer
     for path, cls in of.classes.items():
         check_plain(f"{name}.{path}".rstrip("."), layer.get_submodule(path), cls)
-    modules = {field: layer.get_submodule(path) for field, path in of.parts.items()}
+    modules: dict[str, Any] = {field: layer.get_submodule(path) for field, path in of.parts.items()}
     for field, path in of.parts.items():
         if path not in of.classes:
             check_plain(f"{name}.{path}", modules[field], _CLASSES[field])

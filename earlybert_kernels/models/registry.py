@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .bert import BERT
 from .family import Head, ModelFamily
@@ -11,7 +12,7 @@ from .family import Head, ModelFamily
 FAMILIES: tuple[ModelFamily, ...] = (BERT,)
 
 
-def find_base(model: nn.Module) -> tuple[ModelFamily, nn.Module]:
+def find_base(model: nn.Module) -> tuple[ModelFamily, PreTrainedModel]:
     """The family of `model` and its one base model (`BertModel`, say), which may be `model` itself.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .gathered_weights import gather_weights, gathers
@@ -13,6 +15,8 @@ class PaddingFreeEncoder(nn.Module):
 
     The layers are registered as `layer`, the name that BERT-like encoders give theirs.
     """
+
+    layer: Any  # an nn.ModuleList of EncoderLayers: the type of the list does not say of what
 
     def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()

@@ -45,6 +45,11 @@ class EncoderLayer(nn.Module):
         gradient_checkpointing: whether a subclass recomputes the layer in the backward pass.
     """
 
+    head_gates: nn.Parameter | None
+    neuron_gates: nn.Parameter | None
+    active_heads: Tensor | None
+    active_neurons: Tensor | None
+
     def __init__(self, stock: nn.Module, parts: LayerParts) -> None:
         super().__init__()
         for name, child in stock.named_children():
@@ -111,13 +116,13 @@ class EncoderLayer(nn.Module):
                 )
         parts = self.parts
         weights = own_weights(self) if weights is None else weights
+        attention: tuple[Tensor, ...] = (*weights.attention, parts.attention_norm.weight, parts.attention_norm.bias)
+        feed_forward: tuple[Tensor, ...] = (*weights.feed_forward, parts.output_norm.weight, parts.output_norm.bias)
         x = ops.attention_sublayer(
             x,
             cu_seqlens,
             max_seqlen,
-            *weights.attention,
-            parts.attention_norm.weight,
-            parts.attention_norm.bias,
+            *attention,
             head_size=parts.head_size,
             active_heads=weights.active_heads,
             head_gates=weights.head_gates,
@@ -128,9 +133,7 @@ class EncoderLayer(nn.Module):
         )
         return ops.feed_forward_sublayer(
             x,
-            *weights.feed_forward,
-            parts.output_norm.weight,
-            parts.output_norm.bias,
+            *feed_forward,
             active_neurons=weights.active_neurons,
             neuron_gates=weights.neuron_gates,
             activation=parts.activation,

@@ -42,8 +42,8 @@ def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:
             "neurons": (layer.active_neurons, 1, layer.neuron_gates),
         }
         for linear, name, dim, unit in parts.unit_parameters():
-            units, size, gates = of[unit]
-            slots.append((getattr(linear, name), units, dim, size, gates if dim == 1 else None))
+            chosen, size, own = of[unit]
+            slots.append((getattr(linear, name), chosen, dim, size, own if dim == 1 else None))
     changed = [slot for slot in slots if slot[1] is not None or slot[4] is not None]
     tensors, units, dims, sizes, gates = (list(column) for column in zip(*changed, strict=True))
     gathered = iter(ops.gather_units(tensors, units, dims, sizes=sizes, gates=gates))

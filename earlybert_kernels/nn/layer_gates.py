@@ -32,7 +32,7 @@ def attach_gates(layer: nn.Module, parts: LayerParts, heads: nn.Parameter | None
     layer.register_parameter("neuron_gates", neurons)
     if not isinstance(layer, EncoderLayer):
         # `partial` and not a closure, so that a deep copy of the model reads the copied gates.
-        layer._gate_hooks = [
+        vars(layer)["_gate_hooks"] = [
             parts.attention_output.register_forward_pre_hook(
                 functools.partial(_multiply_input, layer, "head_gates", parts.head_size)
             ),
@@ -46,9 +46,9 @@ def detach_gates(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | 
     if isinstance(layer, EncoderLayer):
         layer.head_gates = layer.neuron_gates = None
     elif gates[0] is not None:
-        for handle in layer._gate_hooks:
+        for handle in vars(layer).pop("_gate_hooks"):
             handle.remove()
-        del layer.head_gates, layer.neuron_gates, layer._gate_hooks
+        del layer.head_gates, layer.neuron_gates
     return gates
 
 

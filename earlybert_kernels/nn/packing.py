@@ -27,7 +27,7 @@ class Packing(NamedTuple):
 
     batch: int
     seq: int
-    index: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # a tuple has a method of that name
     cu_seqlens: Tensor
     max_seqlen: int
     starts_with_padding: bool = False

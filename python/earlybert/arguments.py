@@ -136,6 +136,13 @@ class RunArguments:
         return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     @property
+    def input_length(self) -> int:
+        """The `max_length` of arguments that are `resolved`."""
+        if self.max_length is None:
+            raise ValueError("max_length is the task's, which the arguments do not know: call resolved first")
+        return self.max_length
+
+    @property
     def epochs(self) -> float:
         """Epochs of the training stage."""
         if self.num_train_epochs is not None:

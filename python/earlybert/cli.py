@@ -84,7 +84,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(
-        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Deferred
+        title="commands",
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        parser_class=_Deferred,  # type: ignore[type-var]  # argparse asks no more of it
     )
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.about, command=command)

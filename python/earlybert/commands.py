@@ -268,7 +268,7 @@ def _env(args: argparse.Namespace) -> int:
 def _make_training_parser(cls: type[RunArguments], **options: Any) -> argparse.ArgumentParser:
     from transformers.hf_argparser import HfArgumentParser
 
-    return HfArgumentParser(cls, **options)
+    return HfArgumentParser(cls, **options)  # type: ignore[arg-type]  # it takes any dataclass
 
 
 def _arguments(cls: type[RunArguments], namespace: argparse.Namespace) -> Any:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 import earlybert_kernels as ek
 
@@ -115,7 +114,7 @@ def read_tokenizer(name: str, config: Any, flag: str = "--model") -> Any:
     return tokenizer
 
 
-def load_model(name: str, task: Task, config: Any, labels: Mapping[int, str], *, seed: int) -> nn.Module:
+def load_model(name: str, task: Task, config: Any, labels: Mapping[int, str], *, seed: int) -> PreTrainedModel:
     """The model that is to be trained, in float32 on the CPU.
 
     The head is the checkpoint's where that is of this task; otherwise it is new, its weights from the seed and so the
@@ -147,7 +146,7 @@ def load_model(name: str, task: Task, config: Any, labels: Mapping[int, str], *,
     return model
 
 
-def new_model(task: Task, config: Any, *, seed: int) -> nn.Module:
+def new_model(task: Task, config: Any, *, seed: int) -> PreTrainedModel:
     """A model of a config with new weights, all of them from the seed, in float32 on the CPU."""
     torch.manual_seed(seed)
     return task.model_class.from_config(config, dtype=torch.float32)
@@ -173,7 +172,7 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text  # which says a bare key
 
 
-def _check_encoder(name: str, model: nn.Module, absent: set[str], unexpected: list[str]) -> None:
+def _check_encoder(name: str, model: PreTrainedModel, absent: set[str], unexpected: list[str]) -> None:
     """Raises UsageError if the encoder would be trained from random weights, or without some of the checkpoint's.
 
     transformers fills in whatever a checkpoint lacks and leaves out what a model lacks. The classifier is the task's,

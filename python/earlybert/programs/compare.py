@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import KERNELS, METHODS, PretrainArguments, RunArguments
+from ..arguments import KERNELS, METHODS, FinetuneArguments, PretrainArguments, RunArguments
 from ..errors import UsageError
 from ..files import write_bytes, write_json
 from ..run_directory import RunDirectory
@@ -30,7 +30,9 @@ MIN_SEEDS = 3
 MIN_STANDARD_ERRORS = 2
 
 
-def compare(template: RunArguments, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
+def compare(
+    template: FinetuneArguments | PretrainArguments, variants: Sequence[Variant], seeds: Sequence[int]
+) -> dict[str, Any]:
     """Runs every variant with every seed, seed by seed: a machine that slows down slows all of them down.
 
     Finished runs are not repeated and interrupted ones are continued, unless the template says overwrite.
@@ -62,11 +64,11 @@ def compare(template: RunArguments, variants: Sequence[Variant], seeds: Sequence
     from .finetune import finetune
     from .pretrain import pretrain
 
-    execute = pretrain if isinstance(template, PretrainArguments) else finetune
-    results: dict[Variant, dict[int, dict[str, Any]]] = {tuple(variant): {} for variant in variants}
-    for number, (variant, seed, args) in enumerate(plan, start=1):
-        logger.info("run %d of %d: %s, kernels %s, seed %d", number, len(plan), *variant, seed)
-        results[tuple(variant)][seed] = execute(args)
+    execute: Callable[[Any], dict[str, Any]] = pretrain if isinstance(template, PretrainArguments) else finetune
+    results: dict[Variant, dict[int, dict[str, Any]]] = {(method, kernels): {} for method, kernels in variants}
+    for number, ((method, kernels), seed, args) in enumerate(plan, start=1):
+        logger.info("run %d of %d: %s, kernels %s, seed %d", number, len(plan), method, kernels, seed)
+        results[method, kernels][seed] = execute(args)
     comparison = summarize(results)
     root = Path(template.output_dir)
     write_json(root / "comparison.json", comparison)
@@ -80,14 +82,14 @@ def _arguments(template: RunArguments, variant: Variant, seed: int) -> RunArgume
         raise UsageError(f"--methods: expected one of {', '.join(COMPARED_METHODS)}, found {method}")
     if kernels not in KERNELS:
         raise UsageError(f"--kernels: expected one of {', '.join(KERNELS)}, found {kernels}")
-    args = replace(
-        template,
-        method=method.removesuffix("-short"),
-        kernels=kernels,
-        seed=seed,
-        output_dir=str(Path(template.output_dir) / _name(variant, seed)),
-        resume=template.resume or not template.overwrite_output_dir,
-    )
+    changes: dict[str, Any] = {
+        "method": method.removesuffix("-short"),
+        "kernels": kernels,
+        "seed": seed,
+        "output_dir": str(Path(template.output_dir) / _name(variant, seed)),
+        "resume": template.resume or not template.overwrite_output_dir,
+    }
+    args = replace(template, **changes)
     if method != "dense-short":
         return args
     if template.num_train_epochs is not None or template.max_steps is not None:
@@ -239,7 +241,7 @@ def _verdicts(results: dict, metric: str) -> list[str]:
         )
         if gain <= 0:
             verdict = "The ticket does not beat random"
-        elif count < MIN_SEEDS:
+        elif error is None or count < MIN_SEEDS:
             verdict = f"The ticket is ahead of random, but with fewer than {MIN_SEEDS} seeds, which proves nothing"
         elif gain <= MIN_STANDARD_ERRORS * error:
             verdict = f"The ticket is not ahead of random by more than {MIN_STANDARD_ERRORS} standard errors"

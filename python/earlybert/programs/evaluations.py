@@ -98,7 +98,9 @@ class Evaluations:
 
         A metric is named as such on the first split, and `metric_<split>` on the others.
         """
-        metrics, files, task = {}, {}, self._prepared.task
+        metrics: dict[str, float] = {}
+        files: dict[str, Any] = {}
+        task = self._prepared.task
         for split, encoded in splits.items():
             outputs = predict(
                 model,

@@ -42,8 +42,11 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     """
     args.check()
     task = get_task(args.task).with_options(**{name: getattr(args, name) for name in TASK_OPTIONS})
-    paths = (None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file))
-    return Finetuning(prepare(args, task, Source(*paths, args.dataset_name, args.dataset_config_name))).run()
+    data_dir, train_file, validation_file = (
+        None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file)
+    )
+    source = Source(data_dir, train_file, validation_file, args.dataset_name, args.dataset_config_name)
+    return Finetuning(prepare(args, task, source)).run()
 
 
 class Finetuning(Run):
@@ -59,4 +62,4 @@ class Finetuning(Run):
     def training_stages(self) -> list[TrainingStage]:
         """See `Run.training_stages`."""
         steps = self.stages.steps(self.examples)
-        return [self.stages.training("train", self.examples, steps, self.args.max_length)]
+        return [self.stages.training("train", self.examples, steps, self.args.input_length)]

@@ -88,7 +88,7 @@ def _apply(
     examples = task.read_file(Path(file), labelled=labelled)
     if not len(examples):
         raise UsageError(f"{file}: expected at least one example, found none")
-    encoded = task.encode(tokenizer, examples, args.max_length)
+    encoded = task.encode(tokenizer, examples, args.input_length)
     if args.kernels == "auto":
         model = ek.convert(model)
     outputs = outputs_of(

@@ -82,7 +82,7 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
     device = _device(args)
     config, labels = _config(args)
-    _check_length("--max-length", args.max_length, config)
+    _check_length("--max-length", args.input_length, config)
     if long_length is not None:
         _check_length("--long-length", long_length, config)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)

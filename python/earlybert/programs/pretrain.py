@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..arguments import PretrainArguments
 from ..errors import UsageError
@@ -47,8 +47,11 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         max_documents=args.max_train_examples,
     )
     task = MaskedLMTask(corpus=corpus, probability=args.mlm_probability, whole_words=args.whole_words, seed=args.seed)
-    paths = (None if path is None else Path(path) for path in (args.train_file, args.validation_file))
-    return Pretraining(prepare(args, task, Source(None, *paths), args.long_length if args.long_share else None)).run()
+    train_file, validation_file = (
+        None if path is None else Path(path) for path in (args.train_file, args.validation_file)
+    )
+    source = Source(train_file=train_file, validation_file=validation_file)
+    return Pretraining(prepare(args, task, source, args.long_length if args.long_share else None)).run()
 
 
 class Pretraining(Run):
@@ -61,7 +64,7 @@ class Pretraining(Run):
         """See `Run.optimizer`."""
         return self.args.optimizer
 
-    def read_model(self) -> nn.Module:
+    def read_model(self) -> PreTrainedModel:
         """See `Run.read_model`."""
         if self.args.model is not None:
             return super().read_model()
@@ -90,4 +93,8 @@ class Pretraining(Run):
             ("train", self.short, total - long_steps, self.args.max_length),
             ("train-long", self.long, long_steps, self.args.long_length),
         )
-        return [self.stages.training(*part) for part in parts if part[2]]
+        return [
+            self.stages.training(name, examples, steps, length)
+            for name, examples, steps, length in parts
+            if examples is not None and steps
+        ]

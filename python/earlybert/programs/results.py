@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
@@ -18,7 +18,7 @@ from ..run_directory import RunDirectory
 def write_results(
     directory: RunDirectory,
     metrics: dict[str, Any],
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     ticket: ek.Ticket | None,
     predictions: Mapping[str, Any],

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import nn
+from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
@@ -41,11 +42,13 @@ class Run(ABC):
     """One run; its attributes are what the stages hand on to each other.
 
     Attributes:
-        optimizer: of all stages, as in `StageSettings`.
         stages: makes them.
     """
 
-    optimizer: str = "adamw"
+    @property
+    def optimizer(self) -> str:
+        """The optimizer of all stages, as in `StageSettings`."""
+        return "adamw"
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
@@ -57,15 +60,15 @@ class Run(ABC):
         self.environment = prepared.environment
         self.seconds: dict[str, float] = {"train": 0.0}
         #: The records of the training stages that are done, their steps counted through.
-        self.log: list[dict[str, float]] = []
+        self.log: list[dict[str, Any]] = []
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
         self.warnings: list[str] = []
-        self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.max_length))
+        self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.input_length))
         self.ticket = prepared.ticket
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
-    def read_model(self) -> nn.Module:
+    def read_model(self) -> PreTrainedModel:
         """The stock model that is to be trained, in float32 on the CPU.
 
         Raises:
@@ -83,7 +86,7 @@ class Run(ABC):
     def training_stages(self) -> list[TrainingStage]:
         """The stages behind the search, the first of which begins with the weights that the run began with."""
 
-    def held_out(self, encoded: EncodedExamples) -> EncodedExamples:
+    def held_out(self, encoded: Any) -> EncodedExamples:
         """An evaluation split as it is evaluated."""
         return encoded
 
@@ -132,7 +135,7 @@ class Run(ABC):
 
     def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:
         """A split as the model is given it, in sequences of at most `max_length` tokens (of the arguments')."""
-        length = max_length or self.args.max_length
+        length = max_length or self.args.input_length
         encoded = self.prepared.task.encode(self.prepared.tokenizer, examples, length)
         check_fits(encoded, self.prepared.config)
         return encoded
@@ -150,11 +153,11 @@ class Run(ABC):
             "the ticket": fingerprint(None if ticket is None else [ticket.heads, ticket.neurons]),
         }
 
-    def _load_model(self) -> tuple[nn.Module, str]:
+    def _load_model(self) -> tuple[PreTrainedModel, str]:
         """The model on its device, and the fingerprint of its weights."""
         model = self.read_model()
         weights = fingerprint(model.state_dict())
-        model = model.to(self.device)
+        model = model.to(self.device)  # type: ignore[arg-type]  # a method that functools.wraps has hidden
         if self.args.kernels == "off":
             return model, weights
         try:
@@ -164,23 +167,24 @@ class Run(ABC):
 
     def _obtain_ticket(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> None:
         """Searches if the run does, and leaves `model` compact, with the weights that it came with."""
-        is_done = checkpoint is not None and checkpoint["stage"] != "search"
-        if is_done:
-            self.warnings = list(checkpoint["warnings"])
+        done = None if checkpoint is None or checkpoint["stage"] == "search" else checkpoint
+        if done is not None:
+            self.warnings = list(done["warnings"])
         if self.args.method == "dense":
             self.seconds["search"] = 0.0
             return
-        if is_done:
-            self.search = checkpoint["search"]
-            self.ticket = ek.Ticket(**checkpoint["ticket"])
-            self.seconds["search"] = checkpoint["search_seconds"]
+        if done is not None:
+            self.search = done["search"]
+            self.ticket = ek.Ticket(**done["ticket"])
+            self.seconds["search"] = done["search_seconds"]
             ek.compact(model, self.ticket)
             return
         watch = Stopwatch(self.device)
         if self.args.searches:
             watch = self._search(model, checkpoint)
-        elif self.args.method == "random":
+        elif self.args.method == "random" and self.ticket is not None:
             self.ticket = self._random(self.ticket)
+        assert self.ticket is not None  # it was searched for, or given
         with watch.running():
             ek.compact(model, self.ticket)
         self.seconds["search"] = watch.seconds
@@ -323,14 +327,14 @@ class Run(ABC):
         logger.warning("%s", warning)
         self.warnings.append(warning)
 
-    def _metrics(self, model: nn.Module, results: dict[str, float], dense_parameters: int) -> dict[str, Any]:
+    def _metrics(self, model: PreTrainedModel, results: dict[str, float], dense_parameters: int) -> dict[str, Any]:
         args, ticket = self.args, self.ticket
         steps = self.log[-1]["step"]
         order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
         seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
         return {
             "method": args.method,
-            "task": args.task,
+            "task": self.prepared.task.name,
             "model": args.model_source,
             "seed": args.seed,
             "kernels": args.kernels,

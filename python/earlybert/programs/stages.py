@@ -37,14 +37,14 @@ class Stages:
 
     def steps(self, examples: EncodedExamples) -> int:
         """Optimizer steps of all training stages together, where epochs are those of `examples`."""
-        return self.args.max_steps or max(1, round(self.args.num_train_epochs * self._order(examples).steps_per_epoch))
+        return self.args.max_steps or max(1, round(self.args.epochs * self._order(examples).steps_per_epoch))
 
     def search(self, examples: EncodedExamples) -> TrainingStage:
         """The search, as long as it can become."""
         args, order = self.args, self._order(examples)
         settings = self._settings(
             "search",
-            args.max_length,
+            args.input_length,
             max_steps=args.search_steps or max(1, round(args.search_epochs * order.steps_per_epoch)),
             learning_rate=args.search_learning_rate,
             schedule="constant",

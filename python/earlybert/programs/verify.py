@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
@@ -66,7 +67,7 @@ def _files_agree(directory: RunDirectory) -> Finding:
     return Finding(True, f"every file is as the run wrote it, by {directory.sums.name}")
 
 
-def _ticket_cut(model: torch.nn.Module, ticket: ek.Ticket) -> Finding:
+def _ticket_cut(model: PreTrainedModel, ticket: ek.Ticket) -> Finding:
     """The units of the dense model that the model says it has are the ticket's."""
     kept = getattr(model.config, "ticket", None)
     if kept is None:
@@ -76,7 +77,7 @@ def _ticket_cut(model: torch.nn.Module, ticket: ek.Ticket) -> Finding:
     return Finding(kept == ticket, f"the model has {heads} heads and {neurons} neurons, {agrees} of ticket.json")
 
 
-def _parameters_gone(model: torch.nn.Module, stock: torch.nn.Module, ticket: ek.Ticket) -> Finding:
+def _parameters_gone(model: torch.nn.Module, stock: PreTrainedModel, ticket: ek.Ticket) -> Finding:
     """The model has as many parameters as the stock one minus those of the units that the ticket drops."""
     config = stock.config
     head_size = config.hidden_size // config.num_attention_heads
@@ -107,7 +108,7 @@ def _file_agrees(directory: RunDirectory, model: torch.nn.Module) -> Finding:
 
 
 @torch.inference_mode()
-def _logits_agree(model: torch.nn.Module, stock: torch.nn.Module) -> Finding:
+def _logits_agree(model: torch.nn.Module, stock: PreTrainedModel) -> Finding:
     """The compact model and the dense stock one with zeros in the dropped places say the same."""
     generator = torch.Generator().manual_seed(0)
     config = stock.config

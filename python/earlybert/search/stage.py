@@ -109,5 +109,5 @@ class SearchStage:
     def _masks(self) -> Masks:
         return draw_masks(self.head_gates, self.neuron_gates, **self._ratios())
 
-    def _ratios(self) -> dict[str, float]:
+    def _ratios(self) -> dict[str, Any]:
         return {"head_ratio": self.settings.head_ratio, "neuron_ratio": self.settings.neuron_ratio}

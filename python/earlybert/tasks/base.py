@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UsageError
 from ..training.data import EncodedExamples
@@ -105,7 +105,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def model_class(self) -> type:
+    def model_class(self) -> type[Any]:
         """The class of transformers whose `from_pretrained` reads a model with the head: an auto class."""
 
     @property
@@ -182,7 +182,7 @@ class Task(ABC):
         return str(next(iter(answer.values())))
 
     @abstractmethod
-    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+    def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """Makes the head of a model that was just read fit the task: the checkpoint's where it is of this task, or new.
 
         Args:
@@ -193,15 +193,20 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> EncodedExamples:
+    def encode(self, tokenizer: Any, examples: Any, max_length: int) -> EncodedExamples:
         """What the model is given of a split, in sequences of at most `max_length` tokens.
+
+        Args:
+            tokenizer: the model's.
+            examples: a split as `load` has read it.
+            max_length: tokens.
 
         Raises:
             UsageError: the tokenizer or the length does not do for the task.
         """
 
     @abstractmethod
-    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
         """What of a model's output is judged, float32, one tensor per sequence of the batch.
 
         Args:
@@ -211,12 +216,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def score(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> Judgement:
+    def score(self, outputs: Sequence[np.ndarray], encoded: Any) -> Judgement:
         """Judges a model's outputs by the task's metrics.
 
         Args:
             outputs: float32, one array for every encoded example, as `outputs` gives them.
-            encoded: the split.
+            encoded: the split, as `encode` gives it.
 
         Raises:
             FloatingPointError: an output is not finite.

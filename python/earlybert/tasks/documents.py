@@ -65,6 +65,8 @@ class Corpus:
         """
         if self.dataset_name is not None:
             train, held_out = self._from_hub(self.dataset_name)
+        elif source.train_file is None:
+            raise UsageError("expected --train-file or --dataset-name, found neither")
         else:
             train = self.read(source.train_file)
             held_out = None if source.validation_file is None else self.read(source.validation_file)
@@ -83,8 +85,7 @@ class Corpus:
         if not path.is_file():
             found = "no such file" if not path.exists() else "a folder" if path.is_dir() else "no regular file"
             raise MissingFileError(f"{path}: {found}; expected a text file")
-        found = next(_documents(str(path), self.blank_lines), None)
-        if found is None:
+        if next(_documents(str(path), self.blank_lines), None) is None:
             raise UsageError(f"{path}: expected a text, found nothing but white space")
         # The cache knows a file by its content: paths, sizes and times may be another's.
         options = {"path": str(path), "blank_lines": self.blank_lines, "digest": sha256(path)}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from ..errors import UsageError
 from ..training.batches import NO_LABEL
@@ -85,7 +85,7 @@ class MaskedLMTask(Task):
     seed: int = 0
 
     @property
-    def model_class(self) -> type:
+    def model_class(self) -> type[Any]:
         """See `Task.model_class`."""
         return AutoModelForMaskedLM
 
@@ -102,14 +102,14 @@ class MaskedLMTask(Task):
         return self.corpus.load(source)
 
     @torch.no_grad()
-    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+    def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """See `Task.match_head`."""
         prefix = "cls.predictions.transform."
         if not any(key.startswith(prefix) for key in absent):
             logger.info("head: the checkpoint's")
             return
         torch.manual_seed(seed)
-        head = model.cls.predictions
+        head: Any = model.get_submodule("cls.predictions")
         nn.init.normal_(head.transform.dense.weight, std=model.config.initializer_range)
         for bias in (head.transform.dense.bias, head.transform.LayerNorm.bias, head.bias):
             nn.init.zeros_(bias)
@@ -152,7 +152,7 @@ class MaskedLMTask(Task):
             words=Ragged.column(dataset, "words") if whole_words else None,
         )
 
-    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
         """See `Task.outputs`: of each hidden token the loss, and 1 where it is guessed, `(labels, 2)`."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         hidden = model.base_model(**inputs).last_hidden_state

@@ -70,13 +70,14 @@ class OwnTask(SentenceTask):
 
     def fitted(self, data: TaskData) -> Self:
         """See `Task.fitted`: with the classes of the training examples, in their own order or sorted."""
-        splits = {"training": data.train, "evaluation": data.evals[""]}
+        splits: dict[str, Any] = {"training": data.train, "evaluation": data.evals[""]}
+        train: Table = splits["training"]
         if self.numbers:
             for name, table in splits.items():
                 self._check_numbers(name, table)
             return self
-        labels = data.train.label_names or _sorted({str(label) for label in data.train.labels})
-        _check_classes(labels, data.train)
+        labels = train.label_names or _sorted({str(label) for label in train.labels})
+        _check_classes(labels, train)
         if "f1" in self.metrics and len(labels) > 2:
             raise UsageError(
                 f"--metrics f1: it is that of the second of two classes, found {len(labels)}; f1_macro is of all"
@@ -119,7 +120,7 @@ class OwnTask(SentenceTask):
                     "names are classes, --task classification"
                 )
 
-    def encode(self, tokenizer: Any, examples: Table, max_length: int) -> EncodedExamples:
+    def encode(self, tokenizer: Any, examples: Table, max_length: int) -> EncodedExamples:  # type: ignore[override]
         """See `Task.encode`."""
         if not examples.labels:
             labels: list[Any] = [0] * len(examples)

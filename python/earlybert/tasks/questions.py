@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
 from ..errors import UsageError
 from ..training.data import EncodedExamples
@@ -108,7 +108,7 @@ class QuestionAnsweringTask(Task):
     max_answer_length: int = 30
 
     @property
-    def model_class(self) -> type:
+    def model_class(self) -> type[Any]:
         """See `Task.model_class`."""
         return AutoModelForQuestionAnswering
 
@@ -134,9 +134,9 @@ class QuestionAnsweringTask(Task):
         config.problem_type = None
 
     @torch.no_grad()
-    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+    def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """See `Task.match_head`."""
-        head = model.qa_outputs
+        head: Any = model.get_submodule("qa_outputs")
         if not absent & {"qa_outputs.weight", "qa_outputs.bias"}:
             logger.info("head: the checkpoint's")
             return
@@ -184,7 +184,7 @@ class QuestionAnsweringTask(Task):
             offsets=[torch.stack(pair, dim=1).numpy() for pair in zip(begins, ends, strict=True)],
         )
 
-    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
         """See `Task.outputs`: scores of each token as a start and as an end, `(tokens, 2)`."""
         output = model(**batch)
         scores = torch.stack([output.start_logits, output.end_logits], dim=-1).float()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..training.data import EncodedExamples
 from .base import Judgement, Task
@@ -54,7 +54,7 @@ class SentenceTask(Task):
     metrics: tuple[str, ...]
 
     @property
-    def model_class(self) -> type:
+    def model_class(self) -> type[Any]:
         """See `Task.model_class`."""
         return AutoModelForSequenceClassification
 
@@ -77,11 +77,12 @@ class SentenceTask(Task):
         config.problem_type = "regression" if self.is_regression else "single_label_classification"
 
     @torch.no_grad()
-    def match_head(self, model: nn.Module, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
+    def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """See `Task.match_head`. The checkpoint's classes are put in the task's order by their names, case aside."""
-        classifier = model.classifier
+        classifier: Any = model.get_submodule("classifier")
+        config: Any = model.config
         own = [labels.get(index, "").casefold() for index in range(len(labels))]
-        wanted = [model.config.id2label[index].casefold() for index in range(model.config.num_labels)]
+        wanted = [config.id2label[index].casefold() for index in range(config.num_labels)]
         if absent & {"classifier.weight", "classifier.bias"}:
             why = "the checkpoint has none for as many labels"
         elif sorted(own) != sorted(wanted) or len(set(own)) < len(own):
@@ -95,7 +96,7 @@ class SentenceTask(Task):
             return
         # Not as transformers has made it: what that drew depends on what else the checkpoint lacked.
         torch.manual_seed(seed)
-        nn.init.normal_(classifier.weight, std=model.config.initializer_range)
+        nn.init.normal_(classifier.weight, std=config.initializer_range)
         nn.init.zeros_(classifier.bias)
         logger.info("classifier: new; %s", why)
 
@@ -107,7 +108,7 @@ class SentenceTask(Task):
         targets = {"labels": torch.tensor(examples.labels, dtype=dtype)}
         return EncodedExamples.from_encoding(tokenizer, encoding, targets)
 
-    def outputs(self, model: nn.Module, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
         """See `Task.outputs`: the logits, `(labels,)`."""
         return list(model(**batch).logits.float())
 

@@ -34,16 +34,19 @@ class SquadTask(QuestionAnsweringTask):
     def load(self, source: Source) -> TaskData:
         """See `Task.load`."""
         files = source.files()
-        if files is None and source.data_dir is None:
+        if files is not None:
+            train, dev = files
+        elif source.data_dir is not None:
+            train, dev = (self._find(source.data_dir, split) for split in ("train", "dev"))
+        else:
             return self._load_from_hub()
-        train, dev = files or (self._find(source.data_dir, split) for split in ("train", "dev"))
-        data = TaskData(train=self.read(train), evals={"": self.read(dev)})
-        if self.unanswerable and all(question.answers for question in data.train.items):
+        questions, held_out = self.read(train), self.read(dev)
+        if self.unanswerable and all(question.answers for question in questions.items):
             raise UsageError(
                 f"{train}: expected some questions without an answer to learn from, found that every question has an "
                 "answer; is it a file of SQuAD 1.1 (--task squad)?"
             )
-        return data
+        return TaskData(train=questions, evals={"": held_out})
 
     def read_file(self, path: Path, *, labelled: bool) -> Questions:
         """See `Task.read_file`; there is no file of questions without answers."""

@@ -106,7 +106,7 @@ class TrainingLoop:
         self.gates = gates or []
         self.step = 0
         self.watch = Stopwatch(device)
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.first_loss: float | None = None
 
         own = {id(gate) for gate in self.gates}
@@ -294,7 +294,8 @@ class TrainingLoop:
         added once per accumulated batch, multiplied by the loss scale, and seen in the logged loss.
         """
         for gate in self.gates:
-            gate.grad.add_(gate.sign(), alpha=self.settings.gate_l1)
+            if gate.grad is not None:
+                gate.grad.add_(gate.sign(), alpha=self.settings.gate_l1)
 
     def gate_penalty(self) -> float:
         """`lambda * sum|c|` now."""

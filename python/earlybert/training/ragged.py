@@ -40,7 +40,7 @@ class Ragged(Sequence[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]  # no slices
         index = range(len(self))[index]  # which knows negative numbers, and those that are too large
         chunk = bisect_right(self._first, index) - 1
         row, ends = index - self._first[chunk], self._ends[chunk]

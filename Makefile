@@ -45,11 +45,12 @@ demo: install
 	$(BIN)/earlybert demo --output-dir runs/demo --overwrite-output-dir
 
 lint: install-for-tests
-	@echo "== Checking style, and that imports run one way"
+	@echo "== Checking style, that imports run one way, and types (a minute, the first time)"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/mypy
 
 # A worker a core; threads that spin while they wait would take the cores from the others' tests.
 test: lint

@@ -22,7 +22,8 @@ def refuse_tracing(attention_mask: Tensor | None) -> None:
     torch.export takes a packed batch, and one without a mask; traces and ONNX graphs take no converted model.
     """
     exporting = torch.compiler.is_exporting()
-    if torch.jit.is_tracing() or (exporting and torch.onnx.is_in_onnx_export()):
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch documents it
+    if tracing or (exporting and torch.onnx.is_in_onnx_export()):
         raise RuntimeError(
             "a converted model cannot be traced or exported to ONNX: a trace would keep what is padding in its "
             "example, and ONNX lacks the ops. Call earlybert_kernels.restore(model) first"
@@ -113,7 +114,7 @@ def find_packing(
         TypeError: `cu_seq_lens_q` is not int32, or `max_length_q` not an int.
     """
     if cu_seq_lens_q is None:
-        if not (max_length_q is cu_seq_lens_k is max_length_k is None):
+        if any(given is not None for given in (max_length_q, cu_seq_lens_k, max_length_k)):
             raise ValueError("a packed batch needs cu_seq_lens_q, the offsets of its sequences")
         if attention_mask is not None and tuple(attention_mask.shape) != shape:
             raise ValueError(

@@ -69,6 +69,7 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     options = {"first_token_only": first_token_only, "needs_first_token": first_token_only or pooled_is_read, **kwargs}
     packing, x, hidden_states, attentions = encode(family, base, *inputs, **options)
     pooler = None if packing.starts_with_padding or packing.has_empty else getattr(base, "pooler", None)
+    sequence_output: Any  # transformers 5.17 calls it a FloatTensor, which no tensor is
     first: Tensor | None
     if first_token_only and hidden_states is None:
         sequence_output = first = x.unsqueeze(1)
@@ -97,7 +98,7 @@ class Encoded(NamedTuple):
     packing: Packing
     x: Tensor
     hidden_states: tuple[Any, ...] | None
-    attentions: tuple[Tensor, ...] | None
+    attentions: tuple[Any, ...] | None
 
 
 def encode(

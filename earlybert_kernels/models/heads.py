@@ -150,7 +150,7 @@ def question_answering_forward(  # type: ignore[misc]  # TransformersKwargs name
         padding = (attention_mask == 0).unsqueeze(-1).to(logits.device, non_blocking=True)
         logits = logits.masked_fill(padding, lowest)
     start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
-    loss = None
+    loss: Any = None  # transformers 5.17 calls it a FloatTensor, which no tensor is
     if start_positions is not None and end_positions is not None:
         rows, real = logits, None
         if cu_seq_lens_q is not None and max_length_q is not None:
@@ -244,7 +244,7 @@ def _labelled_rows_forward(
     (labels,) = packing.pack(labels)
     rows, labels = _labelled(labels, max_labelled)
     hidden = decoder.transform(model, x.index_select(0, rows))
-    loss = ops.masked_lm_loss(hidden, labels, linear.weight, linear.bias, max_labelled=max_labelled)
+    loss: Any = ops.masked_lm_loss(hidden, labels, linear.weight, linear.bias, max_labelled=max_labelled)
     # The op's loss of no label at all is 0; the mean of nothing is not a number, as in the stock head.
     loss = torch.where((labels != _NO_LABEL).any(), loss, torch.nan)
     return MaskedLMOutput(loss=loss, hidden_states=hidden_states, attentions=attentions)

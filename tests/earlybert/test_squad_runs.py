@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,4 +141,7 @@ def test_flags_of_questions_mean_nothing_to_sentences(arguments: Make, squad_arg
 def test_the_usual_length_is_the_tasks(squad_arguments: Make) -> None:
     with pytest.raises(UsageError, match=r"--max-length: expected at most 32, .* found 384"):
         finetune(squad_arguments(max_length=None))
-    assert asdict(squad_arguments(max_length=None).resolved(SQUAD.max_length))["max_length"] == 384
+    args = squad_arguments(max_length=None)
+    assert args.resolved(SQUAD.max_length).input_length == 384
+    with pytest.raises(ValueError, match="call resolved first"):
+        _ = args.input_length

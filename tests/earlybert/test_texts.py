@@ -66,6 +66,11 @@ def test_files_without_text_are_refused(tmp_path: Path, content: bytes, message:
         Corpus().load(Source(train_file=tmp_path))
 
 
+def test_a_corpus_needs_a_source() -> None:
+    with pytest.raises(UsageError, match="expected --train-file or --dataset-name"):
+        Corpus().load(Source())
+
+
 def test_the_same_documents_are_held_out_and_never_learnt_from(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("".join(f"text {number}\n" for number in range(50)))

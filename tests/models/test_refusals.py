@@ -66,6 +66,17 @@ def test_without_layers_the_embeddings_are_pooled() -> None:
     torch.testing.assert_close(ek.convert(stock)(**batch()).logits, expected)
 
 
+def test_a_head_that_got_another_forward_is_refused() -> None:
+    class Own(BertForSequenceClassification):
+        def forward(self, **inputs):
+            return super().forward(**inputs)
+
+    model = ek.convert(tiny_model())
+    model.__class__ = Own
+    with pytest.raises(TypeError, match=r"Own\.forward was replaced after the model was converted.*restore"):
+        model(**batch())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

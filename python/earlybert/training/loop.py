@@ -125,7 +125,7 @@ class TrainingLoop:
                     "l1": settings.gate_l1,
                 }
             )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
+        self.scaler = torch.GradScaler(device.type, enabled=settings.dtype == torch.float16)
         self.captures = self._can_capture(examples)
         self._batches = BatchMaker(
             model,

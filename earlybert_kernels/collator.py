@@ -82,7 +82,11 @@ class PackedCollator:
         """
         self._check_keys(examples)
         lengths = [len(example["input_ids"]) for example in examples]
-        fillers, longest = ([], max(lengths)) if self._filling is None else _fillers(lengths, *self._filling)
+        if self._filling is None:
+            fillers, longest = [], max(lengths)
+        else:
+            fill_to, batch_size, longest = self._filling
+            fillers = _fillers(lengths, fill_to, batch_size, longest)
         if min(lengths) == 0:
             raise ValueError("an example has no tokens, not even the first, which a classifier reads")
         filling = sum(fillers)
@@ -137,11 +141,8 @@ class PackedCollator:
             raise ValueError("skip_logits=True needs labels, and the examples have none")
 
 
-def _fillers(lengths: list[int], fill_to: int, batch_size: int, max_length: int) -> tuple[list[int], int]:
-    """The lengths of the sequences that fill a batch up, and the longest that a sequence of a batch can have.
-
-    They are always so many that sequences are always as many.
-    """
+def _fillers(lengths: list[int], fill_to: int, batch_size: int, max_length: int) -> list[int]:
+    """The lengths of the sequences that fill a batch up: always so many that sequences are always as many."""
     if len(lengths) > batch_size or max(lengths) > max_length:
         raise ValueError(
             f"got {len(lengths)} examples of at most {max(lengths)} tokens, expected at most batch_size, "
@@ -152,7 +153,7 @@ def _fillers(lengths: list[int], fill_to: int, batch_size: int, max_length: int)
     tokens = sum(lengths)
     filling = -(-(tokens + count) // fill_to) * fill_to - tokens
     # As equal as can be: attention's cost goes with the square of a length.
-    return [filling // count + (i < filling % count) for i in range(count)], max_length
+    return [filling // count + (i < filling % count) for i in range(count)]
 
 
 def _joined(examples: Sequence[Mapping[str, Any]], name: str, lengths: list[int], filling: int, fill: int) -> Tensor:

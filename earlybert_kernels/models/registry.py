@@ -47,7 +47,11 @@ def family_of_type(model_type: str) -> ModelFamily:
 
 def head_of(module: nn.Module) -> Head | None:
     """The head of a known family that `module` is; see `ModelFamily.head_of`."""
-    return next((head for family in FAMILIES if (head := family.head_of(module)) is not None), None)
+    for family in FAMILIES:  # torch 2.11's Dynamo does not trace a generator that assigns
+        head = family.head_of(module)
+        if head is not None:
+            return head
+    return None
 
 
 def _no_adapter(what: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForQuestionAnswering
 
-from earlybert import FinetuneArguments, compare, draw, finetune, plot, verify
+from earlybert import FinetuneArguments, compare, draw, evaluate, finetune, plot, predict, verify
 from earlybert.errors import Interrupted, UsageError
 from earlybert.programs.run import Run
 from earlybert.tasks import TASKS, Source
@@ -58,6 +58,12 @@ def test_a_whole_run_on_questions(squad_arguments: Make, tmp_path: Path, kernels
     metrics = finetune(args)
     assert metrics["main_metric"] == "f1"
     assert metrics["eval"]["exact_match"] >= 0.8, "one word is no filler"
+    dev = str(Path(args.data_dir) / "dev-v1.1.json")
+    assert evaluate(args.output_dir, dev) == metrics["eval"]
+    assert predict(args.output_dir, dev, str(tmp_path / "p.jsonl")) == 40
+    answers = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    predictions = json.loads((Path(args.output_dir) / "predictions.json").read_text())
+    assert {answer["id"]: answer["prediction_text"] for answer in answers} == predictions
     assert metrics["examples"] == {"train": 96, "eval": {"dev": 40}}
     out = Path(args.output_dir)
     predictions = json.loads((out / "predictions.json").read_text())

@@ -29,8 +29,9 @@ def predict(run: str, file: str, output: str, *, overwrite: bool = False, device
     Args:
         run: the run's folder.
         file: in the format that the run was trained on; it needs no labels.
-        output: `.jsonl`, a line with `label` and `score`, its probability, or `prediction`, a number, for each text; or
-            `.tsv`, as GLUE wants it handed in: `index` and `prediction`, labels spelled as the task's files do.
+        output: `.jsonl`, a line for each text with `label` and `score`, its probability, or `prediction`, a number, or
+            for each question with `prediction_text` and `id`; or `.tsv`, as GLUE wants it handed in: `index` and
+            `prediction`, labels spelled as the task's files do.
         overwrite: replace the output if it is there.
         device: as torch names it; default: cuda where there is one, else cpu.
 
@@ -43,8 +44,8 @@ def predict(run: str, file: str, output: str, *, overwrite: bool = False, device
     path = check_output(Path(output), overwrite=overwrite)
     if path.suffix not in (".jsonl", ".tsv"):
         raise UsageError(f"{output}: expected a file named .jsonl or .tsv to write to")
-    task, _, outputs = _apply(run, file, labelled=False, device=device)
-    answers = task.answers(outputs)
+    task, encoded, outputs = _apply(run, file, labelled=False, device=device)
+    answers = task.answers(outputs, encoded)
     if path.suffix == ".jsonl":
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
     else:

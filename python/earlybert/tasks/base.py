@@ -163,19 +163,16 @@ class Task(ABC):
         """
         raise UsageError(f"task {self.name} reads no single file")
 
-    def answers(self, outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """What a model says of each example, in words.
+    def answers(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> list[dict[str, Any]]:
+        """What a model says of each example, in words, the answer itself first.
 
         Args:
-            outputs: as `outputs` gives them, one array for every example.
+            outputs, encoded: as `score` takes them, but without labels.
 
         Raises:
-            UsageError: the task has no such words.
+            UsageError: the task asks for nothing that could be said of an example.
         """
-        raise UsageError(
-            f"task {self.name} has its own files of predictions, which a run writes: give it the file as "
-            "--validation-file"
-        )
+        raise UsageError(f"task {self.name} has no answers to write")
 
     def spell(self, answer: Mapping[str, Any]) -> str:
         """One of `answers` as the task's own files spell it."""

@@ -228,6 +228,13 @@ class QuestionAnsweringTask(Task):
             files["null_odds.json"] = {key: min(value, 1e30) for key, value in null_odds.items()}
         return Judgement(self.judge(predictions, encoded.questions), files)
 
+    def answers(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> list[dict[str, Any]]:
+        """See `Task.answers`: `prediction_text` and the question's `id`."""
+        predictions = self.score(outputs, encoded).files["predictions.json"]
+        return [
+            {"prediction_text": predictions[question.id], "id": question.id} for question in encoded.questions.items
+        ]
+
     def judge(self, predictions: Mapping[str, str], questions: Questions) -> dict[str, float]:
         """Exact match and F1 of predicted answers by the questions' ids, the means over all questions, from 0 to 1.
 

@@ -112,7 +112,7 @@ class SentenceTask(Task):
         """See `Task.outputs`: the logits, `(labels,)`."""
         return list(model(**batch).logits.float())
 
-    def answers(self, outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> list[dict[str, Any]]:
         """See `Task.answers`: `label` and its probability `score`, or `prediction`, a number."""
         self.check_finite(outputs)
         logits = torch.from_numpy(np.stack(outputs)).double()

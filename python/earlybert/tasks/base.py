@@ -163,7 +163,7 @@ class Task(ABC):
         """
         raise UsageError(f"task {self.name} reads no single file")
 
-    def answers(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], encoded: Any) -> list[dict[str, Any]]:
         """What a model says of each example, in words, the answer itself first.
 
         Args:

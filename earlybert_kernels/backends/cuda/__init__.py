@@ -66,7 +66,7 @@ def runs_on(code: str, architecture: int) -> bool:
     Machine code runs within its major version from its minor one on, that of an "a" architecture on no other one. PTX
     is compiled by the driver for whatever is newer.
     """
-    ((kind, number, feature),) = re.findall(r"^(sm|compute)_(\d+)([af]?)$", code)
+    kind, number, feature = re.findall(r"^(sm|compute)_(\d+)([af]?)$", code)[0]
     target = int(number)
     if feature == "a":
         return architecture == target

@@ -303,8 +303,8 @@ __device__ __forceinline__ void clear_sums(BackwardShared<L, kSums>& shared, int
   }
 }
 
-// Adds to the sums `which` of the thread's vector i. The barrier costs nothing, as the warp is together anyway; without
-// it the assembler has the sums of many vectors in registers at a time, and those of the row on the stack.
+// Adds to the sums `which` of the thread's vector i. Without the barrier, where the warp is together anyway, the
+// assembler has the sums of many vectors in registers at a time, and those of the row on the stack.
 template <typename L, int kSums>
 __device__ __forceinline__ void add_to_sums(BackwardShared<L, kSums>& shared, int which, int group, int i, int lane,
                                             const float (&v)[L::kWidth]) {

@@ -88,6 +88,7 @@ def _make_compare_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentPar
         "time. Finished runs are not repeated and interrupted ones are continued. The flags of `earlybert finetune`, "
         "or with --pretrain of `earlybert pretrain`, hold for every run; --resume changes nothing: only "
         "--overwrite-output-dir begins anew.",
+        allow_abbrev=False,  # --pretrain is looked for by its name
         conflict_handler="resolve",  # --kernels takes several, and what a comparison varies is refused by name
     )
     parser.add_argument(

@@ -37,9 +37,12 @@ def check_output(path: Path, *, overwrite: bool) -> Path:
     """Checks that a command may write a file, and gives the path to write to.
 
     Raises:
+        MissingFileError: there is no folder for it.
         OutputExistsError: there is something that is not to be replaced.
     """
     path = check_replaceable(path)
+    if not path.parent.is_dir():
+        raise MissingFileError(f"{path}: cannot be written there: {path.parent} is no folder")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: there is such a file; give another path, or --overwrite to replace it")
     if RunDirectory(path.parent).owns(path):

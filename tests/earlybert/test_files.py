@@ -112,14 +112,18 @@ def test_checksums_that_are_not_whole_prove_nothing(
 
 
 @pytest.mark.parametrize(("name", "command"), [("gates.safetensors", "draw"), ("metrics.json", "draw"),
-                                               ("ticket.json", "plot"), ("metrics.json", "plot")])  # fmt: skip
+                                               ("ticket.json", "plot"), ("metrics.json", "plot"),
+                                               ("model/model.safetensors", "predict"),
+                                               ("model/config.json", "evaluate")])  # fmt: skip
 def test_what_reads_a_finished_run_checks_it(
-    arguments: Make, tmp_path: Path, name: str, command: str, caplog: pytest.LogCaptureFixture,
+    arguments: Make, toy_sst2: str, tmp_path: Path, name: str, command: str, caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     finetune(arguments())
     path = tmp_path / "run" / name
-    argv = [command, str(path.parent), *([str(tmp_path / "t.json"), "--overwrite"] if command == "draw" else [])]
+    dev, output = f"{toy_sst2}/dev.tsv", [str(tmp_path / "t.jsonl"), "--overwrite"]
+    others = {"draw": output, "plot": [], "predict": [dev, *output], "evaluate": [dev]}
+    argv = [command, str(tmp_path / "run"), *others[command]]
     assert main(argv) == 0
     content = path.read_bytes()
     if path.suffix == ".json":

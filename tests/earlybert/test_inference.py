@@ -100,6 +100,8 @@ def test_what_cannot_be_done_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("review\n")
     with pytest.raises(UsageError, match="expected at least one example, found none"):
         predict(str(run), str(tmp_path / "empty.csv"), output)
+    with pytest.raises(MissingFileError, match="nowhere is no folder"):
+        predict(str(run), str(texts), str(tmp_path / "nowhere" / "p.jsonl"))
     with pytest.raises(UsageError, match="--device toaster"):
         predict(str(run), str(texts), output, device="toaster")
     assert not Path(output).exists()

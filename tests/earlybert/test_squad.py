@@ -155,7 +155,9 @@ def test_the_hub_being_away_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ConnectionError("no network")
 
     monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(UsageError, match=r"rajpurkar/squad\): no network.*train-v1.1.json and dev-v1.1.json"):
+    with pytest.raises(
+        UsageError, match=r"rajpurkar/squad\) could not be read .*no network.*train-v1.1.json and dev-v1.1.json"
+    ):
         SQUAD.load(Source())
 
 

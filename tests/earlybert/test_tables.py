@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import MissingFileError, UsageError
+from earlybert.programs.evaluations import Evaluations
 from earlybert.tasks import TASKS, Source
 from earlybert.tasks.metrics import METRICS, compute_metrics
 from earlybert.tasks.tables import Columns, read_table, read_tables
@@ -59,6 +60,13 @@ def test_every_format_gives_the_texts_as_they_were_written(tmp_path: Path, suffi
     assert train.labels == LABELS
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_text_may_be_longer_than_what_arrow_reads_at_a_time(tmp_path: Path, suffix: str) -> None:
+    texts = ["short", "long " * 1_000_000]
+    path = write_table(tmp_path / f"t{suffix}", {"text": texts, "label": ["a", "b"]})
+    assert read_table(path)["text"][:] == texts
+
+
 def test_nothing_is_quoted_in_tsv(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_bytes(b'\xef\xbb\xbftext\tlabel\n"half a quote\tNA\nsecond\t1\n')
@@ -90,6 +98,7 @@ def refusal(**options: Any) -> str:
         ("a.csv", b"text,class\na,b\n", "--label-column: expected a column of"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": null, "label": 1}\n', "row 2: expected a text in column"),
         ("a.jsonl", b'{"text": 5, "label": 1}\n', "row 1: expected a text in column text, found 5"),
+        ("a.jsonl", b'{"text": "a", "label": 1.5}\n{"text": "a", "label": NaN}\n', "row 2: expected a label in column"),
         ("a.jsonl", b'{"text": "a", "label": [1]}\n', "row 1: expected a label in column label, found [1]"),
     ],
 )  # fmt: skip
@@ -137,7 +146,7 @@ def test_saved_datasets_and_the_hubs_bring_their_splits_and_the_order_of_their_c
     data = task.load(Source(data_dir=tmp_path / "saved"))
     assert task.fitted(data).labels == ("z", "a")
 
-    monkeypatch.setattr("earlybert.tasks.tables.load_dataset", lambda name, config: {"n/d": splits}[f"{name}/{config}"])
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: {"n/d": splits}[f"{name}/{config}"])
     assert read_tables(Source(dataset_name="n", dataset_config="d"), Columns()) == found
     assert "--dataset-name absent could not be read from the Hugging Face hub" in refusal(dataset_name="absent")
     unlabelled = split.map(lambda row: {"label": -1}, features=features)
@@ -158,6 +167,7 @@ def test_classes_are_those_of_the_training_examples() -> None:
     assert fitted(["b", "a", "b", "a"], ["b"]).labels == ("a", "b")
     assert fitted([10, 9, 10, 9], [9]).labels == ("9", "10")
     assert fitted(["10", "9"] * 2, ["9"]).labels == ("9", "10")
+    assert fitted(["1", "01", "001"] * 3, ["1"]).labels == ("001", "01", "1"), "the same in every process"
     with pytest.raises(UsageError, match="the evaluation examples have labels that the training examples do not: c"):
         fitted(["a", "b"], ["c"])
     with pytest.raises(UsageError, match="expected two classes at least, found only a"):
@@ -258,15 +268,23 @@ def test_the_same_recipe_gives_the_same_weights_from_any_format(
     assert all(torch.equal(glue[name], table[name]) for name in glue)
 
 
-def test_a_resumed_run_notices_another_table(arguments: Make, as_tables: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_notices_another_table(
+    arguments: Make, as_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes((as_tables / "train.csv").read_bytes())
     args = {"task": "classification", "data_dir": None, "train_file": str(path)}
-    finetune(arguments(**args))
-    finetune(arguments(**args, resume=True))
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluations, "last", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(arguments(**args))
     path.write_text(path.read_text().replace("film", "play"))
-    with pytest.raises(UsageError):
-        finetune(arguments(**args, max_steps=20, resume=True))
+    with pytest.raises(UsageError, match="the training examples .* are not those that it was started with"):
+        finetune(arguments(**args, resume=True))
 
 
 def test_what_a_table_lacks_is_said_before_a_model_is_loaded(

@@ -90,8 +90,6 @@ def test_the_same_documents_are_held_out_and_never_learnt_from(tmp_path: Path) -
 def test_datasets_of_the_hub_are_read(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     from datasets import Dataset, DatasetDict
 
-    from earlybert.tasks import documents
-
     asked = []
 
     def load(*args: Any, **options: Any) -> Any:
@@ -100,7 +98,7 @@ def test_datasets_of_the_hub_are_read(monkeypatch: pytest.MonkeyPatch, streaming
         found = {name: Dataset.from_dict({"body": rows, "id": rows}) for name, rows in splits.items()}
         return {n: d.to_iterable_dataset() for n, d in found.items()} if options["streaming"] else DatasetDict(found)
 
-    monkeypatch.setattr(documents, "load_dataset", load)
+    monkeypatch.setattr("datasets.load_dataset", load)
     corpus = Corpus(dataset_name="some/texts", dataset_config="en", text_column="body", max_documents=4)
     data = replace(corpus, streaming=streaming).load(Source())
     assert asked == [("some/texts", "en", streaming)]
@@ -111,12 +109,10 @@ def test_datasets_of_the_hub_are_read(monkeypatch: pytest.MonkeyPatch, streaming
 
 
 def test_the_hub_being_away_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from earlybert.tasks import documents
-
     def fail(*args: Any, **options: Any) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(documents, "load_dataset", fail)
+    monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(UsageError, match=r"some/texts could not be read .*no network.*give --train-file"):
         Corpus(dataset_name="some/texts").load(Source())
 

@@ -37,6 +37,7 @@ class Evaluations:
             UsageError: there is no such metric to find the best model by.
         """
         self.curve: list[dict[str, Any]] = []
+        self._latest: Judgement | None = None
         self._prepared = prepared
         self._args = prepared.args
         self._pad_to = pad_to
@@ -70,7 +71,7 @@ class Evaluations:
             step: optimizer steps of training so far.
             seconds: of search and training so far.
         """
-        judgement = self._evaluate(model, splits)
+        judgement = self._latest = self._evaluate(model, splits)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in judgement.metrics.items())
         logger.info("step %d: %s", step, shown)
         self.curve.append({"step": step, "seconds": seconds, **judgement.metrics})
@@ -84,14 +85,15 @@ class Evaluations:
         Args:
             model, splits, step, seconds: as `add` takes them.
         """
-        judgement = None
-        if self._args.eval_strategy != "no" and (not self.curve or self.curve[-1]["step"] != step):
-            judgement = self.add(model, splits, step, seconds)
+        if self._args.eval_strategy == "no":
+            return self._evaluate(model, splits)
+        if not self.curve or self.curve[-1]["step"] != step:
+            self.add(model, splits, step, seconds)
         if self._best is not None and self._args.load_best_model_at_end and self._best.step != step:
             logger.info("the best model is that of step %d", self._best.step)
             self._best.restore(model)
-            judgement = None
-        return judgement or self._evaluate(model, splits)
+            self._latest = None
+        return self._latest or self._evaluate(model, splits)  # of a run that was resumed here there is none
 
     def _evaluate(self, model: nn.Module, splits: Mapping[str, EncodedExamples]) -> Judgement:
         """The task's metrics on every evaluation split, and by file what the model has said of the last.

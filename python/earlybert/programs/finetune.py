@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import TASK_OPTIONS, FinetuneArguments
-from ..tasks import Source, get_task
+from ..tasks import Source, Task, get_task
 from ..training.data import EncodedExamples
 from .preparation import prepare
 from .run import Run
@@ -41,12 +41,20 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         Interrupted: on SIGINT or SIGTERM while training, after a checkpoint has been written.
     """
     args.check()
-    task = get_task(args.task).with_options(**{name: getattr(args, name) for name in TASK_OPTIONS})
     data_dir, train_file, validation_file = (
         None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file)
     )
     source = Source(data_dir, train_file, validation_file, args.dataset_name, args.dataset_config_name)
-    return Finetuning(prepare(args, task, source)).run()
+    return Finetuning(prepare(args, task_of(args), source)).run()
+
+
+def task_of(args: FinetuneArguments) -> Task:
+    """The task that the arguments name, with what they say of it.
+
+    Raises:
+        UsageError: there is none, or it does not know what they say.
+    """
+    return get_task(args.task).with_options(**{name: getattr(args, name) for name in TASK_OPTIONS})
 
 
 class Finetuning(Run):

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 import earlybert_kernels as ek
 
-from ..arguments import TASK_OPTIONS, FinetuneArguments
+from ..arguments import FinetuneArguments
 from ..errors import MissingFileError, UsageError
 from ..files import write_bytes
-from ..loading import reading
+from ..loading import read_tokenizer, reading
 from ..run_directory import RunDirectory, check_output
-from ..tasks import Task, get_task
+from ..tasks import Task
 from ..training.data import EncodedExamples
 from ..training.evaluation import predict as outputs_of
+from .finetune import task_of
 from .preparation import find_device
 
 
@@ -74,17 +74,18 @@ def _apply(
 ) -> tuple[Task, EncodedExamples, list[np.ndarray]]:
     directory = RunDirectory(run)
     metrics = directory.read_metrics()
+    directory.check_read()
     known = {field.name for field in fields(FinetuneArguments)}
     if metrics["task"] == "mlm":
         raise UsageError(f"{run}: expected a run of earlybert finetune, found one of earlybert pretrain")
     args = FinetuneArguments(**{name: value for name, value in metrics["arguments"].items() if name in known})
-    task = get_task(args.task).with_options(**{name: getattr(args, name) for name in TASK_OPTIONS})
+    task = task_of(args)
     if not directory.model.is_dir():
         raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
     where = find_device(device)
     with reading(f"{directory.model}: no model could be read there"):
-        tokenizer = AutoTokenizer.from_pretrained(directory.model)
         model = task.model_class.from_pretrained(directory.model, dtype=torch.float32)
+    tokenizer = read_tokenizer(str(directory.model), model.config, "run")
     task = task.of_model(model.config)
     examples = task.read_file(Path(file), labelled=labelled)
     if not len(examples):

@@ -6,14 +6,14 @@ from ..errors import UsageError
 from .base import Judgement, Source, Task, TaskData
 from .glue import GLUE_TASKS, GlueTask
 from .masked_lm import MaskedLMTask
-from .own import OWN_TASKS, OwnTask
 from .pydocs import PyDocsTask
 from .questions import QuestionAnsweringTask, Questions
 from .sentences import Sentences, SentenceTask
 from .squad import SQUAD_TASKS, SquadTask
+from .table_task import TABLE_TASKS, TableTask
 
 #: All tasks to fine-tune on, by name.
-TASKS: dict[str, Task] = {task.name: task for task in (*OWN_TASKS, *GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
+TASKS: dict[str, Task] = {task.name: task for task in (*TABLE_TASKS, *GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
 _ALL = {**TASKS, MaskedLMTask.name: MaskedLMTask()}
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "GlueTask",
     "Judgement",
     "MaskedLMTask",
-    "OwnTask",
     "PyDocsTask",
     "QuestionAnsweringTask",
     "Questions",
@@ -29,6 +28,7 @@ __all__ = [
     "Sentences",
     "Source",
     "SquadTask",
+    "TableTask",
     "Task",
     "TaskData",
     "get_task",

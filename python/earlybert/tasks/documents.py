@@ -8,12 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import MissingFileError, UsageError
 from ..files import sha256
 from .base import Source, TaskData
+from .reading import hold_out, read_hub
 from .tokenizing import cache_folder, using_cache
 
 #: Documents that are held out where no others are named: one in so many, but not more than so many.
@@ -96,13 +97,13 @@ class Corpus:
                 raise error.__cause__ or error from None
 
     def _from_hub(self, name: str) -> tuple[Documents, Documents | None]:
-        try:
-            splits = load_dataset(name, self.dataset_config, streaming=self.streaming)
-        except Exception as error:  # the hub's client raises errors of many libraries
-            raise UsageError(
-                f"--dataset-name {name} could not be read from the Hugging Face hub: {error}. To read texts from "
-                "files, give --train-file"
-            ) from error
+        splits = read_hub(
+            name,
+            self.dataset_config,
+            what=f"--dataset-name {name}",
+            instead="To read texts from files, give --train-file",
+            streaming=self.streaming,
+        )
         if not isinstance(splits, dict) or "train" not in splits:
             found = ", ".join(splits) if isinstance(splits, DatasetDict) else "none"
             raise UsageError(f"--dataset-name {name}: expected a split named train, found {found}")
@@ -124,15 +125,15 @@ class Corpus:
 
 def _split(documents: Documents) -> tuple[Documents, Documents]:
     """The same documents are held out of a corpus in every run."""
-    count = min(-(-len(documents) // _HELD_OUT_SHARE), _MOST_HELD_OUT)
-    if count == len(documents):
+    with using_cache():
+        parts = hold_out(documents.dataset, one_in=_HELD_OUT_SHARE, most=_MOST_HELD_OUT)
+    if parts is None:
         raise UsageError(
             "a single document cannot be learnt from and held out; give --validation-file, or more documents "
             "(--max-train-examples, --documents)"
         )
-    with using_cache():
-        parts = documents.dataset.train_test_split(test_size=count, seed=0)
-    return Documents(parts["train"]), Documents(parts["test"])
+    train, held_out = parts
+    return Documents(train), Documents(held_out)
 
 
 def _rows(path: str, blank_lines: bool, digest: str) -> Iterator[dict[str, str]]:

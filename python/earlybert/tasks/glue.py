@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import MissingFileError, UsageError
 from .base import Source, TaskData
+from .reading import check_is_file, read_hub
 from .sentences import Sentences, SentenceTask
 from .tsv import Row, read_rows
 
@@ -67,8 +68,7 @@ class GlueTask(SentenceTask):
 
     def read_file(self, path: Path, *, labelled: bool) -> Sentences:
         """See `Task.read_file`."""
-        if not path.is_file():
-            raise MissingFileError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+        check_is_file(path)
         return self.read(path, labelled=labelled)
 
     def read(self, path: Path, *, labelled: bool = True) -> Sentences:
@@ -130,15 +130,12 @@ class GlueTask(SentenceTask):
         return spelling.index(text)
 
     def _load_from_hub(self) -> TaskData:
-        from datasets import load_dataset
-
-        try:
-            dataset = load_dataset(_HUB_DATASET, self.name)
-        except Exception as error:  # the hub's client raises errors of many libraries
-            raise UsageError(
-                f"task {self.name} could not be read from the Hugging Face hub ({_HUB_DATASET}): {error}. "
-                f"To read it from a folder with {', '.join(self.files)}, give --data-dir."
-            ) from error
+        dataset = read_hub(
+            _HUB_DATASET,
+            self.name,
+            what=f"task {self.name} ({_HUB_DATASET})",
+            instead=f"To read it from a folder with {', '.join(self.files)}, give --data-dir.",
+        )
 
         def examples(split: str) -> Sentences:
             columns = [dataset[split][name] for name in self.hub_columns]

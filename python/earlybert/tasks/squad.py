@@ -12,6 +12,7 @@ from ..errors import MissingFileError, UsageError
 from ..files import read_json
 from .base import Source, TaskData
 from .questions import Answer, Question, QuestionAnsweringTask, Questions
+from .reading import check_is_file, read_hub
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,7 @@ class SquadTask(QuestionAnsweringTask):
             UsageError: naming the file and the place in it, where it is not in SQuAD's format; or more than
                 `MOST_MISPLACED` of its answers are not where it says.
         """
-        if not path.is_file():
-            raise MissingFileError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+        check_is_file(path)
         return self._checked(_questions_of(path, read_json(path)), str(path))
 
     def _find(self, folder: Path, split: str) -> Path:
@@ -112,15 +112,12 @@ class SquadTask(QuestionAnsweringTask):
         return Questions(kept)
 
     def _load_from_hub(self) -> TaskData:
-        from datasets import load_dataset
-
-        try:
-            dataset = load_dataset(self.hub_dataset)
-        except Exception as error:  # the hub's client raises errors of many libraries
-            raise UsageError(
-                f"task {self.name} could not be read from the Hugging Face hub ({self.hub_dataset}): {error}. To read "
-                f"it from files, give --data-dir, a folder with {self._official('train')} and {self._official('dev')}."
-            ) from error
+        files = f"{self._official('train')} and {self._official('dev')}"
+        dataset = read_hub(
+            self.hub_dataset,
+            what=f"task {self.name} ({self.hub_dataset})",
+            instead=f"To read it from files, give --data-dir, a folder with {files}.",
+        )
 
         def questions(split: str) -> Questions:
             rows = (_question_of_row(row) for row in dataset[split])

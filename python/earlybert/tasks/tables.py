@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, load_from_disk
 from pyarrow import csv, parquet
 from pyarrow import json as json_lines
 
-from ..errors import MissingFileError, UsageError
+from ..errors import UsageError
 from .base import Source
+from .reading import check_is_file, hold_out, read_hub
 
 #: The columns that texts are looked for in, where none is named.
 _TEXT_COLUMNS = ("sentence", "text")
 #: Rows that are held out where no others are named: one in so many, but not more than so many.
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 1000
+#: Bytes that Arrow parses at a time; a row must fit into them.
+_BLOCK_SIZE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,8 @@ def _splits(source: Source) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | 
 
 
 def _of_hub(name: str, config: str | None) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
-    try:
-        splits = load_dataset(name, config)
-    except Exception as error:  # the hub's client raises errors of many libraries
-        raise UsageError(
-            f"--dataset-name {name} could not be read from the Hugging Face hub: {error}. To read from files, give "
-            "--train-file"
-        ) from error
-    return _named(splits, f"--dataset-name {name}")
+    what = f"--dataset-name {name}"
+    return _named(read_hub(name, config, what=what, instead="To read from files, give --train-file"), what)
 
 
 def _of_folder(folder: Path) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | None]:
@@ -143,8 +140,7 @@ def read_table(path: Path) -> Dataset:
     """
     if path.suffix not in _READERS:
         raise UsageError(f"{path}: expected a file named {', '.join(_READERS)}, to know its format")
-    if not path.is_file():
-        raise MissingFileError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+    check_is_file(path)
     with _reading(path):
         table = _READERS[path.suffix](path)
         names = table.column_names
@@ -179,16 +175,17 @@ def _read_tsv(path: Path) -> pa.Table:
 
 def _read_delimited(path: Path, format: csv.ParseOptions) -> pa.Table:
     """Strings as they are: what could be numbers, dates or missing would not come back as it was written."""
-    header = csv.open_csv(path, parse_options=format).schema.names
+    options = {"read_options": csv.ReadOptions(block_size=_BLOCK_SIZE), "parse_options": format}
+    header = csv.open_csv(path, **options).schema.names
     types = csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-    return csv.read_csv(path, parse_options=format, convert_options=types)
+    return csv.read_csv(path, convert_options=types, **options)
 
 
 def _read_json(path: Path) -> pa.Table:
     with path.open("rb") as file:
         is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     if not is_list:
-        return json_lines.read_json(path)
+        return json_lines.read_json(path, read_options=json_lines.ReadOptions(block_size=_BLOCK_SIZE))
     rows = json.loads(path.read_text("utf-8-sig"))
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of rows, each of the form {column: value}")
@@ -255,20 +252,18 @@ def _listed(dataset: Dataset) -> str:
 
 def _check_values(values: Sequence[Any], where: str, name: str | None, kinds: Any, expected: str) -> None:
     for row, value in enumerate(values, start=1):
-        if not isinstance(value, kinds):
-            found = "nothing" if value is None else repr(value)[:60]
+        if not isinstance(value, kinds) or value != value:  # NaN, which is how a number is missing
+            found = "nothing" if value is None or value != value else repr(value)[:60]
             raise UsageError(f"{where}, row {row}: expected {expected} in column {name}, found {found}")
 
 
 def _held_out(table: Table) -> tuple[Table, Table]:
     """The same rows are held out of a table in every run."""
-    count = min(-(-len(table) // _HELD_OUT_SHARE), _MOST_HELD_OUT)
-    if count >= len(table):
+    parts = hold_out(Dataset.from_dict({"row": range(len(table))}), one_in=_HELD_OUT_SHARE, most=_MOST_HELD_OUT)
+    if parts is None:
         raise UsageError("a single row cannot be learnt from and held out; give --validation-file, or more rows")
-    rows = Dataset.from_dict({"row": range(len(table))}).train_test_split(test_size=count, seed=0)
-
-    def part(name: str) -> Table:
-        own = rows[name]["row"]
-        return Table([table.texts[i] for i in own], [table.labels[i] for i in own], table.label_names)
-
-    return part("train"), part("test")
+    train, evaluation = (
+        Table([table.texts[i] for i in part["row"]], [table.labels[i] for i in part["row"]], table.label_names)
+        for part in parts
+    )
+    return train, evaluation

@@ -19,7 +19,7 @@ _MOST_CLASSES = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnTask(SentenceTask):
+class TableTask(SentenceTask):
     """A class or a number for each text, or pair of texts, of a table.
 
     Attributes:
@@ -92,9 +92,9 @@ class OwnTask(SentenceTask):
 
     def of_model(self, config: Any) -> Self:
         """See `Task.of_model`."""
-        return (
-            self if self.numbers else replace(self, labels=tuple(config.id2label[i] for i in range(config.num_labels)))
-        )
+        if self.numbers:
+            return self
+        return replace(self, labels=tuple(config.id2label[index] for index in range(config.num_labels)))
 
     def read_file(self, path: Path, *, labelled: bool) -> Table:
         """See `Task.read_file`."""
@@ -135,7 +135,7 @@ class OwnTask(SentenceTask):
 def _sorted(names: set[str]) -> tuple[str, ...]:
     """By their value where all are whole numbers."""
     try:
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
         return tuple(sorted(names))
 
@@ -150,7 +150,7 @@ def _check_classes(labels: tuple[str, ...], table: Table) -> None:
         )
 
 
-OWN_TASKS = (
-    OwnTask(name="classification", metrics=("accuracy", "f1_macro"), main_metric="accuracy"),
-    OwnTask(name="regression", metrics=("pearson", "mean_squared_error"), main_metric="pearson", numbers=True),
+TABLE_TASKS = (
+    TableTask(name="classification", metrics=("accuracy", "f1_macro"), main_metric="accuracy"),
+    TableTask(name="regression", metrics=("pearson", "mean_squared_error"), main_metric="pearson", numbers=True),
 )

@@ -29,7 +29,8 @@ CUDA_CALL = CUDA_IMPORTS + (
     "given, out, mean, rstd = (torch.zeros(n) for n in (64, 64, 4, 4))\n"
     "at, float32 = given.data_ptr(), extension.DTYPES['float32']\n"
     "extension.dropout_add_layer_norm_forward(\n"
-    "    0, 0, *[float32] * 3, 5, 16, at, at, at, at, 0, 0.0, 1e-12, out.data_ptr(), mean.data_ptr(), rstd.data_ptr()\n"
+    "    0, 0, *[float32] * 3, 5, 16, at, at, at, at, 0, 0.0, 1e-12,\n"
+    "    out.data_ptr(), 0, mean.data_ptr(), rstd.data_ptr()\n"
     ")\n"
 )
 #: What is called, and what the sanitizers have to say about it.

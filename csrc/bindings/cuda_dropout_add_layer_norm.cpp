@@ -11,10 +11,11 @@ DropoutAddLayerNormDtypes dtypes(int x, int residual, int weight) {
 
 void forward(int device, Address stream, int x_dtype, int residual_dtype, int weight_dtype, int64_t rows, int64_t cols,
              Address x, Address residual, Address weight, Address bias, Address seed, double dropout_p, double eps,
-             Address out, Address mean, Address rstd) {
-  dropout_add_layer_norm_forward({rows, cols, at<void>(x), at<void>(residual), at<void>(weight), at<void>(bias),
-                                  at<int64_t>(seed), dropout_p, eps, at<void>(out), at<float>(mean), at<float>(rstd)},
-                                 dtypes(x_dtype, residual_dtype, weight_dtype), on(device, stream));
+             Address out, Address out_cast, Address mean, Address rstd) {
+  dropout_add_layer_norm_forward(
+      {rows, cols, at<void>(x), at<void>(residual), at<void>(weight), at<void>(bias), at<int64_t>(seed), dropout_p, eps,
+       at<void>(out), at<void>(out_cast), at<float>(mean), at<float>(rstd)},
+      dtypes(x_dtype, residual_dtype, weight_dtype), on(device, stream));
 }
 
 void backward(int device, Address stream, int x_dtype, int residual_dtype, int weight_dtype, int64_t rows, int64_t cols,

@@ -38,6 +38,10 @@ __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
 #pragma unroll
     for (int j = 0; j < L::kWidth; ++j) h[i][j] = h[i][j] * weight[j] + bias[j];
     store_item<L>(out, i, lane, cols, h[i]);
+    if constexpr (!std::is_same_v<X, R>) {
+      X* cast = static_cast<X*>(a.out_cast);
+      if (cast != nullptr) store_item<L>(cast + r * cols, i, lane, cols, h[i]);
+    }
   }
   if (lane == 0) {
     store_result(a.mean + r, statistics.mean);
@@ -131,7 +135,7 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a, Dropout
     using X = typename decltype(x)::type;
     using R = typename decltype(residual)::type;
     using P = typename decltype(weight)::type;
-    const bool aligned = on_16_bytes(a.x, a.residual, a.out, a.weight, a.bias);
+    const bool aligned = on_16_bytes(a.x, a.residual, a.out, a.out_cast, a.weight, a.bias);
     with_layout<sizeof(R)>(a.cols, aligned, [&](auto layout) {
       using L = decltype(layout);
       call.launch(forward_kernel<X, R, P, L>, blocks_for(a.rows, L::kRows), L::kBlock, sizeof(Scratch), a,

@@ -24,6 +24,7 @@ struct DropoutAddLayerNormForward {
   const int64_t* seed;        // one value in device memory, or null: no dropout
   double dropout_p, eps;
   void* out;                  // (rows, cols), of residual's dtype
+  void* out_cast;             // (rows, cols), out in x's dtype, or null; null where that is its own
   float *mean, *rstd;         // (rows,)
 };
 

@@ -6,7 +6,7 @@ namespace earlybert {
 
 int64_t layer_norm_partials(int64_t rows, int64_t cols) {
   int64_t partials = 0;
-  with_layout<4, false>(cols, [&](auto layout) {
+  with_aligned_layout<4>(cols, [&](auto layout) {
     using L = decltype(layout);
     partials = std::min<int64_t>(blocks_for(rows, L::kRows), L::kBackwardBlocks);
   });

@@ -14,7 +14,8 @@ namespace earlybert {
 
 // A row is shared by kThreads threads, each with kItems vectors of kWidth columns in registers: a warp up to 1024
 // columns, which covers BERT and needs no barrier, and a whole block beyond. Where rows are aligned, a vector is loaded
-// and stored at once, 16 bytes of the widest dtype of rows; otherwise value by value.
+// and stored at once, 16 bytes of the widest dtype of rows; otherwise value by value. Rows that are not come of odd
+// widths and of views, not of BERT: two layouts do for them, because each takes the compiler seconds a kernel.
 //
 // A backward kernel runs on at most kBackwardBlocks blocks, each of which writes one row of partial sums for every
 // vector of sums. That number is fixed rather than read from the device, so that results do not depend on the device's
@@ -27,9 +28,7 @@ struct Layout {
   static constexpr bool kAligned = kRowsAligned;
   static constexpr int kThreads = kThreadsPerRow, kItems = kColsPerThread / kWidth;
   static constexpr int kBlock = kThreadsPerBlock;
-  // Single values take more registers: one block less is better than a stack.
-  static constexpr int kResident =
-      kAligned || kBlocksPerMultiprocessor == 1 ? kBlocksPerMultiprocessor : kBlocksPerMultiprocessor - 1;
+  static constexpr int kResident = kBlocksPerMultiprocessor;
   static constexpr int kRows = kBlock / kThreads;  // rows in flight in a block
   static constexpr int kCols = kThreads * kColsPerThread;
   static constexpr int kBackwardBlocks = 132 * kBlocksPerMultiprocessor;
@@ -39,32 +38,38 @@ struct Layout {
 
 constexpr int kMostThreads = 256;
 
-// Calls `body` with the layout for a row's width, as `body(Layout{})`.
-template <int kWidth, bool kAligned, typename Body>
-void with_layout(int64_t cols, Body body) {
+template <int kWidth, bool kAligned>
+using Widest = Layout<kWidth, kAligned, kMostThreads, 32, kMostThreads, 1>;
+
+// Calls `body` with the layout for the width of aligned rows, as `body(Layout{})`.
+template <int kWidth, typename Body>
+void with_aligned_layout(int64_t cols, Body body) {
   if (cols <= 512) {
-    body(Layout<kWidth, kAligned, 32, 16, 128, 4>{});
+    body(Layout<kWidth, true, 32, 16, 128, 4>{});
   } else if (cols <= 768) {
-    body(Layout<kWidth, kAligned, 32, 24, 128, 4>{});
+    body(Layout<kWidth, true, 32, 24, 128, 4>{});
   } else if (cols <= 1024) {
-    body(Layout<kWidth, kAligned, 32, 32, 128, 3>{});
+    body(Layout<kWidth, true, 32, 32, 128, 3>{});
   } else if (cols <= 4096) {
-    body(Layout<kWidth, kAligned, 128, 32, 128, 2>{});
+    body(Layout<kWidth, true, 128, 32, 128, 2>{});
   } else {
-    using Widest = Layout<kWidth, kAligned, kMostThreads, 32, kMostThreads, 1>;
-    static_assert(Widest::kCols == kLayerNormMaxCols, "the launchers refuse what no layout holds");
-    body(Widest{});
+    static_assert(Widest<kWidth, true>::kCols == kLayerNormMaxCols, "the launchers refuse what no layout holds");
+    body(Widest<kWidth, true>{});
   }
 }
 
-// The same for rows of values of up to `kBytes` bytes, which begin and end on 16 bytes, or not.
+// The same for rows of values of up to `kBytes` bytes, which begin and end on 16 bytes, or not. Single values take more
+// registers: two blocks where aligned rows have three are better than a stack.
 template <int kBytes, typename Body>
 void with_layout(int64_t cols, bool aligned, Body body) {
   constexpr int kWidth = 16 / kBytes;
+  using Narrow = Layout<4, false, 32, 32, 128, 2>;
   if (aligned && cols % kWidth == 0) {
-    with_layout<kWidth, true>(cols, body);
+    with_aligned_layout<kWidth>(cols, body);
+  } else if (cols <= Narrow::kCols) {
+    body(Narrow{});
   } else {
-    with_layout<4, false>(cols, body);
+    body(Widest<4, false>{});
   }
 }
 

@@ -241,7 +241,7 @@ class MaskedLmLossGrads(NamedTuple):
 
 class AttentionSublayerInputs(NamedTuple):
     """Under autocast x and the norm are float32 and the eight linear layers' tensors in autocast's dtype, which is that
-    of the products.
+    of the products; `x_low` is x in it, or None. With `return_low` the output is wanted in it as well.
     """
 
     x: Tensor
@@ -266,10 +266,14 @@ class AttentionSublayerInputs(NamedTuple):
     attention_dropout_p: float
     dropout_p: float
     eps: float
+    x_low: Tensor | None
+    return_low: bool
 
 
 class AttentionSublayerResults(NamedTuple):
-    """The output; q, k and v as the backend keeps them; the attention's result, and the output projection's."""
+    """The output; q, k and v as the backend keeps them; the attention's result, and the output projection's; the output
+    in the dtype of the products, empty where that is its own or it is not wanted.
+    """
 
     out: Tensor
     q: Tensor
@@ -280,10 +284,11 @@ class AttentionSublayerResults(NamedTuple):
     h: Tensor
     mean: Tensor
     rstd: Tensor
+    low: Tensor
 
 
 class AttentionSublayerSaved(NamedTuple):
-    """All but the output, the biases and eps."""
+    """All but the output and its copy, that of x, the biases and eps."""
 
     q: Tensor
     k: Tensor
@@ -330,7 +335,7 @@ class AttentionSublayerGrads(NamedTuple):
 
 class FeedForwardSublayerInputs(NamedTuple):
     """Under autocast x and the norm are float32 and the four linear layers' tensors in autocast's dtype, which is that
-    of the products.
+    of the products; `x_low` is x in it, or None. With `return_low` the output is wanted in it as well.
     """
 
     x: Tensor
@@ -346,20 +351,25 @@ class FeedForwardSublayerInputs(NamedTuple):
     activation: str
     dropout_p: float
     eps: float
+    x_low: Tensor | None
+    return_low: bool
 
 
 class FeedForwardSublayerResults(NamedTuple):
-    """The output, the preactivations, the block's output and the norm's statistics."""
+    """The output, the preactivations, the block's output and the norm's statistics; the output in the dtype of the
+    products, empty where that is its own or it is not wanted.
+    """
 
     out: Tensor
     preactivation: Tensor
     h: Tensor
     mean: Tensor
     rstd: Tensor
+    low: Tensor
 
 
 class FeedForwardSublayerSaved(NamedTuple):
-    """All but the output, the biases and eps."""
+    """All but the output and its copy, that of x, the biases and eps."""
 
     preactivation: Tensor
     h: Tensor

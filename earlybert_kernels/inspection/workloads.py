@@ -155,7 +155,7 @@ def _attention_sublayer(
     units = (_mask(heads) if masked else None, _empty(heads) if gated else None, _seed(dropout_p), _seed(dropout_p))
     options = (size, first_only, dropout_p, dropout_p)
     x, packing = _empty(tokens, hidden, dtype=stream), (_offsets(sequences), 128)
-    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS)
+    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS, None, True)
     inputs = AttentionSublayerInputs._make(given)
     results = attention_sublayer_op.forward(inputs)
     attention_sublayer_op.backward(torch.empty_like(results.out), _saved(AttentionSublayerSaved, inputs, results))
@@ -179,7 +179,8 @@ def dropout_add_layer_norm(everything: bool) -> None:
 def _dropout_add_layer_norm(width: int, dtype: torch.dtype, stream: torch.dtype, dropout_p: float) -> None:
     x, residual = _empty(MANY, width, dtype=dtype), _empty(MANY, width, dtype=stream)
     weight, bias, seed = _empty(width, dtype=stream), _empty(width, dtype=stream), _seed(dropout_p)
-    out, mean, rstd = dropout_add_layer_norm_op.forward(x, residual, weight, bias, seed, dropout_p, EPS)
+    forward = (x, residual, weight, bias, seed, dropout_p, EPS)
+    out, mean, rstd, _ = dropout_add_layer_norm_op.forward(*forward, cast_out=True)
     grad_out = torch.empty_like(out)
     dropout_add_layer_norm_op.backward(grad_out, x, residual, weight, mean, rstd, seed, dropout_p, cast_residual=True)
 
@@ -259,7 +260,7 @@ def _feed_forward_sublayer(
     b_in, b_out = _empty(neurons, dtype=dtype), _empty(hidden, dtype=dtype)
     x, norm = _empty(tokens, hidden, dtype=stream), (_empty(hidden, dtype=stream), _empty(hidden, dtype=stream))
     units = (_mask(neurons) if masked else None, None, _seed(0.1), "gelu", 0.1)
-    inputs = FeedForwardSublayerInputs._make((x, w_in, b_in, w_out, b_out, *norm, *units, EPS))
+    inputs = FeedForwardSublayerInputs._make((x, w_in, b_in, w_out, b_out, *norm, *units, EPS, None, True))
     results = feed_forward_sublayer_op.forward(inputs)
     feed_forward_sublayer_op.backward(torch.empty_like(results.out), _saved(FeedForwardSublayerSaved, inputs, results))
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .encoder_layer import EncoderLayer
 from .gathered_weights import gather_weights, gathers
 from .packing import Packing
+from .plain import extension
 
 
 class PaddingFreeEncoder(nn.Module):
@@ -42,9 +44,19 @@ class PaddingFreeEncoder(nn.Module):
         if first_token_only and last < 0:
             return packing.first_tokens(x)
         weights = gather_weights(self.layer) if gathers(self.layer, x) else [None] * len(self.layer)
+        hands_on, x_low = all(map(_hands_on, self.layer)), None
         for number, layer in enumerate(self.layer):
-            first_only = first_token_only and number == last
-            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, weights[number])
+            first_only, return_low = first_token_only and number == last, hands_on and number < last
+            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, weights[number], x_low, return_low)
+            x, x_low = x if return_low else (x, None)
             if hidden_states is not None:
                 hidden_states.append(x)
         return x
+
+
+def _hands_on(layer: EncoderLayer) -> bool:
+    """Whether a layer may take and return the low copy of what it computes with.
+
+    Hooks see the tensors that they know, and may change them; one that is checkpointed is not to keep a copy.
+    """
+    return extension(layer) is None and not (layer.gradient_checkpointing and layer.training)

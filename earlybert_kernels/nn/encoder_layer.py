@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,9 @@ class EncoderLayer(nn.Module):
         max_seqlen: int,
         first_token_only: bool = False,
         weights: LayerWeights | None = None,
-    ) -> Tensor:
+        x_low: Tensor | None = None,
+        return_low: bool = False,
+    ) -> Any:
         """Attention and feed-forward sublayers over packed tokens.
 
         Args:
@@ -95,9 +97,10 @@ class EncoderLayer(nn.Module):
             max_seqlen: length of the longest sequence.
             first_token_only: return the first token of each sequence, and compute no other query.
             weights: what to compute with in the place of the layer's own; see `gather_weights`.
+            x_low, return_low: the copies of x and of the result under autocast, as in `ops.feed_forward_sublayer`.
 
         Returns:
-            `(T, E)`, or `(B, E)` when `first_token_only`.
+            `(T, E)`, or `(B, E)` when `first_token_only`; with `return_low` that, and its copy or None.
 
         Raises:
             TypeError: a module inside the layer was replaced or extended after the layer was made.
@@ -118,7 +121,7 @@ class EncoderLayer(nn.Module):
         weights = own_weights(self) if weights is None else weights
         attention: tuple[Tensor, ...] = (*weights.attention, parts.attention_norm.weight, parts.attention_norm.bias)
         feed_forward: tuple[Tensor, ...] = (*weights.feed_forward, parts.output_norm.weight, parts.output_norm.bias)
-        x = ops.attention_sublayer(
+        x, x_low = ops.attention_sublayer(
             x,
             cu_seqlens,
             max_seqlen,
@@ -130,6 +133,8 @@ class EncoderLayer(nn.Module):
             attention_dropout_p=parts.attention_dropout.p if parts.self_attention.training else 0.0,
             dropout_p=_rate(parts.attention_output_dropout),
             eps=parts.attention_norm.eps,
+            x_low=x_low,
+            return_low=True,
         )
         return ops.feed_forward_sublayer(
             x,
@@ -139,6 +144,8 @@ class EncoderLayer(nn.Module):
             activation=parts.activation,
             dropout_p=_rate(parts.output_dropout),
             eps=parts.output_norm.eps,
+            x_low=x_low,
+            return_low=return_low,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from .custom import Halves
 from .declare import Arguments, by_name, declare
 from .dispatch import choose
 from .flops import active_units, attention_flops
+from .low_copy import check_low, empty_low, returned, usable, without_low
 from .seeds import draw_seed
 
 _OP = "attention_sublayer"
@@ -49,8 +51,10 @@ def attention_sublayer(
     attention_dropout_p: float = 0.0,
     dropout_p: float = 0.0,
     eps: float = 1e-12,
+    x_low: Tensor | None = None,
+    return_low: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Any:
     """`dropout_add_layer_norm(attention(q, k, v) w_out^T + b_out, x, norm_weight, norm_bias)` on the active heads.
 
     q, k and v are linear layers of x, cut into heads of `head_size` rows.
@@ -70,11 +74,15 @@ def attention_sublayer(
         attention_dropout_p: of the attention weights; applied whenever it is above 0.
         dropout_p: of the output projection's result, likewise.
         eps: of the layer norm.
+        x_low: x in the dtype of the products, where that is another, as a sublayer before has returned it: saves a pass
+            over x. Gradients go to x. Ignored where the products have yet another dtype.
+        return_low: return such a copy of the result as well.
         backend: one of `ops.backends("attention_sublayer")`; default: the best that takes these tensors. `cuda` takes
             float16 and bfloat16 weights, or autocast; heads and sequences as in `attention`; indices, and no mask.
 
     Returns:
-        `(T, E)`, or `(B, E)` when `first_token_only`.
+        `(T, E)`, or `(B, E)` when `first_token_only`; with `return_low` that, and its copy or None: there is none where
+        it would have the same dtype, and in plain PyTorch.
 
     Raises:
         ValueError: shapes, devices or probabilities do not fit together.
@@ -87,6 +95,7 @@ def attention_sublayer(
     size, hidden = w_q.shape
     heads = size // head_size
     check_shape(_OP, "x", x, (None, hidden), f"(tokens, {hidden}) to fit w_q")
+    check_low(_OP, x_low, x)
     for name, tensor in (("w_k", w_k), ("w_v", w_v)):
         check_shape(_OP, name, tensor, (size, hidden), f"({size}, {hidden}) as w_q")
     for name, tensor in (("b_q", b_q), ("b_k", b_k), ("b_v", b_v)):
@@ -102,7 +111,7 @@ def attention_sublayer(
     weights = {"w_q": w_q, "b_q": b_q, "w_k": w_k, "b_k": b_k, "w_v": w_v, "b_v": b_v, "w_out": w_out, "b_out": b_out}
     weights |= {"norm_weight": norm_weight, "norm_bias": norm_bias}
     units = {"active_heads": active_heads, "head_gates": head_gates}
-    check_same_device(_OP, x=x, cu_seqlens=cu_seqlens, **weights, **units)
+    check_same_device(_OP, x=x, x_low=x_low, cu_seqlens=cu_seqlens, **weights, **units)
     tensors = (x, cu_seqlens, *weights.values(), *units.values())
     run = choose(_OP, backend, *tensors, size=x.shape[0], head_size=head_size, max_seqlen=max_seqlen)
     return run(
@@ -116,6 +125,8 @@ def attention_sublayer(
         attention_dropout_p=attention_dropout_p,
         dropout_p=dropout_p,
         eps=eps,
+        x_low=x_low,
+        return_low=return_low,
     )
 
 
@@ -132,12 +143,16 @@ def _run_compiled(
     attention_dropout_p: float,
     dropout_p: float,
     eps: float,
-) -> Tensor:
+    x_low: Tensor | None,
+    return_low: bool,
+) -> Any:
     seeds = draw_seed(attention_dropout_p, x.device), draw_seed(dropout_p, x.device)
     options = (head_size, first_token_only, attention_dropout_p, dropout_p, eps)
     *linears, norm_weight, norm_bias = weights
     weights = (*autocast(*linears), norm_weight, norm_bias)
-    return compiled(x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options)[0]
+    low = (usable(x_low, x, weights[0]), return_low)
+    results = compiled(x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options, *low)
+    return returned(results, weights[0], return_low)
 
 
 def _shapes(backend: Backend) -> Halves:
@@ -157,8 +172,9 @@ def _forward_shapes(joined: bool, inputs: AttentionSublayerInputs) -> AttentionS
     else:
         projections = (0,), (tokens, heads, 3, size), (0,)
     q, k, v = map(w_q.new_empty, projections)
+    out = x.new_empty((queries, hidden))
     return AttentionSublayerResults(
-        x.new_empty((queries, hidden)),
+        out,
         q,
         k,
         v,
@@ -167,6 +183,7 @@ def _forward_shapes(joined: bool, inputs: AttentionSublayerInputs) -> AttentionS
         h=w_q.new_empty((queries, hidden)),
         mean=x.new_empty(queries, dtype=torch.float32),
         rstd=x.new_empty(queries, dtype=torch.float32),
+        low=empty_low(out, w_q, inputs.return_low),
     )
 
 
@@ -199,7 +216,7 @@ _ARGUMENTS = Arguments(
 declare(
     _OP,
     _ARGUMENTS,
-    reference=reference.attention_sublayer,
+    reference=without_low(reference.attention_sublayer),
     run=_run_compiled,
     shapes=_shapes,
     kernels=_kernels,

@@ -97,7 +97,10 @@ def _shares_gradient(own: DropoutAddLayerNormSaved) -> bool:
 
 
 def _kernels(backend: Backend) -> Halves:
-    forward, kernel = backend.halves(_OP)
+    forward_kernel, kernel = backend.halves(_OP)
+
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return forward_kernel(*inputs)[:3]
 
     def backward(grad_out: Tensor, x: Tensor, *saved: Any) -> tuple[Tensor, ...]:
         grad_x, *grads = kernel(grad_out, x, *saved)[:4]

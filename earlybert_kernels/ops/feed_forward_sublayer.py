@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from .custom import Halves
 from .declare import Arguments, by_name, declare
 from .dispatch import choose
 from .flops import active_units
+from .low_copy import check_low, empty_low, returned, usable, without_low
 from .seeds import draw_seed
 
 _OP = "feed_forward_sublayer"
@@ -42,8 +44,10 @@ def feed_forward_sublayer(
     activation: str = "gelu",
     dropout_p: float = 0.0,
     eps: float = 1e-12,
+    x_low: Tensor | None = None,
+    return_low: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Any:
     """`dropout_add_layer_norm(feed_forward(x, ...), x, norm_weight, norm_bias)`, on the active neurons only.
 
     Args:
@@ -57,11 +61,15 @@ def feed_forward_sublayer(
         activation: `"gelu"` (exact, with erf), `"gelu_tanh"` or `"relu"`.
         dropout_p: of the block's output; applied whenever it is above 0.
         eps: of the layer norm.
+        x_low: x in the dtype of the products, where that is another, as a sublayer before has returned it: saves a pass
+            over x. Gradients go to x. Ignored where the products have yet another dtype.
+        return_low: return such a copy of the result as well.
         backend: one of `ops.backends("feed_forward_sublayer")`; default: the best that takes these tensors. `cuda`
             takes indices, and no mask.
 
     Returns:
-        `(T, E)`.
+        `(T, E)`; with `return_low` that, and its copy or None: there is none where it would have the same dtype, and in
+        plain PyTorch.
 
     Raises:
         ValueError: shapes, devices or probabilities do not fit together, or the activation is unknown.
@@ -73,6 +81,7 @@ def feed_forward_sublayer(
         raise ValueError(f"{_OP}: w_in has shape {tuple(w_in.shape)}, expected (neurons, hidden size)")
     neurons, hidden = w_in.shape
     check_shape(_OP, "x", x, (None, hidden), f"(tokens, {hidden}) to fit w_in")
+    check_low(_OP, x_low, x)
     check_shape(_OP, "b_in", b_in, (neurons,), f"({neurons},) to fit w_in")
     check_shape(_OP, "w_out", w_out, (hidden, neurons), f"({hidden}, {neurons}) to fit w_in")
     for name, tensor in (("b_out", b_out), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
@@ -82,19 +91,21 @@ def feed_forward_sublayer(
     check_probability(_OP, "dropout_p", dropout_p)
     weights = {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
     norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
-    check_same_device(_OP, x=x, **weights, **norm, active_neurons=active_neurons, neuron_gates=neuron_gates)
+    units = {"active_neurons": active_neurons, "neuron_gates": neuron_gates}
+    check_same_device(_OP, x=x, x_low=x_low, **weights, **norm, **units)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{_OP}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    run = choose(_OP, backend, x, *weights.values(), *norm.values(), active_neurons, neuron_gates, size=x.shape[0])
+    run = choose(_OP, backend, x, *weights.values(), *norm.values(), *units.values(), size=x.shape[0])
     return run(
         x,
         *weights.values(),
         *norm.values(),
-        active_neurons=active_neurons,
-        neuron_gates=neuron_gates,
+        **units,
         activation=activation,
         dropout_p=dropout_p,
         eps=eps,
+        x_low=x_low,
+        return_low=return_low,
     )
 
 
@@ -107,11 +118,15 @@ def _run_compiled(
     activation: str,
     dropout_p: float,
     eps: float,
-) -> Tensor:
+    x_low: Tensor | None,
+    return_low: bool,
+) -> Any:
     seed = draw_seed(dropout_p, x.device)
     *linears, norm_weight, norm_bias = weights
     weights = (*autocast(*linears), norm_weight, norm_bias)
-    return compiled(x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps)[0]
+    low = (usable(x_low, x, weights[0]), return_low)
+    results = compiled(x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps, *low)
+    return returned(results, weights[0], return_low)
 
 
 def _shapes(backend: Backend) -> Halves:
@@ -121,10 +136,9 @@ def _shapes(backend: Backend) -> Halves:
 def _forward_shapes(inputs: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
     x, w_in, tokens = inputs.x, inputs.w_in, inputs.x.shape[0]
     active = w_in.shape[0] if inputs.active_neurons is None else inputs.active_neurons.shape[0]
+    out, preactivation, h = x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape)
     statistics = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    return FeedForwardSublayerResults(
-        x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape), *statistics
-    )
+    return FeedForwardSublayerResults(out, preactivation, h, *statistics, empty_low(out, w_in, inputs.return_low))
 
 
 def _backward_shapes(grad_out: Tensor, saved: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:
@@ -151,7 +165,7 @@ _ARGUMENTS = Arguments(
 declare(
     _OP,
     _ARGUMENTS,
-    reference=reference.feed_forward_sublayer,
+    reference=without_low(reference.feed_forward_sublayer),
     run=_run_compiled,
     shapes=_shapes,
     kernels=_kernels,

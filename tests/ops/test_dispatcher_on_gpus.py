@@ -37,12 +37,21 @@ def attention(backend, dtype):
     yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, mask(H), ones(H), SEED, 0.1, 0.25
 
 
+def low(*tensors):
+    """Copies in bfloat16, as autocast makes them, which beside a float32 input have a copy of it and of the result."""
+    return [t.detach().bfloat16().requires_grad_() for t in tensors]
+
+
 def attention_sublayer(backend, dtype):
-    linears = leaves(*[(H * D, E), (H * D,)] * 3, (E, H * D), (E,), (E,), (E,), dtype=dtype)
+    linears = leaves(*[(H * D, E), (H * D,)] * 3, (E, H * D), (E,), dtype=dtype)
     for first_token_only in (False, True):
         options = (D, first_token_only, 0.1, 0.1, 1e-12)
+        x, *norm = leaves((T, E), (E,), (E,), dtype=dtype)
         for active in actives(backend, H, 1):
-            yield *leaves((T, E), dtype=dtype), CU_SEQLENS, 12, *linears, active, ones(H), SEED, SEED, *options
+            yield x, CU_SEQLENS, 12, *linears, *norm, active, ones(H), SEED, SEED, *options, None, False
+        x, *norm = leaves((T, E), (E,), (E,))
+        units = (None, ones(H), SEED, SEED)
+        yield x, CU_SEQLENS, 12, *low(*linears), *norm, *units, *options, x.detach().bfloat16(), True
 
 
 def feed_forward(backend, dtype):
@@ -51,10 +60,14 @@ def feed_forward(backend, dtype):
 
 
 def feed_forward_sublayer(backend, dtype):
-    weights = leaves((T, E), (F, E), (F,), (E, F), (E,), (E,), (E,), dtype=dtype)
+    linears = leaves((F, E), (F,), (E, F), (E,), dtype=dtype)
+    x, *norm = leaves((T, E), (E,), (E,), dtype=dtype)
     for active in actives(backend, F, 1, 5):
         seed = None if active is None else SEED
-        yield *weights, active, ones(F), seed, "gelu", 0.0 if seed is None else 0.1, 1e-12
+        rate = 0.0 if seed is None else 0.1
+        yield x, *linears, *norm, active, ones(F), seed, "gelu", rate, 1e-12, None, False
+    x, *norm = leaves((T, E), (E,), (E,))
+    yield x, *low(*linears), *norm, None, ones(F), SEED, "gelu", 0.1, 1e-12, x.detach().bfloat16(), True
 
 
 def dropout_add_layer_norm(backend, dtype):

@@ -101,7 +101,7 @@ def compiled_attention(tensors, kept, first_token_only, dropout_p, target=CPU, a
     *tensors, gates = tensors
     size = len(tensors[1]) // HEADS
     seeds = [torch.tensor(s, device=target.device) if dropout_p else None for s in SEEDS]
-    options = (size, first_token_only, dropout_p, dropout_p, 1e-12)
+    options = (size, first_token_only, dropout_p, dropout_p, 1e-12, None, False)
     packing = PACKING[0].to(target.device), PACKING[1]
     inputs = (tensors[0], *packing, *tensors[1:], active(kept, HEADS, target, as_mask), gates.float(), *seeds, *options)
     return getattr(torch.ops.earlybert.attention_sublayer, target.backend)(*inputs)[0]
@@ -110,7 +110,7 @@ def compiled_attention(tensors, kept, first_token_only, dropout_p, target=CPU, a
 def compiled_feed_forward(tensors, kept, activation, dropout_p, target, as_mask=False):
     *tensors, gates = tensors
     seed = torch.tensor(SEEDS[0], device=target.device) if dropout_p else None
-    inputs = (*tensors, active(kept, NEURONS, target, as_mask), gates, seed, activation, dropout_p, 1e-12)
+    inputs = (*tensors, active(kept, NEURONS, target, as_mask), gates, seed, activation, dropout_p, 1e-12, None, False)
     return getattr(torch.ops.earlybert.feed_forward_sublayer, target.backend)(*inputs)[0]
 
 
@@ -172,11 +172,11 @@ def test_opcheck(kept, dropout_p):
     seeds = [torch.tensor(s) if dropout_p else None for s in SEEDS]
     *tensors, gates = attention_inputs()
     for first_token_only in (False, True):
-        options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12)
+        options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12, None, False)
         inputs = (tensors[0], *PACKING, *tensors[1:], indices(UNITS[kept]), gates, *seeds, *options)
         torch.library.opcheck(torch.ops.earlybert.attention_sublayer.cpu, inputs)
     *tensors, gates = feed_forward_inputs()
-    inputs = (*tensors, indices(UNITS[kept]), gates, seeds[0], "gelu", dropout_p, 1e-12)
+    inputs = (*tensors, indices(UNITS[kept]), gates, seeds[0], "gelu", dropout_p, 1e-12, None, False)
     torch.library.opcheck(torch.ops.earlybert.feed_forward_sublayer.cpu, inputs)
 
 
@@ -233,6 +233,21 @@ def test_autocast_gets_the_dtype_that_it_asks_for():
     exact = ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates)
     assert not torch.equal(out.float(), exact)
     torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.1)
+
+
+@needs_cpu
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_copy_without_another_dtype(backend):
+    x, *tensors, _ = feed_forward_inputs()
+    out, low = ek.ops.feed_forward_sublayer(x, *tensors, x_low=x.detach(), return_low=True, backend=backend)
+    assert low is None
+    assert torch.equal(out, ek.ops.feed_forward_sublayer(x, *tensors, backend=backend))
+
+
+def test_a_copy_of_something_else_is_refused():
+    x, *tensors, _ = feed_forward_inputs()
+    with pytest.raises(ValueError, match=r"x_low has shape .*, expected the shape of x"):
+        ek.ops.feed_forward_sublayer(x, *tensors, x_low=x[:1].bfloat16())
 
 
 @needs_cpu

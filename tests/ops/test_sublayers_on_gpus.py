@@ -131,6 +131,42 @@ def test_autocast(gpu_target, sublayer, kept):
     torch.testing.assert_close(bare, call(definition, active(kept, units, "cpu"), *tensors), rtol=1e-3, atol=4e-3)
 
 
+def under_autocast(call, op, low, *leaves, **options):
+    with torch.autocast(leaves[0].device.type, low):
+        return call(partial(op, **options), None, *leaves)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sublayer", SUBLAYERS)
+def test_copies_are_what_casting_makes(gpu_target, sublayer, low):
+    """That of the result, and with that of x the same bits as without it, gradients too."""
+    call, inputs, op, _, _ = SUBLAYERS[sublayer]
+    leaves = [t.to(gpu_target.device).requires_grad_() for t in inputs()]
+    x_low = leaves[0].detach().to(low)
+    with ek.use_backend(gpu_target.backend):
+        alone = under_autocast(call, op, low, *leaves)
+        out, out_low = under_autocast(call, op, low, *leaves, x_low=x_low, return_low=True)
+    assert torch.equal(out, alone)
+    assert out_low.dtype == low and not out_low.requires_grad
+    assert torch.equal(out_low, alone.to(low))
+    grads = (torch.autograd.grad(result.square().sum(), leaves) for result in (out, alone))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("sublayer", SUBLAYERS)
+def test_a_copy_is_read_where_it_has_the_dtype_of_the_products(gpu_target, sublayer):
+    call, inputs, op, _, _ = SUBLAYERS[sublayer]
+    x, *others = (t.to(gpu_target.device) for t in inputs())
+    low, wrong = torch.bfloat16, torch.full_like(x, float("nan"))
+    with ek.use_backend(gpu_target.backend):
+        assert under_autocast(call, op, low, x, *others, x_low=wrong.to(low)).isnan().any()
+        exact = under_autocast(call, op, low, x, *others)
+        assert torch.equal(under_autocast(call, op, low, x, *others, x_low=wrong.half()), exact)
+        x, *others = (t.to(low) for t in (x, *others))
+        out, none = call(partial(op, x_low=wrong.to(low), return_low=True), None, x, *others)
+    assert out.isfinite().all() and none is None
+
+
 @pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")
 @pytest.mark.parametrize("sublayer", SUBLAYERS)
 def test_a_mask_that_changes_in_place_is_followed(sublayer):

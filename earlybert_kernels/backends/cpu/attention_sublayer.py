@@ -51,7 +51,7 @@ def forward(own: AttentionSublayerInputs) -> AttentionSublayerResults:
     out, mean, rstd = dropout_add_layer_norm.forward(
         h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
     )
-    return AttentionSublayerResults(out, q, k, v, context, logsumexp, h, mean, rstd)
+    return AttentionSublayerResults(out, q, k, v, context, logsumexp, h, mean, rstd, low=empty(0))
 
 
 def backward(grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayerGrads:

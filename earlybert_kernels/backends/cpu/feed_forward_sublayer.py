@@ -10,7 +10,7 @@ from ..arguments import (
     FeedForwardSublayerResults,
     FeedForwardSublayerSaved,
 )
-from . import dropout_add_layer_norm, feed_forward
+from . import dropout_add_layer_norm, empty, feed_forward
 
 
 def forward(own: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
@@ -21,7 +21,7 @@ def forward(own: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
     out, mean, rstd = dropout_add_layer_norm.forward(
         h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
     )
-    return FeedForwardSublayerResults(out, preactivation, h, mean, rstd)
+    return FeedForwardSublayerResults(out, preactivation, h, mean, rstd, low=empty(0))
 
 
 def backward(grad_out: Tensor, own: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:

@@ -28,13 +28,17 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32.
+    *,
+    cast_out: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32, and `out` in x's dtype, written along
+    (None where that is its own or `cast_out` is False).
 
     The dtypes of (x and) residual are (T or) float32; `weight` and `bias` are of residual's dtype or float32.
     """
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(residual)
+    out_cast = torch.empty_like(x) if cast_out and x.dtype != residual.dtype else None
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     cuda.extension.dropout_add_layer_norm_forward(
@@ -52,10 +56,11 @@ def forward(
         dropout_p,
         eps,
         out.data_ptr(),
+        address(out_cast),
         mean.data_ptr(),
         rstd.data_ptr(),
     )
-    return out, mean, rstd
+    return out, mean, rstd, out_cast
 
 
 def backward(

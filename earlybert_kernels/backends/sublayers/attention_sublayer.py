@@ -27,7 +27,7 @@ def forward(parts: Parts, own: AttentionSublayerInputs) -> AttentionSublayerResu
     tensors, or, with `first_token_only`, q `(B, room, D)` in the first and k and v `(T, room, 2, D)` in the second.
     """
     units = parts.units.computed_units(own.active_heads)
-    low, rows = own.x.to(own.w_q.dtype), _first_tokens(own)
+    low, rows = own.x.to(own.w_q.dtype) if own.x_low is None else own.x_low, _first_tokens(own)
     together: Sequence[tuple[Tensor, Tensor]] = ((own.w_q, own.b_q), (own.w_k, own.b_k), (own.w_v, own.b_v))
     q = own.x.new_empty(0, dtype=own.w_q.dtype)
     if rows is not None:
@@ -42,10 +42,11 @@ def forward(parts: Parts, own: AttentionSublayerInputs) -> AttentionSublayerResu
     columns = parts.units.used(units, own.head_size)
     h, _ = parts.products.linear(context.flatten(1), w_folded, own.b_out, inputs=columns)
     residual = own.x if rows is None else own.x.index_select(0, rows)
-    out, mean, rstd = parts.dropout_add_layer_norm.forward(
-        h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
+    out, mean, rstd, out_low = parts.dropout_add_layer_norm.forward(
+        h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, cast_out=own.return_low
     )
-    return AttentionSublayerResults(out, q, kv, q.new_empty(0), context, logsumexp, h, mean, rstd)
+    out_low = h.new_empty(0) if out_low is None else out_low
+    return AttentionSublayerResults(out, q, kv, q.new_empty(0), context, logsumexp, h, mean, rstd, out_low)
 
 
 def backward(parts: Parts, grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayerGrads:

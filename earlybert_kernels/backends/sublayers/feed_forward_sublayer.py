@@ -18,14 +18,15 @@ def forward(parts: Parts, own: FeedForwardSublayerInputs) -> FeedForwardSublayer
 
     x may be wider than the weights, whose dtype is that of the products.
     """
-    low = own.x.to(own.w_in.dtype)
+    low = own.x.to(own.w_in.dtype) if own.x_low is None else own.x_low
     h, preactivation = parts.feed_forward.forward(
         low, own.w_in, own.b_in, own.w_out, own.b_out, own.active_neurons, own.neuron_gates, own.activation
     )
-    out, mean, rstd = parts.dropout_add_layer_norm.forward(
-        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
+    out, mean, rstd, out_low = parts.dropout_add_layer_norm.forward(
+        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, cast_out=own.return_low
     )
-    return FeedForwardSublayerResults(out, preactivation, h, mean, rstd)
+    out_low = h.new_empty(0) if out_low is None else out_low
+    return FeedForwardSublayerResults(out, preactivation, h, mean, rstd, out_low)
 
 
 def backward(parts: Parts, grad_out: Tensor, own: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:

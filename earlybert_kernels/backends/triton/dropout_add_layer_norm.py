@@ -24,6 +24,7 @@ def _forward_kernel(
     bias,
     seed,
     out,
+    out_cast,
     mean,
     rstd,
     rows,
@@ -56,7 +57,10 @@ def _forward_kernel(
         scale = load_for_rows(weight, row, col, mask)
         shift = load_for_rows(bias, row, col, mask)
         tile = normalised[chunk] * scale + shift
-        tl.store(out + row[:, None] * E + col[None, :], tile.to(out.dtype.element_ty), mask=mask)
+        at = row[:, None] * E + col[None, :]
+        tl.store(out + at, tile.to(out.dtype.element_ty), mask=mask)
+        if out_cast is not None:
+            tl.store(out_cast + at, tile.to(out_cast.dtype.element_ty), mask=mask)
     tl.store(mean + row, row_mean, mask=live)
     tl.store(rstd + row, row_rstd, mask=live)
 
@@ -148,7 +152,9 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    cast_out: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """`LayerNorm(residual + dropout(x)) * weight + bias`; see `ops.dropout_add_layer_norm`.
 
     Args:
@@ -157,12 +163,15 @@ def forward(
         seed: int64 0-d on x's device, or None for no dropout.
         dropout_p: in [0, 1).
         eps: added to the variance.
+        cast_out: whether to return `out` in x's dtype as well where that is another.
 
     Returns:
-        `out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32.
+        `out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32, and `out` in x's dtype, written
+        along (None where that is its own or `cast_out` is False).
     """
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(residual)
+    out_cast = torch.empty_like(x) if cast_out and x.dtype != residual.dtype else None
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     rows, width = mean.numel(), x.shape[-1]
@@ -176,6 +185,7 @@ def forward(
         bias,
         seed,
         out,
+        out_cast,
         mean,
         rstd,
         rows,
@@ -186,7 +196,7 @@ def forward(
         num_warps=num_warps,
         **dropout_constants(seed, dropout_p),
     )
-    return out, mean, rstd
+    return out, mean, rstd, out_cast
 
 
 def backward(

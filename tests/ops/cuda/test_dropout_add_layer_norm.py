@@ -98,7 +98,7 @@ def test_writes_every_value_and_none_beside_them(monkeypatch, shape, p):
     x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
     seed = seed_for(p, DEVICE)
     guarded = Guarded(monkeypatch)
-    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-12)
+    _, mean, rstd, _ = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-12)
     cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
     guarded.check(9 if p else 8)  # three of forward; grad_x where it has its own, four gradients, and partial sums
 
@@ -109,7 +109,7 @@ def test_writes_every_value_and_none_beside_them(monkeypatch, shape, p):
 def test_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
     x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
     x, seed = x.to(dtype), seed_for(p, DEVICE)
-    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-5)
+    _, mean, rstd, _ = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, p, 1e-5)
     *_, columns, _ = cuda.dropout_add_layer_norm.backward(grad_out, x, residual, weight, mean, rstd, seed, p)
     keep = keep_mask(seed_for(p) or 0, shape, p).to(DEVICE)
     tensors = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
@@ -125,7 +125,7 @@ def test_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
 def test_casts_the_residual(monkeypatch, shape, dtype):
     x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
     x, seed = x.to(dtype), seed_for(0.1, DEVICE)
-    _, mean, rstd = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, 0.1, 1e-5)
+    _, mean, rstd, _ = cuda.dropout_add_layer_norm.forward(x, residual, weight, bias, seed, 0.1, 1e-5)
     arguments = (grad_out, x, residual, weight, mean, rstd, seed, 0.1)
     *grads, absent = cuda.dropout_add_layer_norm.backward(*arguments)
     assert absent is None
@@ -135,3 +135,20 @@ def test_casts_the_residual(monkeypatch, shape, dtype):
     guarded.check(7)  # five gradients, partial sums, and the residual
     assert torch.equal(cast, expected)
     assert all(torch.equal(a, b) for a, b in zip(same_grads, grads, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 13), (700, 12), (7, 384), (5, 900), (2, 1843), (1, 4100)], ids=str)
+def test_casts_the_output(monkeypatch, shape, dtype):
+    x, residual, weight, bias, _ = inputs(shape, device=DEVICE, grad=False)
+    arguments = (x.to(dtype), residual, weight, bias, seed_for(0.1, DEVICE), 0.1, 1e-5)
+    *results, absent = cuda.dropout_add_layer_norm.forward(*arguments)
+    assert absent is None
+    expected = results[0].to(dtype)
+    guarded = Guarded(monkeypatch)
+    *same_results, cast = cuda.dropout_add_layer_norm.forward(*arguments, cast_out=True)
+    guarded.check(4)  # the output, its cast and two statistics
+    assert torch.equal(cast, expected)
+    assert all(torch.equal(a, b) for a, b in zip(same_results, results, strict=True))
+    of_one_dtype = (residual, *arguments[1:])
+    assert cuda.dropout_add_layer_norm.forward(*of_one_dtype, cast_out=True)[3] is None

@@ -32,8 +32,9 @@ def inputs(shape, dtypes=(F32, F32, F32)):
 def computed(x, residual, weight, bias, grad_out, p, seed=SEED):
     """Output, gradients and the column sums of grad_x, by the kernels."""
     seed = None if p is None else torch.tensor(seed, device=DEVICE)
-    out, mean, rstd = op.forward(x, residual, weight, bias, seed, p or 0.0, EPS)
+    out, mean, rstd, out_cast = op.forward(x, residual, weight, bias, seed, p or 0.0, EPS, cast_out=True)
     assert mean.dtype == rstd.dtype == F32
+    assert out_cast is None if x.dtype == residual.dtype else torch.equal(out_cast, out.to(x.dtype))
     grad_x, grad_residual, *grads, residual_cast = op.backward(
         grad_out, x, residual, weight, mean, rstd, seed, p or 0.0, cast_residual=True
     )
@@ -84,7 +85,7 @@ def test_drops_what_the_shared_rule_drops_forward_and_backward(shape):
     # Far from the residual, what is kept shows in the output; gradients show it in grad_x.
     x, residual = torch.full_like(x, 1e6), torch.zeros_like(residual)
     seed = torch.tensor(SEED, device=DEVICE)
-    out, mean, _ = op.forward(x, residual, torch.ones_like(weight), torch.zeros_like(bias), seed, 0.4, EPS)
+    out, mean, *_ = op.forward(x, residual, torch.ones_like(weight), torch.zeros_like(bias), seed, 0.4, EPS)
     assert torch.equal(out > out.mean(-1, keepdim=True), keep & ~keep.all(-1, keepdim=True))
     torch.testing.assert_close(mean, keep.float().mean(-1) * 1e6 * kept_scale(0.4))
     x = torch.randn_like(x)

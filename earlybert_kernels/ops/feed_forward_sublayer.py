@@ -137,8 +137,9 @@ def _forward_shapes(inputs: FeedForwardSublayerInputs) -> FeedForwardSublayerRes
     x, w_in, tokens = inputs.x, inputs.w_in, inputs.x.shape[0]
     active = w_in.shape[0] if inputs.active_neurons is None else inputs.active_neurons.shape[0]
     out, preactivation, h = x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape)
-    statistics = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    return FeedForwardSublayerResults(out, preactivation, h, *statistics, empty_low(out, w_in, inputs.return_low))
+    mean, rstd = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+    low = empty_low(out, w_in, inputs.return_low)
+    return FeedForwardSublayerResults(out, preactivation, h, mean, rstd, low)
 
 
 def _backward_shapes(grad_out: Tensor, saved: FeedForwardSublayerSaved) -> FeedForwardSublayerGrads:

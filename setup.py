@@ -170,7 +170,7 @@ class Plan:
 
     def __init__(self, name: str, cxx: list[str]):
         self.name = name
-        self.objects: list[tuple[Path, str, list[str]]] = []  # source, suffix of the object's name, command
+        self.objects: list[tuple[Path, str, list[str]]] = []  # source, the object's path in the build folder, command
         self.link: list[str] = []
         self.record: dict = {"compiler": version_of(cxx)}
 
@@ -187,9 +187,9 @@ def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
     for source in sorted((SOURCES / "cpu").glob("*.cpp")):
         for isa, isa_flags in sets.items():
             command = [*cxx, *flags, *KERNEL_FLAGS, openmp, *isa_flags, f"-DEARLYBERT_ISA={isa}"]
-            plan.objects.append((source, f".{isa}.o", command))
+            plan.objects.append((source, f"_cpu/{source.stem}.{isa}.o", command))
     for source in sorted((SOURCES / "bindings").glob("cpu*.cpp")):
-        plan.objects.append((source, ".binding.o", [*cxx, *flags, *includes]))
+        plan.objects.append((source, f"_cpu/{source.stem}.binding.o", [*cxx, *flags, *includes]))
     # Not -fopenmp: the symbols come from the runtime that torch has loaded (see backends/cpu/__init__.py). `now`
     # makes a missing one an ImportError instead of a crash at the first call.
     plan.link = [*cxx, *flags, "-shared", *(["-Wl,-z,now"] if sys.platform == "linux" else [])]
@@ -209,9 +209,9 @@ def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
     sources = sorted((SOURCES / "cuda").glob("*.cu"), key=lambda source: -source.stat().st_size)
     threads = max(1, jobs() // len(sources))  # architectures of one file at a time; ninja runs the files
     for source in sources:
-        plan.objects.append((source, ".o", [*nvcc, *flags, host, f"--threads={threads}", *gencode]))
-    for source in sorted((SOURCES / "bindings").glob("cuda*.cpp")):
-        plan.objects.append((source, ".binding.o", [*cxx, *CXX_FLAGS, *includes]))
+        command = [*nvcc, *flags, host, f"--threads={threads}", *gencode]
+        plan.objects.append((source, f"_cuda/{source.stem}.o", command))
+    plan.objects += cuda_bindings("_cuda", "bindings", [*cxx, *CXX_FLAGS, *includes])
     # torch loads its own CUDA runtime globally; hidden, ours cannot be mixed up with it.
     plan.link = [*nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", *gencode]
     plan.record.update(nvcc=version_of(nvcc[:1]), archs=archs, archs_from=archs_from, flags=[*flags, host, *gencode])
@@ -226,12 +226,20 @@ def plan_cuda_emulated(cxx: list[str], includes: list[str]) -> Plan:
     flags = [*CXX_FLAGS, "-O1", "-Wno-unknown-pragmas", *sanitize, f"-I{SOURCES / 'emulator'}"]
     kernels = [*cxx, *flags, "-x", "c++"]
     for source in [*sorted((SOURCES / "cuda").glob("*.cu")), *sorted((SOURCES / "emulator").glob("*.cpp"))]:
-        plan.objects.append((source, ".o", kernels))
-    for source in sorted((SOURCES / "bindings").glob("cuda*.cpp")):
-        plan.objects.append((source, ".binding.o", [*cxx, *flags, "-DEARLYBERT_EMULATED", *includes]))
+        plan.objects.append((source, f"_cuda_emulated/{source.stem}.o", kernels))
+    shared = "_cuda_emulated" if sanitize else "bindings"  # as compiled for _cuda, which is never sanitized
+    binding = [*cxx, *CXX_FLAGS, *sanitize, *includes]
+    plan.objects += cuda_bindings("_cuda_emulated", shared, binding, "-DEARLYBERT_EMULATED")
     plan.link = [*cxx, *flags, "-shared"]
     plan.record.update(flags=flags)
     return plan
+
+
+def cuda_bindings(name: str, shared: str, command: list[str], *define: str) -> list[tuple[Path, str, list[str]]]:
+    """The objects of `Plan` that hand the CUDA kernels to Python; all but the module's own, cuda.cpp, in `shared`."""
+    sources = sorted((SOURCES / "bindings").glob("cuda_*.cpp"))
+    module = (SOURCES / "bindings" / "cuda.cpp", f"{name}/cuda.binding.o", [*command, *define])
+    return [module, *((source, f"{shared}/{source.stem}.o", command) for source in sources)]
 
 
 def run_ninja(plan: Plan, work: Path, target: Path) -> None:
@@ -241,17 +249,18 @@ def run_ninja(plan: Plan, work: Path, target: Path) -> None:
 
     work.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(work / "build.ninja", "w") as file:
+    manifest = work / f"{plan.name}.ninja"
+    with open(manifest, "w") as file:
         n = Writer(file, width=1000)
         n.rule("compile", "$tool -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
         n.rule("link", "$tool $in -o $out")
-        objects = [str(work / (source.stem + suffix)) for source, suffix, _ in plan.objects]
+        objects = [str(work / path) for _, path, _ in plan.objects]
         for output, (source, _, command) in zip(objects, plan.objects, strict=True):
             command = shlex.join(command).replace("$", "$$")
             n.build(output, "compile", str(source), variables={"tool": command})
         n.build(str(target), "link", objects, variables={"tool": shlex.join(plan.link).replace("$", "$$")})
     binary = Path(ninja.BIN_DIR) / "ninja"
-    command = [str(binary if binary.exists() else "ninja"), "-C", str(work), "-j", str(jobs())]
+    command = [str(binary if binary.exists() else "ninja"), "-C", str(work), "-f", str(manifest), "-j", str(jobs())]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     except OSError as error:
@@ -295,7 +304,7 @@ class NinjaBuild(build_ext):
                 raise CannotBuild("pybind11 is not installed") from None
             includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
             plan = make_plan(find_cxx(), includes)
-            run_ninja(plan, Path(self.build_temp).resolve() / name, target)
+            run_ninja(plan, Path(self.build_temp).resolve(), target)
         except (CannotBuild, ImportError) as error:
             if mode == "1":
                 raise SystemExit(f"earlybert-kernels: {variable}=1, but: {error}") from None

@@ -298,6 +298,18 @@ def test_without_a_list_it_is_built_for_the_gpus_here(tree, fake, listed, gpus, 
 
 
 @needs_build_tools
+def test_what_both_cuda_modules_share_is_compiled_once(tree, fake):
+    fake("nvcc", "--list-gpu-arch", LISTED)
+    both = {"EARLYBERT_BUILD_CUDA": "1", "EARLYBERT_BUILD_CUDA_EMULATED": "1"}
+    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", **both)
+    assert record["_cuda"]["built"] and record["_cuda_emulated"]["built"], done.stdout
+    (log,) = tree.rglob(".ninja_log")
+    made = [Path(line.split("\t")[3]).name for line in log.read_text().splitlines()[1:]]
+    assert made.count("cuda_attention.o") == 1
+    assert made.count("cuda.binding.o") == 2  # the modules' names
+
+
+@needs_build_tools
 def test_a_driver_that_fails_is_no_gpu(tree, fake):
     fake("nvcc", "--list-gpu-arch", LISTED)
     fake("nvidia-smi", "--query-gpu", "9.0", status=9)
@@ -357,29 +369,43 @@ def test_the_installed_cpu_extension_lists_its_instruction_sets():
         cpu.extension.use_instruction_set("mmx")
 
 
-@pytest.mark.skipif(cpu.extension is None, reason=f"{cpu.missing}")
-@pytest.mark.parametrize("wanted", ["", "baseline", "mmx"])
-def test_the_environment_chooses_the_instruction_set(wanted):
-    env = {**os.environ, "EARLYBERT_INSTRUCTION_SET": wanted}
-    done = subprocess.run([sys.executable, "-m", "earlybert_kernels.env"], env=env, capture_output=True, text=True)
-    names = ", ".join(cpu.extension.instruction_sets())
-    if wanted == "mmx":
-        assert done.returncode != 0 and f"no instruction set 'mmx'; it can run {names}" in done.stderr
-    else:
-        assert re.search(rf"instruction set +{wanted or names.split(',')[0]} of {names}$", done.stdout, re.MULTILINE)
-
-
-@pytest.mark.skipif(CUDA is None, reason=f"{MISSING_CUDA}")
-def test_the_installed_cuda_extension_imports_without_a_gpu():
-    code = "from earlybert_kernels.backends import cuda\nprint(cuda.extension.layer_norm_partials(5, 8))"
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "EARLYBERT_CUDA_EMULATED": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "2", done.stderr
+def report(**variables):
+    """`python -m earlybert_kernels.env` where no GPU is seen and none is emulated."""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "EARLYBERT_CUDA_EMULATED": "0", **variables}
+    return subprocess.run([sys.executable, "-m", "earlybert_kernels.env"], env=env, capture_output=True, text=True)
 
 
 def test_the_report_names_extensions_and_ops():
-    done = subprocess.run([sys.executable, "-m", "earlybert_kernels.env"], capture_output=True, text=True, check=True)
-    if cpu.extension is not None:
-        assert re.search(r"^ *OpenMP runtime +/.*omp", done.stdout, re.MULTILINE)
+    done = report(EARLYBERT_INSTRUCTION_SET="")
+    assert done.returncode == 0, done.stderr
     for part in ("torch", "_cpu", "_cuda", "dropout_add_layer_norm", "reference", "EARLYBERT_BUILD_CUDA"):
         assert part in done.stdout
+    if cpu.extension is not None:
+        assert re.search(r"^ *OpenMP runtime +/.*omp", done.stdout, re.MULTILINE)
+        best, *others = cpu.extension.instruction_sets()
+        assert re.search(rf"instruction set +{best} of {', '.join([best, *others])}$", done.stdout, re.MULTILINE)
+    if CUDA is not None:
+        assert re.search(rf"^ *_cuda +built, {re.escape(CUDA.__file__)}$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(cpu.extension is None, reason=f"{cpu.missing}")
+def test_the_environment_chooses_the_instruction_set():
+    names = ", ".join(cpu.extension.instruction_sets())
+    done = report(EARLYBERT_INSTRUCTION_SET="baseline")
+    assert re.search(rf"instruction set +baseline of {names}$", done.stdout, re.MULTILINE), done.stderr
+    done = report(EARLYBERT_INSTRUCTION_SET="mmx")
+    assert done.returncode != 0 and f"no instruction set 'mmx'; it can run {names}" in done.stderr
+
+
+@pytest.mark.skipif(CUDA is None, reason=f"{MISSING_CUDA}")
+def test_the_installed_cuda_extension_runs_without_a_gpu():
+    code = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location("_cuda", {CUDA.__file__!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.layer_norm_partials(5, 8))
+"""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr

@@ -181,7 +181,8 @@ def has_kernels(source):
 
 
 @pytest.mark.skipif(MODULE is None, reason=f"{MISSING}")
-def test_without_cuobjdump_that_is_said(tmp_path):
-    code = "from earlybert_kernels.inspection import cuda; cuda.tool = lambda: None; exit(cuda.main())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and "cuobjdump was not found: on PATH, in CUDA_HOME/bin" in done.stderr
+def test_without_cuobjdump_that_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(cuda, "tool", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["inspection"])
+    assert cuda.main() == 2
+    assert "cuobjdump was not found: on PATH, in CUDA_HOME/bin" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from itertools import product
 
 import pytest
 
+from earlybert_kernels.inspection import triton
 from earlybert_kernels.ops import dispatch
 
 pytest.importorskip("triton")
@@ -89,10 +90,6 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=inherited | environment)
 
 
-def inspected(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return run("-m", "earlybert_kernels.inspection.triton", *arguments, **environment)
-
-
 def test_the_checks_can_fail(tmp_path):
     program = tmp_path / "faults.py"
     program.write_text(FAULTS, encoding="utf-8")
@@ -112,7 +109,7 @@ def test_the_checks_can_fail(tmp_path):
 
 
 def test_every_kernel_that_ships_passes(tmp_path):
-    done = inspected("--json", str(tmp_path / "rows.json"))
+    done = run("-m", "earlybert_kernels.inspection.triton", "--json", str(tmp_path / "rows.json"))
     report = json.loads((tmp_path / "rows.json").read_text())
     assert not [row for row in report["rows"] if row["problems"]], done.stdout[-5000:] + done.stderr
     assert done.returncode == 0
@@ -132,8 +129,13 @@ def test_nothing_is_compiled_anew_for_another_number_of_tokens():
             assert hashes[other] == hashes[first]
 
 
-def test_what_cannot_be_inspected_is_said():
-    done = inspected(TRITON_INTERPRET="1")
-    assert done.returncode == 2 and "TRITON_INTERPRET is set" in done.stderr
-    done = inspected("--op", "atention")
-    assert done.returncode == 2 and "no op atention; the ops are" in done.stderr
+@pytest.mark.parametrize(
+    ("interpreted", "arguments", "message"),
+    [(True, [], "TRITON_INTERPRET is set"), (False, ["--op", "atention"], "no op atention; the ops are")],
+)
+def test_what_cannot_be_inspected_is_said(interpreted, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(triton, "INTERPRETED", interpreted)
+    monkeypatch.setattr(sys, "argv", ["inspection", *arguments])
+    with pytest.raises(SystemExit) as end:
+        triton.main()
+    assert end.value.code == 2 and message in capsys.readouterr().err

@@ -82,8 +82,8 @@ def test_under_autocast(target, calls):
 
 @TARGETS
 def test_they_compile_into_one_graph(target, calls):
-    model = ek.convert(tiny_model(problem_type="single_label_classification").to(target.device))
-    set_gates(ek.enable_gates(model))
+    model = tiny_model(num_hidden_layers=2, problem_type="single_label_classification").to(target.device)
+    set_gates(ek.enable_gates(ek.convert(model)))
     ek.apply_ticket(model, some_ticket(model))
     calls(target.backend)
     torch._dynamo.reset()

@@ -34,6 +34,13 @@ def check_config(family: ModelFamily, config: PreTrainedConfig) -> None:
             f"a {family.name} decoder (config.is_decoder or config.add_cross_attention) cannot be converted: the fused "
             "attention is bidirectional self-attention"
         )
+    for field, value in family.needed.items():
+        if getattr(config, field) != value:
+            raise ValueError(
+                f"{field}={getattr(config, field)!r} cannot be converted; the fused {family.name} computes {value!r}"
+            )
+    if family.counts_tokens and config.pad_token_id is None:
+        raise ValueError(f"config.pad_token_id is None, and the positions of {family.name} count from it")
     activation = getattr(config, family.activation_field)
     if activation not in family.activations:
         raise ValueError(

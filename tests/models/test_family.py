@@ -8,12 +8,12 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from earlybert_kernels.models import FAMILIES
+from earlybert_kernels.models import families
 from earlybert_kernels.models.family import ModelFamily
 from earlybert_kernels.models.layers import parts
 from earlybert_kernels.nn import LayerParts
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+pytestmark = pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 
 
 def test_every_class_that_transformers_loads_by_task_is_there(family: ModelFamily) -> None:

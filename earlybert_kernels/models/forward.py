@@ -186,7 +186,8 @@ def encode(
     packing = find_packing(shape, device, attention_mask, **offsets)
     if needs_first_token and packing.has_empty:
         raise ValueError(
-            "a row or packed sequence of the batch holds no token, not even the first, which is read of it: leave it out"
+            "a row or packed sequence of the batch holds no token, not even the first, which is read of each: leave it "
+            "out"
         )
     if needs_first_token and packing.starts_with_padding:
         raise ValueError(

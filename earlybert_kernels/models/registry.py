@@ -89,7 +89,7 @@ def _module_name(model_type: str) -> str:
 
 
 def _modelling(model_type: str) -> str:
-    """transformers' module of the family's classes."""
+    """The module of transformers with the family's classes."""
     name = _module_name(model_type)
     return f"transformers.models.{name}.modeling_{name}"
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, RobertaConfig, RobertaTokenizer
 from transformers.activations import gelu
 from transformers.models.roberta import modeling_roberta
-from torch import Tensor
 
 from .bert_like import ACTIVATIONS, SIZE_FIELDS, bert_layer, task_heads
 from .family import Decoder, Embeddings, Head, Labels, ModelFamily, Rows

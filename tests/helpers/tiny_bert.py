@@ -38,9 +38,12 @@ DISTILBERT = {
     "hidden_act": ("activation",),
 }
 #: What other families need besides: the padding of `batch` is 0 everywhere.
+_ROBERTA = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 BESIDES = {
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "electra": {"embedding_size": 8},
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}),
 }
 
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import earlybert_kernels as ek
-from tests.helpers.bert_heads import ALL_HEADS, FIRST, HEADS, LENGTHS, MASK, MASKED, SPANS, model_of
+from tests.helpers.bert_heads import ALL_HEADS, HEADS, LENGTHS, MASK, SPANS, model_of
 from tests.helpers.tiny_bert import batch, tiny_model
 
 

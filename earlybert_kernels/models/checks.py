@@ -68,7 +68,7 @@ def check_fields(config: PreTrainedConfig) -> None:
     if getattr(config, "pruned_heads", None):
         raise ValueError(
             f"config.pruned_heads={config.pruned_heads!r} is not supported: transformers 5 ignores it and builds all "
-            "heads, which are not those of the weights; remove heads with earlybert_kernels.compact"
+            "heads, which are not those of the weights; read it with earlybert_kernels.load_pruned, and save that"
         )
     if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise ValueError(

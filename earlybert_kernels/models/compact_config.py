@@ -53,12 +53,10 @@ class CompactConfig(_Config):
         """
         if self.kept_heads is None or self.kept_neurons is None:
             raise ValueError(f"the config of a compact {self.family.name} must state kept_heads and kept_neurons")
-        sizes = {
-            "heads_of": [self.num_attention_heads] * self.num_hidden_layers,
-            "neurons_of": [self.family.neurons(self)] * self.num_hidden_layers,
-        }
+        heads_of, neurons_of = self.family.units(self)
+        kept = map(_from_ranges, self.kept_heads), map(_from_ranges, self.kept_neurons)
         try:
-            return Ticket(map(_from_ranges, self.kept_heads), map(_from_ranges, self.kept_neurons), **sizes)
+            return Ticket(*kept, heads_of=heads_of, neurons_of=neurons_of)
         except ValueError as error:
             raise ValueError(
                 "config.kept_heads and config.kept_neurons do not fit num_hidden_layers, num_attention_heads and "

@@ -160,8 +160,7 @@ def dense_ticket(family: ModelFamily, config: PreTrainedConfig) -> Ticket:
     """The units that a model of this config has, as indices of the dense model it came from."""
     if isinstance(config, CompactConfig):
         return config.ticket
-    units = (range(config.num_attention_heads), range(family.neurons(config)))
-    return Ticket(*([kept] * config.num_hidden_layers for kept in units))
+    return Ticket(*(map(range, units) for units in family.units(config)))
 
 
 def dense_stock(family: ModelFamily, model: nn.Module, config: PreTrainedConfig) -> PreTrainedModel:

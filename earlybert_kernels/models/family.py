@@ -179,6 +179,11 @@ class ModelFamily:
         """Feed-forward neurons of a dense layer."""
         return getattr(config, self.neurons_field)
 
+    def units(self, config: PreTrainedConfig) -> tuple[list[int], list[int]]:
+        """Heads and neurons of each layer of a dense model."""
+        layers = config.num_hidden_layers
+        return [config.num_attention_heads] * layers, [self.neurons(config)] * layers
+
     def first_position(self, config: Any) -> int:
         """The position of the first token of a sequence."""
         return config.pad_token_id + 1 if self.counts_tokens else 0

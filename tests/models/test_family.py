@@ -12,6 +12,7 @@ from earlybert_kernels.models import families
 from earlybert_kernels.models.family import ModelFamily
 from earlybert_kernels.models.layers import parts
 from earlybert_kernels.nn import LayerParts
+from tests.helpers.family_checks import TABLE, row
 
 pytestmark = pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 
@@ -48,3 +49,7 @@ def test_paths_and_fields_are_those_of_a_stock_model(family: ModelFamily) -> Non
             with torch.device("meta"):
                 model = head.stock(config)
             assert model.get_submodule(head.decoder.linear) is model.get_output_embeddings()
+
+
+def test_the_page_of_families_says_what_is_so(family: ModelFamily) -> None:
+    assert row(family) in TABLE.read_text(encoding="utf-8").splitlines()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import DistilBertConfig, DistilBertTokenizer
+from transformers import BertTokenizer, DistilBertConfig
 from transformers.models.distilbert import modeling_distilbert as hf
 
 from .bert_like import ACTIVATIONS, task_heads
@@ -17,7 +17,7 @@ def _transform(model: Any, hidden: Tensor) -> Tensor:
 FAMILY = ModelFamily(
     name="DistilBERT",
     config=DistilBertConfig,
-    tokenizer=DistilBertTokenizer,
+    tokenizer=BertTokenizer,
     pretrained=hf.DistilBertPreTrainedModel,
     base=hf.DistilBertModel,
     encoder="transformer",

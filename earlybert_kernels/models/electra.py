@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import ElectraConfig, ElectraTokenizer
+from transformers import BertTokenizer, ElectraConfig
 from transformers.models.electra import modeling_electra as hf
 
 from .bert_like import ACTIVATIONS, SIZE_FIELDS, bert_layer, task_heads
@@ -17,7 +17,7 @@ def _transform(model: Any, hidden: Tensor) -> Tensor:
 FAMILY = ModelFamily(
     name="ELECTRA",
     config=ElectraConfig,
-    tokenizer=ElectraTokenizer,
+    tokenizer=BertTokenizer,
     pretrained=hf.ElectraPreTrainedModel,
     base=hf.ElectraModel,
     encoder="encoder",

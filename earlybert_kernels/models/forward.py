@@ -155,6 +155,8 @@ def encode(
     """
     refuse_tracing(attention_mask)
     _check_options(kwargs)
+    if family.embeddings is not None and family.embeddings.token_type is None:
+        token_type_ids = None  # stock does not look at them
     encoder = family.encoder_of(base)
     for layer in encoder.layer:
         check_attention(family.layer.parts["self_attention"], layer.parts.self_attention)
@@ -271,8 +273,6 @@ def _embed(
     inputs_embeds: Tensor | None,
 ) -> Tensor:
     """`(1, T)` inputs -> `(T, E)`."""
-    if fused is not None and fused.token_type is None:
-        token_type_ids = None
     if fused is None or input_ids is None or not _is_plain(fused, embeddings):
         given = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         return embeddings(input_ids, inputs_embeds=inputs_embeds, position_ids=position_ids, **given).squeeze(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import transformers
 
 from earlybert_kernels.models import families
 from earlybert_kernels.models.family import Head, Labels, Rows
@@ -49,4 +50,4 @@ MASKED = [name for name, head in CLASSES.items() if head.decoder is not None]
 
 
 def model_of(name):
-    return tiny_model(cls=CLASSES[name].stock, **({"num_labels": 2} if name in SPANS else {}))
+    return tiny_model(cls=getattr(transformers, name), **({"num_labels": 2} if name in SPANS else {}))

@@ -8,6 +8,7 @@ import transformers
 from transformers import DataCollatorWithFlattening
 
 import earlybert_kernels as ek
+from earlybert_kernels.models import find_base
 from tests.helpers.bert_heads import ALL_HEADS, LENGTHS, MASK, SPANS, model_of
 from tests.helpers.tiny_bert import batch, packed, tiny_model
 
@@ -25,11 +26,11 @@ def case(name):
     return ek.convert(model_of(name).double()), {**batch(LENGTHS), **ALL_HEADS[name][0]}
 
 
-def scribbled(inputs, seed):
-    """The batch with anything on padding: ids that no table has, labels, types, positions."""
+def scribbled(inputs, seed, first=0):
+    """The batch with anything on padding: ids that no table has, labels, types, positions, which count from `first`."""
     generator = torch.Generator().manual_seed(seed)
     mask = inputs["attention_mask"].bool()
-    inputs = {"position_ids": torch.arange(mask.shape[-1]).expand(mask.shape), **inputs}
+    inputs = {"position_ids": torch.arange(mask.shape[-1]).expand(mask.shape) + first, **inputs}
 
     def scribble(name, value):
         if name == "attention_mask" or value.shape != mask.shape:
@@ -61,7 +62,8 @@ def assert_same(ours, theirs, **tolerance):
 @pytest.mark.parametrize("seed", range(3))
 def test_what_stands_on_padding_changes_nothing(name, seed):
     model, inputs = case(name)
-    changed = scribbled(inputs, seed)
+    family, base = find_base(model)
+    changed = scribbled(inputs, seed, family.first_position(base.config))
     assert any(not torch.equal(changed[n], t) for n, t in inputs.items())
     assert_same(everything(model, changed), everything(model, inputs))
 

@@ -130,8 +130,7 @@ class ModelFamily:
         encoder_class: the very class of that module.
         layer: what a layer is made of.
         embeddings: what the fused op computes; None where it does not, and the base model's own are called.
-        embeddings_projection: path in the base model of the layer that the embeddings go through, in models that have
-            it.
+        embeddings_projection: the layer of the base model that the embeddings go through, in models that have it.
         counts_tokens: whether positions count the tokens that are not config.pad_token_id, from that number + 1 on,
             those standing at the number itself; else they are columns, from 0 on.
         needed: fields of the config that have to have these values.
@@ -150,7 +149,7 @@ class ModelFamily:
     encoder_class: type[nn.Module]
     layer: Layer
     embeddings: Embeddings | None
-    embeddings_projection: str = ""
+    embeddings_projection: str | None = None
     counts_tokens: bool = False
     needed: Mapping[str, Any] = field(default_factory=dict)
     activations: Mapping[str, str]

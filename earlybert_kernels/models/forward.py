@@ -208,9 +208,8 @@ def encode(
     packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
     inputs: dict[str, Any] = dict.fromkeys(named) | dict(zip(given, packed, strict=True))
     x = _embed(family.embeddings, base.get_submodule("embeddings"), **inputs)
-    projection = getattr(base, family.embeddings_projection, None)
-    if projection is not None:
-        x = projection(x)
+    if family.embeddings_projection is not None and hasattr(base, family.embeddings_projection):
+        x = base.get_submodule(family.embeddings_projection)(x)
     states: list[Tensor] | None = [] if selection or output_attentions else None
     x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
     return _encoded(encoder, packing, x, states, selection, output_attentions)

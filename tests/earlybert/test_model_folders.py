@@ -106,7 +106,9 @@ def with_gates(folder: Path) -> None:
 
 
 def of_another_family(folder: Path) -> None:
-    config = SqueezeBertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    config = SqueezeBertConfig(
+        hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+    )
     SqueezeBertModel(config).save_pretrained(folder)
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import RobertaForTokenClassification
+from transformers import RobertaConfig, RobertaForTokenClassification
 
 import earlybert_kernels as ek
 from tests.helpers.tiny_bert import tiny_model
@@ -73,3 +73,8 @@ def test_there_is_no_position_for_a_longer_sequence(stock) -> None:
     assert model(ids[:, 1:]).logits.shape[1] == longest
     with pytest.raises(ValueError, match=f"{longest + 1} tokens is longer than the {longest} that the model has"):
         model(ids)
+
+
+def test_positions_need_a_padding_token_to_count_from() -> None:
+    with pytest.raises(ValueError, match="config.pad_token_id is None, and the positions of RoBERTa count from it"):
+        ek.check_convertible(RobertaConfig(pad_token_id=None))

@@ -37,7 +37,7 @@ library_name: transformers
 
 # {name}
 
-A {family} whose layers keep different numbers of heads and feed-forward neurons, saved by the Python package
+{family} with layers that keep different numbers of heads and feed-forward neurons, saved by the Python package
 `earlybert-kernels`. Import it before loading, so that transformers knows the model type `{model_type}`:
 
 ```python

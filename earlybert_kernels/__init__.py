@@ -1,4 +1,4 @@
-"""Kernels and drop-in modules that make EarlyBERT (arXiv 2101.00063) fast: masked, gated and compact BERT layers.
+"""Kernels and drop-in modules that make EarlyBERT (arXiv 2101.00063) fast: masked, gated and compact encoder layers.
 
 Importing the package never touches a GPU.
 """
@@ -14,6 +14,7 @@ from .masking import apply_ticket, check_ticket, clear_ticket, reserve_masks
 from .models import check_convertible
 from .ops import use_backend
 from .optim import AdamW, Lamb
+from .pruned import load_pruned
 from .ticket import Ticket
 
 __version__ = version()
@@ -34,6 +35,7 @@ __all__ = [
     "enable_gates",
     "head_gates",
     "is_converted",
+    "load_pruned",
     "neuron_gates",
     "ops",
     "remove_gates",

@@ -41,8 +41,9 @@ class PackedCollator:
                 waste more tokens, half of this on average, and make fewer shapes.
             batch_size: examples in a batch; one with fewer is filled up to the shapes of a full one.
             max_length: tokens of the longest example there can be.
-            skip_logits: the batch is for a `BertForMaskedLM` and asks it for the loss alone: it holds `skip_logits`,
-                and `max_labelled`, the number of labels (with `fill_to`, rounded up to a 16th of the tokens).
+            skip_logits: the batch is for a masked language model and asks it for the loss alone: it holds
+                `skip_logits`, and `max_labelled`, the number of labels (with `fill_to`, rounded up to a 16th of the
+                tokens).
 
         Raises:
             ValueError: `fill_to` is given without the others, or one of them is out of range.

@@ -28,13 +28,13 @@ def compact(model: Model, ticket: Ticket, optimizer: torch.optim.Optimizer | Non
     """Removes the units that `ticket` does not keep, in place, and returns the model.
 
     Works on stock and converted models, and on compact ones again. Gates are folded into the weights and removed.
-    The BERT classes in the model become their compact ones (`CompactBertFor...`), so that `save_pretrained`
+    The transformers classes in the model become their compact ones (`CompactBertFor...`), so that `save_pretrained`
     writes a folder which `AutoModelFor....from_pretrained` reads back once `earlybert_kernels` is imported (the
     folder's README.md says so). Call this on the model that will be saved, not on the `BertModel` inside it. PEFT has
     no default target modules for the model type: name them (`target_modules=["query", "value"]`).
 
     Args:
-        model: a BERT model or head.
+        model: a base model or a head of a known family.
         ticket: indices of the model's own units, at least one head and one neuron a layer.
         optimizer: the optimizer that trains the model: it gets the new Parameters, with its state (Adam's
             moments, say) cut like them, and loses the gates. An optimizer that is left out here would go on

@@ -30,11 +30,11 @@ class _Conversion:
 
 
 def convert(model: Model) -> Model:
-    """Swaps fused, padding-free encoder layers into a BERT model, in place, and returns it.
+    """Swaps fused, padding-free encoder layers into a model, in place, and returns it.
 
     The model keeps its class, its Parameters, its `state_dict` keys and its outputs at every real token; padding
     positions of token-wise outputs become 0. Converting a converted model connects heads that
-    were not in it before (two may share one BertModel) and changes nothing else.
+    were not in it before (two may share one base model) and changes nothing else.
 
     What stands on padding counts nowhere: ids, types and positions there are not read, labels are as if they were
     -100, answers to questions as if they lay outside. A row without mask whose `position_ids` begin again is a
@@ -49,7 +49,8 @@ def convert(model: Model) -> Model:
     copies modules in a way that does not reach inside, and the forward says so.
 
     Args:
-        model: `transformers.BertModel`, one of its head classes, or any module that holds one of them.
+        model: `transformers.BertModel` or the base model of another family that there is an adapter for, one of its
+            head classes, or any module that holds one of them.
 
     Raises:
         TypeError: the model's family has no adapter, or one of its modules is not what transformers puts there

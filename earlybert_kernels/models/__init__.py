@@ -1,7 +1,7 @@
 """Model families: which module is the encoder, what its layers are made of, how to connect the fused ones.
 
-`family` says what a family is, `bert` and the modules beside it in `registry.FAMILIES` each are the value of one;
-everything else asks those values.
+`family` says what a family is, `bert` and the other modules that are named after `registry.MODEL_TYPES` each are the
+value of one; everything else asks those values.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 from . import compact_models  # noqa: F401 makes transformers know compact models
 from .checks import check_convertible
 from .layers import layer_parts
-from .registry import FAMILIES, find_base
+from .registry import families, family_of_type, find_base, head_of
 
-__all__ = ["FAMILIES", "check_convertible", "find_base", "layer_parts", "refuse_distributed"]
+__all__ = [
+    "check_convertible",
+    "families",
+    "family_of_type",
+    "find_base",
+    "head_of",
+    "layer_parts",
+    "refuse_distributed",
+]
 
 
 def refuse_distributed(model: nn.Module, verb: str) -> None:

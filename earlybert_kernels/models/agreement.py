@@ -104,7 +104,7 @@ def _check_attributes(family: ModelFamily, module: PreTrainedModel, built: nn.Mo
     for name, theirs in built.named_modules():
         ours = of.get(name)
         if isinstance(theirs, nn.LayerNorm) and isinstance(ours, nn.LayerNorm) and ours.eps != theirs.eps:
-            raise ValueError(f"{name}.eps is {ours.eps}, and config.layer_norm_eps {theirs.eps}: change one of them")
+            raise ValueError(f"{name}.eps is {ours.eps}, by the config {theirs.eps}: change one of them")
         if isinstance(theirs, attention) and isinstance(ours, attention):
             mine, wanted = ours.attention_head_size, theirs.attention_head_size
             if mine != wanted:

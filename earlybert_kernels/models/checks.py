@@ -34,6 +34,13 @@ def check_config(family: ModelFamily, config: PreTrainedConfig) -> None:
             f"a {family.name} decoder (config.is_decoder or config.add_cross_attention) cannot be converted: the fused "
             "attention is bidirectional self-attention"
         )
+    for field, value in family.needed.items():
+        if getattr(config, field) != value:
+            raise ValueError(
+                f"{field}={getattr(config, field)!r} cannot be converted; the fused {family.name} computes {value!r}"
+            )
+    if family.counts_tokens and config.pad_token_id is None:
+        raise ValueError(f"config.pad_token_id is None, and the positions of {family.name} count from it")
     activation = getattr(config, family.activation_field)
     if activation not in family.activations:
         raise ValueError(
@@ -61,7 +68,7 @@ def check_fields(config: PreTrainedConfig) -> None:
     if getattr(config, "pruned_heads", None):
         raise ValueError(
             f"config.pruned_heads={config.pruned_heads!r} is not supported: transformers 5 ignores it and builds all "
-            "heads, which are not those of the weights; remove heads with earlybert_kernels.compact"
+            "heads, which are not those of the weights; read it with earlybert_kernels.load_pruned, and save that"
         )
     if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise ValueError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..ticket import Ticket
-from .family import ModelFamily
-from .registry import FAMILIES
+from .family import ModelFamily, compact_type
+from .registry import MODEL_TYPES, family_of_type
 
 # A mixin: it stands before the config of a family, which is one of these.
 if TYPE_CHECKING:
@@ -30,11 +30,19 @@ class CompactConfig(_Config):
         gated: whether the model has the gates of a search, which are then among the weights.
     """
 
-    family: ClassVar[ModelFamily]
-
     kept_heads: list[str] | None = None
     kept_neurons: list[str] | None = None
     gated: bool = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """A config, before which the family is loaded: only then does transformers know models for it."""
+        family_of_type(cls.model_type)
+        return super().__new__(cls)
+
+    @property
+    def family(self) -> ModelFamily:
+        """The family of the model."""
+        return family_of_type(self.model_type)
 
     @property
     def ticket(self) -> Ticket:
@@ -45,12 +53,10 @@ class CompactConfig(_Config):
         """
         if self.kept_heads is None or self.kept_neurons is None:
             raise ValueError(f"the config of a compact {self.family.name} must state kept_heads and kept_neurons")
-        sizes = {
-            "heads_of": [self.num_attention_heads] * self.num_hidden_layers,
-            "neurons_of": [self.family.neurons(self)] * self.num_hidden_layers,
-        }
+        heads_of, neurons_of = self.family.units(self)
+        kept = map(_from_ranges, self.kept_heads), map(_from_ranges, self.kept_neurons)
         try:
-            return Ticket(map(_from_ranges, self.kept_heads), map(_from_ranges, self.kept_neurons), **sizes)
+            return Ticket(*kept, heads_of=heads_of, neurons_of=neurons_of)
         except ValueError as error:
             raise ValueError(
                 "config.kept_heads and config.kept_neurons do not fit num_hidden_layers, num_attention_heads and "
@@ -107,16 +113,16 @@ def _from_ranges(text: str) -> list[int]:
     return units
 
 
-def _make(family: ModelFamily) -> type[CompactConfig]:
+def _make(model_type: str) -> type[CompactConfig]:
+    stock = CONFIG_MAPPING[model_type]
     members = {
         "__module__": __name__,
-        "__doc__": f"The config of a compact {family.name}: that of the dense model, and which of its units are left.",
-        "model_type": family.compact_type,
-        "family": family,
+        "__doc__": f"`transformers.{stock.__name__}` of the dense model, and which of its units are left.",
+        "model_type": compact_type(model_type),
     }
-    return strict(type(f"Compact{family.config.__name__}", (CompactConfig, family.config), members))
+    return strict(type(f"Compact{stock.__name__}", (CompactConfig, stock), members))
 
 
-#: The class of every family: `CompactBertConfig`.
-COMPACT_CONFIGS = {family: _make(family) for family in FAMILIES}
+#: The class of every family, by the model type of stock models: `CompactBertConfig`.
+COMPACT_CONFIGS = {model_type: _make(model_type) for model_type in MODEL_TYPES}
 globals().update((cls.__name__, cls) for cls in COMPACT_CONFIGS.values())  # by name, as pickle looks classes up

@@ -1,7 +1,7 @@
 """Compact models: transformers classes whose layers keep different numbers of heads and neurons.
 
-Importing this module makes and registers them, so that `save_pretrained` and `AutoModelFor....from_pretrained` work for
-compact models as for any other.
+Importing this module registers their configs, so that `save_pretrained` and `AutoModelFor....from_pretrained` work for
+compact models as for any other. The classes of a family are made when it is loaded, which making a config does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .compact_classes import COMPACT_CLASSES
 from .compact_config import COMPACT_CONFIGS, CompactConfig
 from .family import ModelFamily
 from .layers import parts, resized
-from .registry import FAMILIES, family_of
+from .registry import families, family_of, when_loaded
 
 _README = """\
 ---
@@ -37,7 +37,7 @@ library_name: transformers
 
 # {name}
 
-A {family} whose layers keep different numbers of heads and feed-forward neurons, saved by the Python package
+{family} with layers that keep different numbers of heads and feed-forward neurons, saved by the Python package
 `earlybert-kernels`. Import it before loading, so that transformers knows the model type `{model_type}`:
 
 ```python
@@ -114,8 +114,7 @@ class _CompactModel(_Model):
 
 def _register(family: ModelFamily) -> None:
     """Makes a compact class of every class of the family, and tells transformers of them."""
-    config_class = COMPACT_CONFIGS[family]
-    AutoConfig.register(family.compact_type, config_class, exist_ok=True)
+    config_class = COMPACT_CONFIGS[family.model_type]
     AutoTokenizer.register(config_class, fast_tokenizer_class=family.tokenizer, exist_ok=True)
     for auto_class, stock in family.auto_classes:
         docstring = f"`transformers.{stock.__name__}` with heads and neurons removed layer by layer."
@@ -133,8 +132,18 @@ def _register(family: ModelFamily) -> None:
                 class_names[family.compact_type] = compact_class.__name__
 
 
-for _family in FAMILIES:
-    _register(_family)
+def __getattr__(name: str) -> Any:
+    """A compact class by its name, as pickle looks it up in a process that has no model of the family yet."""
+    if name.startswith("Compact"):
+        families()
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+for _config_class in COMPACT_CONFIGS.values():
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+when_loaded(_register)
 
 
 def check_compactable(family: ModelFamily, model: nn.Module) -> None:
@@ -151,8 +160,7 @@ def dense_ticket(family: ModelFamily, config: PreTrainedConfig) -> Ticket:
     """The units that a model of this config has, as indices of the dense model it came from."""
     if isinstance(config, CompactConfig):
         return config.ticket
-    units = (range(config.num_attention_heads), range(family.neurons(config)))
-    return Ticket(*([kept] * config.num_hidden_layers for kept in units))
+    return Ticket(*(map(range, units) for units in family.units(config)))
 
 
 def dense_stock(family: ModelFamily, model: nn.Module, config: PreTrainedConfig) -> PreTrainedModel:
@@ -169,7 +177,7 @@ def dense_stock(family: ModelFamily, model: nn.Module, config: PreTrainedConfig)
 
 def set_compact(family: ModelFamily, model: nn.Module, config: PreTrainedConfig, ticket: Ticket) -> None:
     """Makes every class of the family in `model` its compact one, with a config that states the kept units."""
-    compact_config = COMPACT_CONFIGS[family].of(config, ticket)
+    compact_config = COMPACT_CONFIGS[family.model_type].of(config, ticket)
     for module in model.modules():
         if getattr(module, "config", None) is config:
             vars(module)["config"] = compact_config
@@ -204,7 +212,7 @@ def _save_gated(model: PreTrainedModel, save_directory: str | os.PathLike, *args
     family, config = family_of(model), model.config
     twin = copy.copy(model)  # shares all modules and Parameters
     del twin.save_pretrained
-    twin.__class__, twin.config = compact, COMPACT_CONFIGS[family].of(config, dense_ticket(family, config))
+    twin.__class__, twin.config = compact, COMPACT_CONFIGS[family.model_type].of(config, dense_ticket(family, config))
     twin.save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -31,15 +32,22 @@ def connect(base: nn.Module, model: nn.Module, connected: list[Connection]) -> N
     before = {module for module, _ in connected}
     if base not in before:
         base.forward = functools.partial(packed_forward, base)
-        connected.append((base, None))
+        names = _arguments(type(base).forward)
+        in_order = names == _arguments(packed_forward)[: len(names)]
+        naming = functools.partial(heads.named, names)
+        connected.append((base, None if in_order else base.register_forward_pre_hook(naming, with_kwargs=True)))
     for module in model.modules():
         if module in before or (head := head_of(module)) is None:
             continue
-        names = tuple(inspect.signature(head.stock.forward).parameters)[1:-1]  # neither self nor **kwargs
-        prepare = functools.partial(heads.prepare, names)
+        prepare = functools.partial(heads.prepare, _arguments(head.stock.forward))
         connected.append((module, module.register_forward_pre_hook(prepare, with_kwargs=True)))
         if (forward := heads.forward_of(head)) is not None:
             module.forward = functools.partial(forward, module, vars(module).get("forward"))
+
+
+def _arguments(forward: Callable) -> tuple[str, ...]:
+    """The names of what a forward takes by position."""
+    return tuple(inspect.signature(forward).parameters)[1:-1]  # neither self nor **kwargs
 
 
 def disconnect(connected: list[Connection]) -> None:

@@ -7,12 +7,17 @@ other modules of this package, which ask the family and know none by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def compact_type(model_type: str) -> str:
+    """The model type of a family's compact models, by that of the stock ones."""
+    return f"compact_{model_type}"
 
 
 class Rows(Enum):
@@ -61,6 +66,7 @@ class Head:
         labels: what its labels belong to.
         decoder: of a masked language model.
         takes_packed: whether a packed batch has a meaning for it.
+        classifier: of a classifier, path in the model of the linear layer with a row for each label.
     """
 
     stock: type[PreTrainedModel]
@@ -69,21 +75,23 @@ class Head:
     labels: Labels = Labels.SEQUENCE
     decoder: Decoder | None = None
     takes_packed: bool = True
+    classifier: str = "classifier"
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings that are the sum of three tables, a layer norm and dropout, which one op computes.
+    """Embeddings that are the sum of tables, a layer norm and dropout, which one op computes.
 
     Attributes:
         stock: their class.
-        word, position, token_type, norm, dropout: its children of these names.
+        word, position, norm, dropout: its children of these names.
+        token_type: the third table; None where there are no token types, and any that are given change nothing.
     """
 
     stock: type[nn.Module]
     word: str = "word_embeddings"
     position: str = "position_embeddings"
-    token_type: str = "token_type_embeddings"
+    token_type: str | None = "token_type_embeddings"
     norm: str = "LayerNorm"
     dropout: str = "dropout"
 
@@ -94,7 +102,8 @@ class Layer:
 
     Attributes:
         classes: the very class of each module that is no part: the layer itself at `""`, and what holds its parts.
-        parts: the modules that `nn.LayerParts` names, by its names; their classes are those that it states.
+        parts: the modules that `nn.LayerParts` names, by its names; their classes are those that it states. A dropout
+            that the family does not have is left out.
         activation: the module that computes the feed-forward's activation.
         heads: attribute of the self-attention that says how many heads it has.
         width: attribute of it that says how wide they are together.
@@ -121,7 +130,10 @@ class ModelFamily:
         encoder_class: the very class of that module.
         layer: what a layer is made of.
         embeddings: what the fused op computes; None where it does not, and the base model's own are called.
-        first_position: a config -> the position of the first token of a sequence.
+        embeddings_projection: the layer of the base model that the embeddings go through, in models that have it.
+        counts_tokens: whether positions count the tokens that are not config.pad_token_id, from that number + 1 on,
+            those standing at the number itself; else they are columns, from 0 on.
+        needed: fields of the config that have to have these values.
         activations: by the names that transformers gives the activations that the ops know, the ops' names.
         activation_field, neurons_field: the config's fields that hold the name and the number of neurons.
         size_fields: the config's field that says how large a Parameter is, by a part of its name; the first that fits.
@@ -137,7 +149,9 @@ class ModelFamily:
     encoder_class: type[nn.Module]
     layer: Layer
     embeddings: Embeddings | None
-    first_position: Callable[[PreTrainedConfig], int] = lambda config: 0
+    embeddings_projection: str | None = None
+    counts_tokens: bool = False
+    needed: Mapping[str, Any] = field(default_factory=dict)
     activations: Mapping[str, str]
     activation_field: str = "hidden_act"
     neurons_field: str = "intermediate_size"
@@ -152,7 +166,7 @@ class ModelFamily:
     @property
     def compact_type(self) -> str:
         """The model type of compact ones."""
-        return f"compact_{self.model_type}"
+        return compact_type(self.model_type)
 
     @property
     def auto_classes(self) -> Iterator[tuple[str, type[PreTrainedModel]]]:
@@ -163,6 +177,19 @@ class ModelFamily:
     def neurons(self, config: PreTrainedConfig) -> int:
         """Feed-forward neurons of a dense layer."""
         return getattr(config, self.neurons_field)
+
+    def units(self, config: PreTrainedConfig) -> tuple[list[int], list[int]]:
+        """Heads and neurons of each layer of a dense model."""
+        layers = config.num_hidden_layers
+        return [config.num_attention_heads] * layers, [self.neurons(config)] * layers
+
+    def first_position(self, config: Any) -> int:
+        """The position of the first token of a sequence."""
+        return config.pad_token_id + 1 if self.counts_tokens else 0
+
+    def longest(self, config: Any) -> int:
+        """Tokens of the longest sequence that a model has positions for."""
+        return config.max_position_embeddings - self.first_position(config)
 
     def encoder_of(self, base: nn.Module) -> Any:
         """The module of a base model that runs its layers, stock (an `encoder_class`) or converted."""

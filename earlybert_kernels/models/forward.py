@@ -17,6 +17,7 @@ from .attention_weights import attention_weights
 from .batch_arguments import OFFSETS, find_packing, read_offsets, refuse_tracing
 from .checks import check_attention
 from .family import Embeddings, ModelFamily
+from .positions import find_positions
 from .registry import family_of
 
 #: Arguments that transformers passes along and that change nothing in an encoder.
@@ -46,8 +47,8 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     in the forward depends on the batch's values. One without offsets is told by its positions (see `read_offsets`).
 
     Args:
-        first_token_only: what a head that reads only the pooled token sets: the last layer computes that token
-            alone and `last_hidden_state` is `(sequences, 1, E)`. Ignored when hidden states are asked for.
+        first_token_only: what a head that reads only the first token sets, pooled or not: `last_hidden_state` is
+            `(sequences, 1, E)`, and the last layer computes no other token, unless hidden states are asked for.
         pooled_is_read: whether a head needs the pooled token. Where none does and a row begins with padding, or is
             nothing else, `pooler_output` is None.
 
@@ -60,9 +61,19 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     family = family_of(base)
     # Restored, under a forward that was wrapped while it was converted.
     if not isinstance(family.encoder_of(base), PaddingFreeEncoder):
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        decoding = (encoder_hidden_states, encoder_attention_mask, past_key_values)
-        return type(base).forward(base, *inputs, *decoding, use_cache=use_cache, **kwargs)
+        named = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+        given = {name: value for name, value in named.items() if value is not None}  # no family takes all
+        return type(base).forward(base, **given, **kwargs)
     if encoder_hidden_states is not None or encoder_attention_mask is not None or past_key_values is not None:
         raise ValueError("a converted model is an encoder: it takes no encoder_hidden_states and no past_key_values")
     inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -71,8 +82,8 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     pooler = None if packing.starts_with_padding or packing.has_empty else getattr(base, "pooler", None)
     sequence_output: Any  # transformers 5.17 calls it a FloatTensor, which no tensor is
     first: Tensor | None
-    if first_token_only and hidden_states is None:
-        sequence_output = first = x.unsqueeze(1)
+    if first_token_only:
+        sequence_output = first = (x if hidden_states is None else packing.first_tokens(x)).unsqueeze(1)
     else:
         (sequence_output,) = packing.pad(x)
         first = None if pooler is None else packing.first_tokens(x).unsqueeze(1)
@@ -124,7 +135,7 @@ def encode(
     """Embeds and encodes the real tokens of a padded `(B, S)` batch, or of a packed `(1, T)` one.
 
     Padding goes before the embeddings, so that nothing that stands on it is read; a token keeps the position that it
-    has in its padded row. In a packed batch without `position_ids` each sequence counts from 0.
+    has in its padded row. In a packed batch each sequence counts for itself (see `find_positions`).
 
     Args:
         first_token_only: see `packed_forward`.
@@ -144,6 +155,8 @@ def encode(
     """
     refuse_tracing(attention_mask)
     _check_options(kwargs)
+    if family.embeddings is not None and family.embeddings.token_type is None:
+        token_type_ids = None  # stock does not look at them
     encoder = family.encoder_of(base)
     for layer in encoder.layer:
         check_attention(family.layer.parts["self_attention"], layer.parts.self_attention)
@@ -175,35 +188,28 @@ def encode(
     packing = find_packing(shape, device, attention_mask, **offsets)
     if needs_first_token and packing.has_empty:
         raise ValueError(
-            "a row or packed sequence of the batch holds no token, not even the first, which "
-            f"{family.name} pools: leave it out"
+            "a row or packed sequence of the batch holds no token, not even the first, which is read of each: leave it "
+            "out"
         )
     if needs_first_token and packing.starts_with_padding:
         raise ValueError(
-            f"{family.name} pools the first token of a row, and in this batch a row begins with padding: "
-            "pad on the right (tokenizer.padding_side = 'right')"
+            "the first token of a row is read, and in this batch a row begins with padding: pad on the right "
+            "(tokenizer.padding_side = 'right')"
         )
-    if position_ids is None:
-        is_packed = offsets["cu_seq_lens_q"] is not None
-        position_ids = packing.positions() if is_packed else torch.arange(packing.seq, device=device)
-        first, positions = family.first_position(base.config), base.config.max_position_embeddings
-        if not is_packed and packing.max_seqlen + first > positions:
-            raise ValueError(
-                f"a sequence of {packing.max_seqlen} tokens is longer than the {positions - first} that the model has "
-                "positions for: cut it (truncation=True, max_length=...)"
-            )
-        if first:
-            position_ids = position_ids + first
+    is_packed = offsets["cu_seq_lens_q"] is not None
+    positions = find_positions(family, base.config, packing, input_ids, position_ids, is_packed=is_packed)
     named = {
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,
-        "position_ids": position_ids.expand(shape),
+        "position_ids": positions.expand(shape),
         "inputs_embeds": inputs_embeds,
     }
     given = {name: value.expand(*shape, *value.shape[2:]) for name, value in named.items() if value is not None}
     packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
     inputs: dict[str, Any] = dict.fromkeys(named) | dict(zip(given, packed, strict=True))
     x = _embed(family.embeddings, base.get_submodule("embeddings"), **inputs)
+    if family.embeddings_projection is not None and hasattr(base, family.embeddings_projection):
+        x = base.get_submodule(family.embeddings_projection)(x)
     states: list[Tensor] | None = [] if selection or output_attentions else None
     x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
     return _encoded(encoder, packing, x, states, selection, output_attentions)
@@ -267,11 +273,14 @@ def _embed(
 ) -> Tensor:
     """`(1, T)` inputs -> `(T, E)`."""
     if fused is None or input_ids is None or not _is_plain(fused, embeddings):
-        named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
-        given = {name: value for name, value in named.items() if value is not None}
-        return embeddings(**given, position_ids=position_ids).squeeze(0)
-    names = (fused.word, fused.position, fused.token_type, fused.norm, fused.dropout)
-    word, position, token_type, norm, dropout = (getattr(embeddings, name) for name in names)
+        given = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return embeddings(input_ids, inputs_embeds=inputs_embeds, position_ids=position_ids, **given).squeeze(0)
+    names = (fused.word, fused.position, fused.norm, fused.dropout)
+    word, position, norm, dropout = (getattr(embeddings, name) for name in names)
+    if fused.token_type is None:
+        types_table = word.weight.new_zeros(1, word.weight.shape[1])
+    else:
+        types_table = getattr(embeddings, fused.token_type).weight
     if token_type_ids is None:
         token_type_ids = torch.zeros_like(input_ids)
     ids, positions, types = (each.squeeze(0).long() for each in (input_ids, position_ids, token_type_ids))
@@ -280,8 +289,8 @@ def _embed(
         positions,
         types,
         word.weight,
-        position.weight,
-        token_type.weight,
+        _without_gradient(position.weight, position.padding_idx),
+        types_table,
         norm.weight,
         norm.bias,
         padding_id=word.padding_idx,
@@ -290,9 +299,18 @@ def _embed(
     )
 
 
+def _without_gradient(weight: Tensor, row: int | None) -> Tensor:
+    """A table of which one row gets no gradient, as the op has it for words alone; RoBERTa has it for positions."""
+    if row is None or not (weight.requires_grad and torch.is_grad_enabled()):
+        return weight
+    is_row = torch.arange(weight.shape[0], device=weight.device).unsqueeze(1) == row
+    return torch.where(is_row, weight.detach(), weight)
+
+
 def _is_plain(fused: Embeddings, embeddings: nn.Module) -> bool:
     """Whether calling the modules one by one would do what the op does: none is replaced, extended or hooked."""
-    children: dict[str, type[nn.Module]] = dict.fromkeys((fused.word, fused.position, fused.token_type), nn.Embedding)
+    tables = [name for name in (fused.word, fused.position, fused.token_type) if name is not None]
+    children: dict[str, type[nn.Module]] = dict.fromkeys(tables, nn.Embedding)
     children |= {fused.norm: nn.LayerNorm, fused.dropout: nn.Dropout}
     modules: dict[str, Any] = {name: getattr(embeddings, name, None) for name in children}
     return (

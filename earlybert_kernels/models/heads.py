@@ -22,6 +22,13 @@ from .registry import family_of, head_of
 _NO_LABEL = -100
 
 
+def named(names: tuple[str, ...], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """What a module is called with, all of it by name; TypeError if there are more positional arguments than names."""
+    if len(args) > len(names):
+        raise TypeError(f"{type(module).__name__} takes {len(names)} positional arguments, got {len(args)}")
+    return (), {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """What a converted head's forward is called with in the place of its arguments.
 
@@ -43,9 +50,7 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
         RuntimeError: the model is traced, or exported with a mask.
     """
     refuse_tracing(kwargs.get("attention_mask"))
-    if len(args) > len(names):
-        raise TypeError(f"{type(head).__name__} takes {len(names)} positional arguments, got {len(args)}")
-    kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+    _, kwargs = named(names, head, args, kwargs)
     kind, mask = _kind_of(head), kwargs.get("attention_mask")
     tokens = kwargs.get("input_ids")
     shape = tokens.shape if tokens is not None else getattr(kwargs.get("inputs_embeds"), "shape", torch.Size())[:-1]

@@ -43,7 +43,8 @@ def parts(family: ModelFamily, layer: nn.Module, name: str) -> LayerParts:
     modules: dict[str, Any] = {field: layer.get_submodule(path) for field, path in of.parts.items()}
     for field, path in of.parts.items():
         if path not in of.classes:
-            check_plain(f"{name}.{path}", modules[field], _CLASSES[field])
+            cls, *_ = typing.get_args(_CLASSES[field]) or (_CLASSES[field],)  # the one that may be left out: X | None
+            check_plain(f"{name}.{path}", modules[field], cls)
     attention = modules["self_attention"]
     activation = getattr(attention.config, family.activation_field)
     check_plain(f"{name}.{of.activation}", layer.get_submodule(of.activation), type(ACT2FN[activation]))

@@ -1,15 +1,34 @@
-"""The model families, and which of them a model is of."""
+"""The model families, and which of them a model is of. One is imported when a model of it is there or is loaded."""
 
 from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from .bert import BERT
-from .family import Head, ModelFamily
+from .family import Head, ModelFamily, compact_type
 
-#: Adding a family is writing down its value, in a module of its own, and naming it here.
-FAMILIES: tuple[ModelFamily, ...] = (BERT,)
+#: The model types of stock models that there is a family for. Adding one is writing down its value, `FAMILY`, in a
+#: module that is named after it, as transformers names its own, and naming it here.
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+
+_loaded: dict[str, ModelFamily] = {}
+_on_load: list[Callable[[ModelFamily], None]] = []
+
+
+def families() -> list[ModelFamily]:
+    """All of them."""
+    return list(map(_load, MODEL_TYPES))
+
+
+def when_loaded(prepare: Callable[[ModelFamily], None]) -> None:
+    """Has every family prepared, once it is loaded, before it is used."""
+    _on_load.append(prepare)
+    for family in _loaded.values():
+        prepare(family)
 
 
 def find_base(model: nn.Module) -> tuple[ModelFamily, PreTrainedModel]:
@@ -20,7 +39,9 @@ def find_base(model: nn.Module) -> tuple[ModelFamily, PreTrainedModel]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (a torch.nn.Module), found {type(model).__name__}")
-    found = [(f, m) for f in FAMILIES for m in model.modules() if isinstance(m, f.base)]
+    # A model's classes have been imported, or it would not be there.
+    present = [_load(model_type) for model_type in MODEL_TYPES if _modelling(model_type) in sys.modules]
+    found = [(f, m) for f in present for m in model.modules() if isinstance(m, f.base)]
     if not found:
         raise TypeError(_no_adapter(type(model).__name__))
     if len(found) > 1:
@@ -29,8 +50,8 @@ def find_base(model: nn.Module) -> tuple[ModelFamily, PreTrainedModel]:
 
 
 def family_of(module: nn.Module) -> ModelFamily:
-    """The family of a base model or a head of it."""
-    return next(family for family in FAMILIES if isinstance(module, family.pretrained))
+    """The family of a base model or a head of it, which `find_base` has found or which is a compact one."""
+    return next(family for family in _loaded.values() if isinstance(module, family.pretrained))
 
 
 def family_of_type(model_type: str) -> ModelFamily:
@@ -39,21 +60,40 @@ def family_of_type(model_type: str) -> ModelFamily:
     Raises:
         TypeError: there is none.
     """
-    for family in FAMILIES:
-        if model_type in (family.model_type, family.compact_type):
-            return family
+    for stock_type in MODEL_TYPES:
+        if model_type in (stock_type, compact_type(stock_type)):
+            return _load(stock_type)
     raise TypeError(_no_adapter(f"models of type {model_type!r}"))
 
 
 def head_of(module: nn.Module) -> Head | None:
     """The head of a known family that `module` is; see `ModelFamily.head_of`."""
-    for family in FAMILIES:  # torch 2.11's Dynamo does not trace a generator that assigns
+    for family in _loaded.values():  # torch 2.11's Dynamo does not trace a generator that assigns
         head = family.head_of(module)
         if head is not None:
             return head
     return None
 
 
+def _load(model_type: str) -> ModelFamily:
+    if model_type not in _loaded:
+        family = importlib.import_module(f".{_module_name(model_type)}", __package__).FAMILY
+        _loaded[model_type] = family
+        for prepare in _on_load:
+            prepare(family)
+    return _loaded[model_type]
+
+
+def _module_name(model_type: str) -> str:
+    return model_type.replace("-", "_")
+
+
+def _modelling(model_type: str) -> str:
+    """The module of transformers with the family's classes."""
+    name = _module_name(model_type)
+    return f"transformers.models.{name}.modeling_{name}"
+
+
 def _no_adapter(what: str) -> str:
-    known = ", ".join(family.base.__name__ for family in FAMILIES)
-    return f"earlybert_kernels has no adapter for {what}; it takes {known} and the heads built on it"
+    known = ", ".join(family.base.__name__ for family in families())
+    return f"earlybert_kernels has no adapter for {what}; it takes {known} and the heads built on them"

@@ -159,5 +159,5 @@ def own_weights(layer: EncoderLayer) -> LayerWeights:
     return LayerWeights(attention, feed_forward, *units)
 
 
-def _rate(dropout: nn.Dropout) -> float:
-    return dropout.p if dropout.training else 0.0
+def _rate(dropout: nn.Dropout | None) -> float:
+    return dropout.p if dropout is not None and dropout.training else 0.0

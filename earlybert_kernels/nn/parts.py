@@ -17,7 +17,8 @@ class LayerParts:
     weights, so that uneven layers need nothing more. The units of a layer are its heads (`head_size` rows of
     query, key and value, and as many columns of `attention_output`) and its neurons (one row of
     `intermediate` and one column of `output` each). Whether the attention weights are dropped out is up to the mode
-    of `self_attention`, as in transformers, and not to that of `attention_dropout`.
+    of `self_attention`, as in transformers, and not to that of `attention_dropout`. A family may have no
+    `attention_output_dropout`.
     """
 
     self_attention: nn.Module
@@ -27,13 +28,13 @@ class LayerParts:
     attention_output: nn.Linear
     attention_norm: nn.LayerNorm
     attention_dropout: nn.Dropout
-    attention_output_dropout: nn.Dropout
     intermediate: nn.Linear
     output: nn.Linear
     output_norm: nn.LayerNorm
     output_dropout: nn.Dropout
     head_size: int
     activation: str
+    attention_output_dropout: nn.Dropout | None = None
 
     @property
     def attention_linears(self) -> tuple[nn.Linear, ...]:

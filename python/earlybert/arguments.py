@@ -223,7 +223,7 @@ class RunArguments:
 class _OfTasks:
     """What a task is, and where its examples are; listed before the rest."""
 
-    model: str = field(metadata={"help": "Folder or hub name of the BERT model to start from."})
+    model: str = field(metadata={"help": "Folder or hub name of the model to start from."})
     task: str = _help(
         "Task: classification or regression on a table of your own; a task of GLUE in lower case (sst2, cola, mrpc, "
         "...), squad, squad_v2 or pydocs.",
@@ -284,8 +284,8 @@ class FinetuneArguments(RunArguments, _OfTasks):
 class _OfTexts:
     """What is pre-trained, and on what; listed before the rest."""
 
-    model: str | None = _help("Folder or hub name of a BERT to go on from. Give this or --config.")
-    config: str | None = _help("Folder or hub name of a BERT whose config.json is that of a new one.")
+    model: str | None = _help("Folder or hub name of a model to go on from. Give this or --config.")
+    config: str | None = _help("Folder or hub name of a model whose config.json is that of a new one.")
     tokenizer: str | None = _help("Folder or hub name of the tokenizer. Default: that of --model or --config.")
     train_file: str | None = _help("Text file in UTF-8. Give this or --dataset-name.")
     validation_file: str | None = _help(

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 import earlybert_kernels as ek
+from earlybert_kernels.models import family_of_type
 
 from .errors import MissingFileError, UsageError
 from .tasks import Task
@@ -25,8 +26,8 @@ _PLAIN = {
     "return_dict": True,
     "chunk_size_feed_forward": 0,
 }
-#: Fields of a BERT's config that are sizes.
-_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "type_vocab_size")
+#: Fields of a config that are sizes, beside the number of neurons; not every family has token types.
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size", "type_vocab_size")
 
 
 def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
@@ -41,7 +42,7 @@ def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
         model is no classifier of sequences.
 
     Raises:
-        UsageError: no config can be read there, or none of a BERT that `earlybert_kernels.convert` takes, which stock
+        UsageError: no config can be read there, or none of a model that `earlybert_kernels.convert` takes, which stock
             modules have to be as well: they are what it is compared with.
     """
     if not Path(name).exists() and (Path(name).is_absolute() or name.startswith((".", "~"))):
@@ -55,8 +56,8 @@ def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
         getattr(config, "ticket", None)  # a compact model's, of which the config says what is left
     except (TypeError, ValueError) as error:
         raise UsageError(f"{flag} {name}: {error}") from None
-    for field in _SIZES:
-        if (value := getattr(config, field)) < 1:
+    for field in (*_SIZES, family_of_type(config.model_type).neurons_field):
+        if (value := getattr(config, field, 1)) < 1:
             raise UsageError(f"{flag} {name}: its config.json says {field} {value}, expected at least 1")
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(f"{flag} {name}: its weights are quantised and cannot be trained; give the model in float")
@@ -109,7 +110,7 @@ def read_tokenizer(name: str, config: Any, flag: str = "--model") -> Any:
             f"{flag} {name}: its tokenizer has token ids up to {largest} and its embeddings are "
             f"{config.vocab_size}: the tokenizer's files are not there, or not this model's"
         )
-    if config.type_vocab_size < 2:
+    if getattr(config, "type_vocab_size", 1) < 2:
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, BertForSequenceClassification, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoConfig, BertForSequenceClassification, BertModel, SqueezeBertConfig, SqueezeBertModel
 
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
@@ -106,8 +106,10 @@ def with_gates(folder: Path) -> None:
 
 
 def of_another_family(folder: Path) -> None:
-    config = RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
-    RobertaModel(config).save_pretrained(folder)
+    config = SqueezeBertConfig(
+        hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+    )
+    SqueezeBertModel(config).save_pretrained(folder)
 
 
 def with_an_odd_hidden_size(folder: Path) -> None:
@@ -128,7 +130,7 @@ def with_pruned_heads(folder: Path) -> None:
         (with_fewer_layers, "the checkpoint holds weights that a model of its config.json does not have: "),
         (with_relative_positions, ".layer.0.attention.self.distance_embedding.weight"),
         (with_relative_positions_in_its_config, "position_embedding_type='relative_key_query'"),
-        (with_pruned_heads, "pruned_heads"),
+        (with_pruned_heads, "load_pruned"),
         (without_a_tokenizer, "the tokenizer's files are not there"),
         (with_fewer_embeddings, "the tokenizer's files are not there, or not this model's"),
         (torn, "no weights could be read there"),
@@ -148,7 +150,7 @@ def with_pruned_heads(folder: Path) -> None:
         (with_an_adapter, "there is an adapter, which would be left out"),
         (of_half_a_ticket, "the ticket has 3 layers, the model 2"),
         (with_gates, "it was saved with the gates of a search"),
-        (of_another_family, "no adapter for models of type 'roberta'"),
+        (of_another_family, "no adapter for models of type 'squeezebert'"),
     ],
 )
 @pytest.mark.parametrize(("method", "kernels"), [("earlybert", "auto"), ("earlybert", "off"), ("dense", "off")])

@@ -15,7 +15,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
-    DistilBertConfig,
+    SqueezeBertConfig,
 )
 
 from earlybert import FinetuneArguments, finetune
@@ -92,9 +92,9 @@ def test_a_ticket_that_does_not_fit_is_refused(
 
 
 def test_a_family_without_an_adapter_is_refused_by_its_config(arguments: Make, tmp_path: Path) -> None:
-    folder = tmp_path / "distilbert"
-    DistilBertConfig().save_pretrained(folder)
-    with pytest.raises(UsageError, match=f"--model {folder}: .*distilbert"):
+    folder = tmp_path / "squeezebert"
+    SqueezeBertConfig().save_pretrained(folder)
+    with pytest.raises(UsageError, match=f"--model {folder}: .*squeezebert"):
         finetune(arguments(model=str(folder)))
 
 

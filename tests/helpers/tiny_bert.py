@@ -1,4 +1,4 @@
-"""Small BERTs of odd shapes, and padded batches for them."""
+"""Small BERTs of odd shapes, and models of the other families like them, and padded batches for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import earlybert_kernels as ek
+from earlybert_kernels.models import find_base
 
 #: Shapes that break assumptions: one head, head size 1, widths that are primes, one layer.
 ODD = {
@@ -29,16 +30,35 @@ ODD = {
 }
 
 
-def tiny_config(shape: str = "small", dropout: float = 0.0, **more) -> BertConfig:
+#: What DistilBERT calls the fields of a BERT's config; it has another dropout in two of its heads.
+DISTILBERT = {
+    "hidden_dropout_prob": ("dropout", "seq_classif_dropout", "qa_dropout"),
+    "attention_probs_dropout_prob": ("attention_dropout",),
+    "intermediate_size": ("hidden_dim",),
+    "hidden_act": ("activation",),
+}
+#: What other families need besides: the padding of `batch` is 0 everywhere.
+_ROBERTA = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+BESIDES = {
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "electra": {"embedding_size": 8},
+}
+
+
+def tiny_config(shape: str = "small", dropout: float = 0.0, cls=BertConfig, **more):
     fields = {"vocab_size": 50, "max_position_embeddings": 24, "num_labels": 3, "initializer_range": 0.3}
-    return BertConfig(
-        **{**fields, **ODD[shape], **more}, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-    )
+    dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+    fields = {**fields, **ODD[shape], **dropouts, **BESIDES.get(cls.model_type, {}), **more}
+    if cls.model_type == "distilbert":
+        fields = {name: value for field, value in fields.items() for name in DISTILBERT.get(field, (field,))}
+    return cls(**fields)
 
 
 def tiny_model(shape: str = "small", cls=BertForSequenceClassification, dropout: float = 0.0, **more):
     torch.manual_seed(1)
-    model = cls(tiny_config(shape, dropout, **more)).eval()
+    model = cls(tiny_config(shape, dropout, cls.config_class, **more)).eval()
     for module in model.modules():  # biases and norms start at 0 and 1, which would hide mistakes
         if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm) and module.bias is not None:
             torch.nn.init.normal_(module.bias, std=0.3)
@@ -69,6 +89,7 @@ def some_ticket(model, seed: int = 5):
     """A ticket with other widths in every layer."""
     generator = torch.Generator().manual_seed(seed)
     config = model.config
+    family, _ = find_base(model)
 
     def keep(units: int, layer: int) -> list[int]:
         count = max(1, (units * (3 + layer)) // 7)
@@ -77,7 +98,7 @@ def some_ticket(model, seed: int = 5):
     layers = range(config.num_hidden_layers)
     return ek.Ticket(
         [keep(config.num_attention_heads, layer) for layer in layers],
-        [keep(config.intermediate_size, layer) for layer in layers],
+        [keep(family.neurons(config), layer) for layer in layers],
     )
 
 

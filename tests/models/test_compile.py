@@ -15,7 +15,7 @@ def inputs_for(name, lengths, seed):
     inputs = packed(lengths, seed=seed, longest=longest)
     # As PackedCollator and transformers' collators give them: twice.
     inputs |= {"cu_seq_lens_k": inputs["cu_seq_lens_q"], "max_length_k": longest}
-    if name == "BertForSequenceClassification":
+    if name.endswith("ForSequenceClassification"):
         return {**inputs, "labels": torch.arange(count) % 3}
     if name == "BertForQuestionAnswering":
         ends = torch.tensor(lengths) - 1
@@ -38,6 +38,8 @@ def train(model, run, inputs):
         # What can break the graph is the same for every compiler, and this one is fast.
         ("BertForQuestionAnswering", "aot_eager"),
         ("BertForMaskedLM", "aot_eager"),
+        ("RobertaForMaskedLM", "aot_eager"),
+        ("DistilBertForSequenceClassification", "aot_eager"),
     ],
 )
 def test_training_compiles_into_one_graph_for_all_shapes(name, backend):

@@ -7,7 +7,13 @@ import functools
 
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertModel,
+    DistilBertModel,
+)
 
 import earlybert_kernels as ek
 from tests.helpers.tiny_bert import batch, tiny_model
@@ -49,6 +55,16 @@ def test_two_heads_may_share_a_base(restored):
     ek.restore(heads[restored])
     for head, more, value in zip(heads, (ANSWERS, labels), stock, strict=True):
         torch.testing.assert_close(loss(head, **more), value)
+
+
+def test_a_base_model_takes_its_arguments_in_its_own_order():
+    model = tiny_model(cls=DistilBertModel).double()
+    mask = batch()["attention_mask"]
+    inputs = (None, mask, model.get_input_embeddings()(batch()["input_ids"]).detach())  # stock's third is BERT's fifth
+    expected = model(*inputs).last_hidden_state[mask.bool()]
+    ours = ek.convert(model)(*inputs).last_hidden_state[mask.bool()]
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+    assert not ek.restore(model)._forward_pre_hooks
 
 
 @pytest.mark.parametrize("cls", [BertForQuestionAnswering, BertForTokenClassification, BertForMaskedLM])

@@ -1,19 +1,22 @@
 """What every family says of itself, against transformers' own models."""
 
 import dataclasses
+import importlib
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from earlybert_kernels.models import FAMILIES
+from earlybert_kernels.models import families
 from earlybert_kernels.models.family import ModelFamily
 from earlybert_kernels.models.layers import parts
 from earlybert_kernels.nn import LayerParts
+from tests.helpers.family_checks import TABLE, row
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+pytestmark = pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 
 
 def test_every_class_that_transformers_loads_by_task_is_there(family: ModelFamily) -> None:
@@ -48,3 +51,13 @@ def test_paths_and_fields_are_those_of_a_stock_model(family: ModelFamily) -> Non
             with torch.device("meta"):
                 model = head.stock(config)
             assert model.get_submodule(head.decoder.linear) is model.get_output_embeddings()
+
+
+def test_a_family_is_a_value_of_few_lines(family: ModelFamily) -> None:
+    module = importlib.import_module(f"earlybert_kernels.models.{family.model_type.replace('-', '_')}")
+    assert module.FAMILY is family
+    assert len(Path(module.__file__).read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_the_page_of_families_says_what_is_so(family: ModelFamily) -> None:
+    assert row(family) in TABLE.read_text(encoding="utf-8").splitlines()

@@ -12,6 +12,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    ElectraConfig,
 )
 
 import earlybert_kernels as ek
@@ -210,3 +211,9 @@ def test_transforms_of_a_model_are_refused(transform) -> None:
     with pytest.raises(NotImplementedError, match="restore"):
         torch.func.jvp(loss, (parameters,), (parameters,)) if transform == "jvp" else torch.func.grad(loss)(parameters)
     torch.testing.assert_close(loss(parameters), model(**batch(), labels=torch.tensor([0, 1, 2, 0])).loss)
+
+
+def test_a_variant_that_reads_other_tokens_is_refused() -> None:
+    ek.check_convertible(ElectraConfig())
+    with pytest.raises(ValueError, match="summary_type='mean' cannot be converted; the fused ELECTRA computes 'first'"):
+        ek.check_convertible(ElectraConfig(summary_type="mean"))

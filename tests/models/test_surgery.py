@@ -67,7 +67,7 @@ DISAGREE = {
     "words": (words, r"word_embeddings.weight is \(60, 24\), by the config \(vocab_size=50\) \(50, 24\)"),
     "types": (types, "type_vocab_size=2"),
     "positions": (positions, "max_position_embeddings=24"),
-    "eps": (eps, "LayerNorm.eps is 1e-12, and config.layer_norm_eps 0.1"),
+    "eps": (eps, "LayerNorm.eps is 1e-12, by the config 0.1"),
     "neurons": (setting(intermediate_size=5), "intermediate_size=5|do not fit"),
     "heads": (setting(num_attention_heads=2), "heads of 6 values.*num_attention_heads=2|do not fit"),
     "layers": (setting(num_hidden_layers=2), "3 layers and config.num_hidden_layers is 2"),

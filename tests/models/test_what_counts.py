@@ -8,10 +8,11 @@ import transformers
 from transformers import DataCollatorWithFlattening
 
 import earlybert_kernels as ek
-from tests.helpers.bert_heads import HEADS, LENGTHS, MASK, model_of
+from earlybert_kernels.models import find_base
+from tests.helpers.bert_heads import ALL_HEADS, LENGTHS, MASK, SPANS, model_of
 from tests.helpers.tiny_bert import batch, packed, tiny_model
 
-CLASSES = [*HEADS, "BertForMultipleChoice", "BertModel"]
+CLASSES = [*ALL_HEADS, "BertForMultipleChoice", "BertModel"]
 TOKENS = sum(LENGTHS)
 
 
@@ -22,14 +23,14 @@ def case(name):
     if name == "BertForMultipleChoice":
         inputs = {n: t.view(2, 2, -1) for n, t in batch(LENGTHS).items()} | {"labels": torch.tensor([1, 0])}
         return ek.convert(tiny_model(cls=transformers.BertForMultipleChoice).double()), inputs
-    return ek.convert(model_of(name).double()), {**batch(LENGTHS), **HEADS[name][0]}
+    return ek.convert(model_of(name).double()), {**batch(LENGTHS), **ALL_HEADS[name][0]}
 
 
-def scribbled(inputs, seed):
-    """The batch with anything on padding: ids that no table has, labels, types, positions."""
+def scribbled(inputs, seed, first=0):
+    """The batch with anything on padding: ids that no table has, labels, types, positions, which count from `first`."""
     generator = torch.Generator().manual_seed(seed)
     mask = inputs["attention_mask"].bool()
-    inputs = {"position_ids": torch.arange(mask.shape[-1]).expand(mask.shape), **inputs}
+    inputs = {"position_ids": torch.arange(mask.shape[-1]).expand(mask.shape) + first, **inputs}
 
     def scribble(name, value):
         if name == "attention_mask" or value.shape != mask.shape:
@@ -61,7 +62,8 @@ def assert_same(ours, theirs, **tolerance):
 @pytest.mark.parametrize("seed", range(3))
 def test_what_stands_on_padding_changes_nothing(name, seed):
     model, inputs = case(name)
-    changed = scribbled(inputs, seed)
+    family, base = find_base(model)
+    changed = scribbled(inputs, seed, family.first_position(base.config))
     assert any(not torch.equal(changed[n], t) for n, t in inputs.items())
     assert_same(everything(model, changed), everything(model, inputs))
 
@@ -86,11 +88,11 @@ def test_labels_on_padding_do_not_count_without_logits():
         assert_same(ours, {n: t for n, t in expected.items() if n != "logits"}, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", sorted({*HEADS} - {"BertForQuestionAnswering"}))
+@pytest.mark.parametrize("name", sorted({*ALL_HEADS} - {*SPANS}))
 def test_arguments_by_position_count_alike(name):
     model, inputs = case(name)
     inputs = scribbled(inputs, 1)
-    names = list(inspect.signature(type(model).forward).parameters)[1:7]
+    names = list(inspect.signature(type(model).forward).parameters)[1:-1][:6]  # neither self nor **kwargs
     by_position = [inputs.pop(n, None) for n in names]
     expected = everything(model, {n: v for n, v in zip(names, by_position, strict=True) if v is not None} | inputs)
     model.zero_grad()
@@ -147,7 +149,7 @@ def flattened(lengths=LENGTHS):
     return inputs
 
 
-@pytest.mark.parametrize("name", [*HEADS, "BertModel"])
+@pytest.mark.parametrize("name", [*ALL_HEADS, "BertModel"])
 def test_a_flattened_batch_without_offsets_is_a_packed_one(name):
     model, inputs = case(name)
     labels = {n: t for n, t in inputs.items() if n not in batch(LENGTHS)}

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel
 
 import earlybert_kernels as ek
+from earlybert_kernels.models import family_of_type
 
 from ..arguments import RunArguments
 from ..environment import describe_machine, versions
@@ -154,8 +155,7 @@ def unit_counts(config: Any) -> tuple[list[int], list[int]]:
     kept = getattr(config, "ticket", None)
     if kept is not None:
         return [len(units) for units in kept.heads], [len(units) for units in kept.neurons]
-    layers = config.num_hidden_layers
-    return [config.num_attention_heads] * layers, [config.intermediate_size] * layers
+    return family_of_type(config.model_type).units(config)
 
 
 def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -166,7 +166,8 @@ def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> di
     """
     small = copy.deepcopy(config.dense() if hasattr(config, "dense") else config)
     small.num_hidden_layers = 1
-    small.vocab_size, small.max_position_embeddings = (small.pad_token_id or 0) + 2, 4
+    small.vocab_size = (small.pad_token_id or 0) + 2
+    small.max_position_embeddings = family_of_type(config.model_type).first_position(small) + 4
     model = ek.convert(AutoModel.from_config(small)).to(device)
     tokens = torch.arange(4, device=device)[None]
     offsets = {"cu_seq_lens_q": torch.tensor([0, 4], dtype=torch.int32, device=device), "max_length_q": 4}
@@ -210,6 +211,6 @@ def _config(args: RunArguments) -> tuple[Any, dict[int, str]]:
 
 
 def _check_length(flag: str, length: int, config: Any) -> None:
-    positions = config.max_position_embeddings
-    if length > positions:
-        raise UsageError(f"{flag}: expected at most {positions}, the model's longest input, found {length}")
+    longest = family_of_type(config.model_type).longest(config)
+    if length > longest:
+        raise UsageError(f"{flag}: expected at most {longest}, the model's longest input, found {length}")

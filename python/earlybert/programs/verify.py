@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
+from earlybert_kernels.models import family_of_type
 
 from ..errors import MissingFileError, UsageError
 from ..loading import reading
@@ -47,8 +48,7 @@ def verify(path: str) -> list[Finding]:
     # A run that began with a compact model has a ticket of that one's units, which the model no longer numbers.
     config = stock.config
     sizes = metrics["ticket"]["heads_of"], metrics["ticket"]["neurons_of"]
-    layers = config.num_hidden_layers
-    from_dense = sizes == ([config.num_attention_heads] * layers, [config.intermediate_size] * layers)
+    from_dense = sizes == family_of_type(config.model_type).units(config)
     return [
         _files_agree(directory),
         *([_ticket_cut(model, ticket)] if from_dense else []),
@@ -85,8 +85,9 @@ def _parameters_gone(model: torch.nn.Module, stock: PreTrainedModel, ticket: ek.
     # a neuron a row of the first matrix with its bias, and a column of the second.
     per_head = head_size * (4 * config.hidden_size + 3)
     per_neuron = 2 * config.hidden_size + 1
-    heads = config.num_attention_heads * config.num_hidden_layers - sum(map(len, ticket.heads))
-    neurons = config.intermediate_size * config.num_hidden_layers - sum(map(len, ticket.neurons))
+    heads_of, neurons_of = family_of_type(config.model_type).units(config)
+    heads = sum(heads_of) - sum(map(len, ticket.heads))
+    neurons = sum(neurons_of) - sum(map(len, ticket.neurons))
     dense, compact = model_size(stock), model_size(model)
     gone = heads * per_head + neurons * per_neuron
     return Finding(
@@ -112,7 +113,7 @@ def _logits_agree(model: torch.nn.Module, stock: PreTrainedModel) -> Finding:
     """The compact model and the dense stock one with zeros in the dropped places say the same."""
     generator = torch.Generator().manual_seed(0)
     config = stock.config
-    length = min(64, config.max_position_embeddings)
+    length = min(64, family_of_type(config.model_type).longest(config))
     ids = torch.randint(1, config.vocab_size, (8, length), generator=generator)
     lengths = torch.randint(1, length + 1, (8, 1), generator=generator)
     real = torch.arange(length) < lengths

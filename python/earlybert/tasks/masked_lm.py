@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
@@ -20,6 +19,7 @@ from ..training.data import EncodedExamples
 from ..training.ragged import Ragged
 from .base import Judgement, Source, Task, TaskData
 from .documents import Corpus, Documents
+from .heads import head_of, renew
 from .masking import Masking
 from .tokenizing import flat, map_cached, tokenizer_key
 
@@ -101,20 +101,10 @@ class MaskedLMTask(Task):
         """See `Task.load`."""
         return self.corpus.load(source)
 
-    @torch.no_grad()
     def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """See `Task.match_head`."""
-        prefix = "cls.predictions.transform."
-        if not any(key.startswith(prefix) for key in absent):
-            logger.info("head: the checkpoint's")
-            return
-        torch.manual_seed(seed)
-        head: Any = model.get_submodule("cls.predictions")
-        nn.init.normal_(head.transform.dense.weight, std=model.config.initializer_range)
-        for bias in (head.transform.dense.bias, head.transform.LayerNorm.bias, head.bias):
-            nn.init.zeros_(bias)
-        nn.init.ones_(head.transform.LayerNorm.weight)
-        logger.info("head: new; the checkpoint has none for hidden words")
+        is_new = renew(model, absent, seed)
+        logger.info("head: %s", "new; the checkpoint has none for hidden words" if is_new else "the checkpoint's")
 
     def encode(self, tokenizer: Any, examples: Documents, max_length: int) -> MaskedSequences:
         """See `Task.encode`. Documents are cut into sequences, none of which has parts of two."""
@@ -158,7 +148,9 @@ class MaskedLMTask(Task):
         hidden = model.base_model(**inputs).last_hidden_state
         hidden_rows = batch["labels"] != NO_LABEL
         labels = batch["labels"][hidden_rows]
-        logits = model.cls(hidden[hidden_rows]).float()  # of these tokens alone: all would take most of the memory
+        decoder: Any = head_of(model).decoder
+        rows = decoder.transform(model, hidden[hidden_rows])  # of these tokens alone: all would take most of the memory
+        logits = model.get_submodule(decoder.linear)(rows).float()
         losses = functional.cross_entropy(logits, labels, reduction="none")
         found = torch.stack([losses, (logits.argmax(dim=-1) == labels).float()], dim=-1)
         if len(hidden_rows) == len(lengths):  # padded; a packed batch of one sequence is the same

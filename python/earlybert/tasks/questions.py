@@ -11,13 +11,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
 from ..errors import UsageError
 from ..training.data import EncodedExamples
 from ..training.ragged import Ragged
 from .base import Judgement, Task
+from .heads import renew
 from .spans import Span, best_spans, merge
 from .squad_metrics import exact_match, f1
 from .tokenizing import flat, map_cached, tokenizer_key
@@ -133,17 +133,10 @@ class QuestionAnsweringTask(Task):
         config.num_labels = 2  # a start and an end
         config.problem_type = None
 
-    @torch.no_grad()
     def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """See `Task.match_head`."""
-        head: Any = model.get_submodule("qa_outputs")
-        if not absent & {"qa_outputs.weight", "qa_outputs.bias"}:
-            logger.info("head: the checkpoint's")
-            return
-        torch.manual_seed(seed)
-        nn.init.normal_(head.weight, std=model.config.initializer_range)
-        nn.init.zeros_(head.bias)
-        logger.info("head: new; the checkpoint has none for questions")
+        is_new = renew(model, absent, seed)
+        logger.info("head: %s", "new; the checkpoint has none for questions" if is_new else "the checkpoint's")
 
     def encode(self, tokenizer: Any, examples: Questions, max_length: int) -> EncodedWindows:
         """See `Task.encode`. Contexts are cut into windows; a window without the answer is answered at [CLS]."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..training.data import EncodedExamples
 from .base import Judgement, Task
+from .heads import head_of, renew
 from .metrics import compute_metrics
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,13 @@ class SentenceTask(Task):
     @torch.no_grad()
     def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
         """See `Task.match_head`. The checkpoint's classes are put in the task's order by their names, case aside."""
-        classifier: Any = model.get_submodule("classifier")
+        path = head_of(model).classifier
+        classifier: Any = model.get_submodule(path)
+        weights = {f"{path}.weight", f"{path}.bias"}
         config: Any = model.config
         own = [labels.get(index, "").casefold() for index in range(len(labels))]
         wanted = [config.id2label[index].casefold() for index in range(config.num_labels)]
-        if absent & {"classifier.weight", "classifier.bias"}:
+        if absent & weights:
             why = "the checkpoint has none for as many labels"
         elif sorted(own) != sorted(wanted) or len(set(own)) < len(own):
             why = f"the checkpoint's labels ({', '.join(own)}) are not the task's ({', '.join(wanted)})"
@@ -94,10 +96,7 @@ class SentenceTask(Task):
             moved = order != sorted(order)
             logger.info("classifier: the checkpoint's%s", ", its labels put in the task's order" if moved else "")
             return
-        # Not as transformers has made it: what that drew depends on what else the checkpoint lacked.
-        torch.manual_seed(seed)
-        nn.init.normal_(classifier.weight, std=config.initializer_range)
-        nn.init.zeros_(classifier.bias)
+        renew(model, absent | weights, seed)
         logger.info("classifier: new; %s", why)
 
     def encode(self, tokenizer: Any, examples: Sentences, max_length: int) -> EncodedExamples:

@@ -31,7 +31,10 @@ Make = Callable[..., FinetuneArguments]
     ("changes", "message"),
     [
         ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, found magic"),
-        ({"task": "sst"}, "unknown task 'sst'; the tasks are classification, regression, cola"),
+        (
+            {"task": "sst"},
+            "unknown task 'sst'; the tasks are classification, regression, multilabel, token-classification",
+        ),
         ({"head_ratio": 1.0}, "--head-ratio: expected a share from 0 to less than 1, found 1.0"),
         ({"neuron_ratio": -0.1}, "--neuron-ratio: expected a share"),
         ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),

@@ -47,7 +47,7 @@ class RunArguments:
     kernels: Literal["auto", "off"] = _help("auto: this library's fused layers. off: stock transformers.", "auto")
     cuda_graphs: Literal["auto", "off"] = _help(
         "auto: on a GPU, training steps of --kernels auto are captured in CUDA graphs where they can be (not in "
-        "float16, for regressions or with --gradient-accumulation-steps). off: never.",
+        "float16, for regression and multilabel, or with --gradient-accumulation-steps). off: never.",
         "auto",
     )
     padding: Literal["none", "longest", "max_length"] | None = _help(

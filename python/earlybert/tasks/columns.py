@@ -42,9 +42,8 @@ class Table:
 
     def labels_used(self) -> set[str]:
         """The names of all labels that a row has."""
-        return {
-            str(label) for row in self.labels for label in (row if isinstance(row, tuple) else (row,))
-        }  # fmt: skip
+        rows = (row if isinstance(row, tuple) else (row,) for row in self.labels)
+        return {str(label) for row in rows for label in row}
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,9 @@ class Columns:
         labels = dataset[column][:]
         _check_values(labels, where, column, (str, int, float), "a label")
         names = _class_names(dataset.features[column])
-        return (_named(labels, names, where, column) if names else labels), names
+        if names:
+            labels = [_named(label, names, f"{where}, row {row}", column) for row, label in enumerate(labels, 1)]
+        return labels, names
 
     def label_column(self, dataset: Dataset, where: str) -> str:
         """The name of the one that has the labels."""
@@ -145,7 +146,7 @@ class LabelSets(Columns):
                     raise UsageError(
                         f"{here}: expected names or whole numbers of labels in column {column}, found {label!r:.60}"
                     )
-            own = tuple(map(str, _named(row, names, here, column, counted=False) if names else row))
+            own = tuple(_named(label, names, here, column) if names else str(label) for label in row)
             if len(set(own)) < len(own):
                 twice = next(label for label in own if own.count(label) > 1)
                 raise UsageError(
@@ -191,7 +192,7 @@ class WordTags(Columns):
             here = f"{where}, row {number}"
             if len(row) != len(words):
                 raise UsageError(f"{here}: expected a tag for each word, found {len(words)} words and {len(row)} tags")
-            tags = _named(row, names, here, column, counted=False) if names else row
+            tags = [_named(tag, names, here, column) for tag in row] if names else row
             for tag in tags:
                 if not isinstance(tag, str):
                     raise UsageError(
@@ -207,23 +208,11 @@ def _class_names(feature: Any) -> tuple[str, ...]:
     return tuple(feature.names) if isinstance(feature, ClassLabel) else ()
 
 
-def _named(
-    labels: Sequence[Any], names: tuple[str, ...], where: str, column: str, *, counted: bool = True
-) -> list[str]:
-    """The names of labels that are numbers of them.
-
-    Args:
-        labels: of a column, or of one row.
-        names: of the classes.
-        where: what they are of, for messages.
-        column: likewise.
-        counted: whether they are of a row each.
-    """
-    for row, label in enumerate(labels, 1):
-        if label is None or not 0 <= label < len(names):
-            here = f"{where}, row {row}" if counted else where
-            raise UsageError(f"{here}: expected a label in column {column}, found none")
-    return [names[label] for label in labels]
+def _named(label: int | None, names: tuple[str, ...], where: str, column: str) -> str:
+    """The name of a class by its number."""
+    if label is None or not 0 <= label < len(names):
+        raise UsageError(f"{where}: expected a label in column {column}, found none")
+    return names[label]
 
 
 def _marks(values: Sequence[Any], where: str, column: str) -> list[bool]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-#: What belongs to a token, and what to a sequence. `labels` belong to what their shape says.
+#: What belongs to a token, and what to a sequence.
 _OF_TOKENS = ("input_ids", "token_type_ids")
 _OF_SEQUENCES = ("next_sentence_label", "start_positions", "end_positions")
 _OF_EITHER = ("labels", "label")
@@ -34,6 +34,7 @@ class PackedCollator:
         batch_size: int | None = None,
         max_length: int | None = None,
         skip_logits: bool = False,
+        labels_of: Literal["tokens", "sequences"] | None = None,
     ) -> None:
         """
         Args:
@@ -44,10 +45,14 @@ class PackedCollator:
             skip_logits: the batch is for a masked language model and asks it for the loss alone: it holds
                 `skip_logits`, and `max_labelled`, the number of labels (with `fill_to`, rounded up to a 16th of the
                 tokens).
+            labels_of: what labels belong to: "tokens", one to each, or "sequences", which may have several, as
+                multi-label classification has. None: one number is a sequence's, and several are its tokens'.
 
         Raises:
             ValueError: `fill_to` is given without the others, or one of them is out of range.
         """
+        if labels_of not in (None, "tokens", "sequences"):
+            raise ValueError(f"labels_of is {labels_of!r}, expected 'tokens', 'sequences' or None")
         self._filling: tuple[int, int, int] | None = None
         if fill_to is not None:
             if batch_size is None or max_length is None:
@@ -62,19 +67,20 @@ class PackedCollator:
         self.batch_size = batch_size
         self.max_length = max_length
         self.skip_logits = skip_logits
+        self.labels_of = labels_of
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Packs examples, each of which has the same of these (as numbers, lists or tensors) and nothing else is read.
 
         Args:
-            examples: `input_ids`, `token_type_ids`; `labels` or `label`, one of the example or one a token;
+            examples: `input_ids`, `token_type_ids`; `labels` or `label`, of the example or of its tokens;
                 `next_sentence_label`, `start_positions`, `end_positions`. Of an `attention_mask` only that it is all
                 ones: examples come without padding.
 
         Returns:
             `input_ids`, `position_ids`, `token_type_ids` and labels of tokens, int64 `(1, T)`; labels of sequences
-            `(sequences,)`; `cu_seq_lens_q` and `cu_seq_lens_k`, int32 `(sequences + 1,)`; `max_length_q` and
-            `max_length_k`, ints.
+            `(sequences,)`, or `(sequences, labels)`; `cu_seq_lens_q` and `cu_seq_lens_k`, int32 `(sequences + 1,)`;
+            `max_length_q` and `max_length_k`, ints.
 
         Raises:
             ValueError: there are no examples, they have different keys, one is padded, empty or longer than
@@ -103,7 +109,7 @@ class PackedCollator:
                 batch[name] = _stacked(examples, name, len(fillers), outside)
         for name in _OF_EITHER:
             if name in examples[0]:
-                if torch.as_tensor(examples[0][name]).dim() == 0:
+                if self._is_of_sequence(examples[0][name]):
                     batch["labels"] = _stacked(examples, name, len(fillers), _NO_LABEL)
                 else:
                     batch["labels"] = _joined(examples, name, lengths, filling, _NO_LABEL)
@@ -119,6 +125,11 @@ class PackedCollator:
             step = 1 if self.fill_to is None else -(-tokens // 16)
             batch |= {"skip_logits": True, "max_labelled": -(-labelled // step) * step}
         return batch
+
+    def _is_of_sequence(self, label: Any) -> bool:
+        if self.labels_of is None:
+            return torch.as_tensor(label).dim() == 0
+        return self.labels_of == "sequences"
 
     def _check_keys(self, examples: Sequence[Mapping[str, Any]]) -> None:
         if not examples:
@@ -170,13 +181,16 @@ def _joined(examples: Sequence[Mapping[str, Any]], name: str, lengths: list[int]
 
 
 def _stacked(examples: Sequence[Mapping[str, Any]], name: str, fillers: int, fill: int) -> Tensor:
-    """`(sequences,)`, int64 or float32."""
-    column = torch.as_tensor([example[name] for example in examples])
+    """`(sequences,)` or `(sequences, labels)`, int64 or float32."""
+    rows = [torch.as_tensor(example[name]) for example in examples]
+    if len(shapes := {tuple(row.shape) for row in rows}) > 1:
+        raise ValueError(f"{name} of the examples have shapes {sorted(shapes)}, expected one shape")
+    column = torch.stack(rows)
     if not column.is_floating_point():
-        return torch.cat([column, torch.full((fillers,), fill)])
+        return torch.cat([column, torch.full((fillers, *rows[0].shape), fill)])
     if fillers:
         raise ValueError(
             f"{name} are {column.dtype}: no number of theirs says that a filler does not count, so that the loss "
-            "would read it. Train regressions on batches that are not filled (no fill_to)."
+            "would read it. Train regressions, and on several labels, with batches that are not filled (no fill_to)."
         )
     return column.float()

@@ -21,6 +21,7 @@ TASK_OPTIONS = (
     "text_column",
     "text_pair_column",
     "label_column",
+    "label_columns",
     "metrics",
 )
 OPTIMIZERS = ("lamb", "adamw")
@@ -46,7 +47,7 @@ class RunArguments:
     kernels: Literal["auto", "off"] = _help("auto: this library's fused layers. off: stock transformers.", "auto")
     cuda_graphs: Literal["auto", "off"] = _help(
         "auto: on a GPU, training steps of --kernels auto are captured in CUDA graphs where they can be (not in "
-        "float16, for regressions or with --gradient-accumulation-steps). off: never.",
+        "float16, for regression and multilabel, or with --gradient-accumulation-steps). off: never.",
         "auto",
     )
     padding: Literal["none", "longest", "max_length"] | None = _help(
@@ -225,23 +226,38 @@ class _OfTasks:
 
     model: str = field(metadata={"help": "Folder or hub name of the model to start from."})
     task: str = _help(
-        "Task: classification or regression on a table of your own; a task of GLUE in lower case (sst2, cola, mrpc, "
-        "...), squad, squad_v2 or pydocs.",
+        "Task on a table of your own: classification, regression, multilabel (any number of labels of a text) or "
+        "token-classification (a tag for each word, such as named entities); a task of GLUE in lower case (sst2, cola, "
+        "mrpc, ...), squad, squad_v2 or pydocs.",
         "classification",
     )
     train_file: str | None = _help(
-        "The training file: a table with a header (.csv, .tsv, .jsonl, .json, .parquet), or one in the named task's "
-        "format."
+        "The training file: a table with a header (.csv, .tsv, .jsonl, .json, .parquet), for token-classification also "
+        "CoNLL's lines of a word and its tag (.conll); or one in the named task's format."
     )
     validation_file: str | None = _help("The evaluation file, likewise. Default: one row in ten is held out.")
-    text_column: str | None = _help("The table's column with the texts. Default: the one named sentence or text.")
+    text_column: str | None = _help(
+        "The table's column with the texts, or for token-classification with lists of words. Default: the one named "
+        "sentence or text, or tokens or words."
+    )
     text_pair_column: str | None = _help("The column with second texts, if texts come in pairs.")
-    label_column: str | None = _help("The column with the labels: names, or whole numbers. Default: label.")
+    label_column: str | None = _help(
+        "The column with the labels: names, or whole numbers. Default: label. For multilabel, with lists of them; "
+        "default: labels. For token-classification, with lists of tags, one for each word; default: ner_tags or tags."
+    )
+    label_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "multilabel: the columns of single labels, with 1 where a text has the label and 0 where not, in "
+            "place of a column of lists, which .csv and .tsv cannot have."
+        },
+    )
     metrics: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Metrics of a table, the first of which runs are compared by. Default: accuracy f1_macro, or "
-            "pearson mean_squared_error."
+            "help": "Metrics of a table, the first of which runs are compared by. Default: accuracy f1_macro; for "
+            "regression pearson mean_squared_error; for multilabel f1_micro f1_macro exact_match; for "
+            "token-classification f1 precision recall (of entities) accuracy (of words)."
         },
     )
     dataset_name: str | None = _help("A dataset of the hub, in place of --train-file.")

@@ -221,7 +221,7 @@ def _make_predict_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(prog=prog, description="Write what a run's model says of the texts of a file.")
     parser.add_argument("run", help="output directory of a run of finetune")
     parser.add_argument("file", help="texts in the format that the run was trained on; needs no labels")
-    parser.add_argument("output", help="a line each: .jsonl (label and score, or prediction), or .tsv as GLUE wants it")
+    parser.add_argument("output", help="a line each: .jsonl (label, labels, tags or number), or .tsv as GLUE wants it")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     return parser

@@ -30,16 +30,19 @@ _PLAIN = {
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size", "type_vocab_size")
 
 
-def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
+def read_config(
+    name: str, flag: str = "--model", head: str = "ForSequenceClassification"
+) -> tuple[Any, dict[int, str]]:
     """The config of a model that the programs can train, and the names of its classes.
 
     Args:
         name: a folder or a model of the hub.
         flag: what it was given by, for messages.
+        head: what the names of classes of models with the task's head end in.
 
     Returns:
         The config; and by index the names that the model's own config.json gives its classes, nothing where the
-        model is no classifier of sequences.
+        model has another head.
 
     Raises:
         UsageError: no config can be read there, or none of a model that `earlybert_kernels.convert` takes, which stock
@@ -50,7 +53,7 @@ def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
     with reading(f"{flag} {name}: no model could be read there"):
         config = AutoConfig.from_pretrained(name)
         stated, _ = PreTrainedConfig.get_config_dict(name)
-        labels = _labels(config, stated)
+        labels = _labels(config, stated, head)
     try:
         ek.check_convertible(config)
         getattr(config, "ticket", None)  # a compact model's, of which the config says what is left
@@ -76,13 +79,13 @@ def read_config(name: str, flag: str = "--model") -> tuple[Any, dict[int, str]]:
     return config, labels
 
 
-def _labels(config: Any, stated: Mapping[str, Any]) -> dict[int, str]:
+def _labels(config: Any, stated: Mapping[str, Any], head: str) -> dict[int, str]:
     """The names of the classes by index, from a config as it was read and from what its file states.
 
     transformers forgets the label2id of a file without id2label, and the id2label of one with another num_labels.
     """
     architectures = stated.get("architectures")
-    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+    if architectures and not any(name.endswith(head) for name in architectures):
         return {}
     labels = {int(index): str(label) for index, label in (stated.get("id2label") or config.id2label).items()}
     if all(label == f"LABEL_{index}" for index, label in labels.items()) and stated.get("label2id"):

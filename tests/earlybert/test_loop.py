@@ -309,6 +309,7 @@ def recording(steps: list[ek.CapturedStep]) -> Callable[..., ek.CapturedStep]:
         ({"accumulation_steps": 2}, "several batches"),
         ({"dtype": torch.float16}, "loss scaling"),
         ({"labels": torch.zeros(90)}, "regression"),
+        ({"labels": torch.zeros(90, 2)}, "several labels"),
         ({"cuda_graphs": False}, None),
         ({"stock": True}, None),
     ],

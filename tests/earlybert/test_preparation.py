@@ -20,7 +20,7 @@ from transformers import (
 
 from earlybert import FinetuneArguments, finetune
 from earlybert.errors import OutputExistsError, UsageError
-from earlybert.programs.preparation import _config
+from earlybert.loading import read_config
 from earlybert.tasks import TASKS
 from tests.helpers.toy import HEADS, LAYERS, NEURONS
 
@@ -31,7 +31,10 @@ Make = Callable[..., FinetuneArguments]
     ("changes", "message"),
     [
         ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, found magic"),
-        ({"task": "sst"}, "unknown task 'sst'; the tasks are classification, regression, cola"),
+        (
+            {"task": "sst"},
+            "unknown task 'sst'; the tasks are classification, regression, multilabel, token-classification",
+        ),
         ({"head_ratio": 1.0}, "--head-ratio: expected a share from 0 to less than 1, found 1.0"),
         ({"neuron_ratio": -0.1}, "--neuron-ratio: expected a share"),
         ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),
@@ -199,7 +202,7 @@ def test_a_tasks_kind_does_not_depend_on_the_model_it_starts_from(
     config.num_labels, config.problem_type = 3, "single_label_classification"
     BertForSequenceClassification(config).save_pretrained(classes)
     for model, task in ((regression, "sst2"), (regression, "rte"), (classes, "stsb"), (classes, "sst2")):
-        config, _ = _config(arguments(model=str(model), task=task))
+        config, _ = read_config(str(model))
         TASKS[task].configure(config)
         kind = "regression" if task == "stsb" else "single_label_classification"
         assert (config.problem_type, config.num_labels) == (kind, 1 if task == "stsb" else 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from pyarrow import parquet
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -23,32 +20,15 @@ from earlybert.cli import main
 from earlybert.errors import MissingFileError, UsageError
 from earlybert.programs.evaluations import Evaluations
 from earlybert.tasks import TASKS, Source
-from earlybert.tasks.metrics import METRICS, compute_metrics
-from earlybert.tasks.tables import Columns, read_table, read_tables
+from earlybert.tasks.columns import Columns
+from earlybert.tasks.metrics import METRICS, Kind, compute_metrics
+from earlybert.tasks.tables import read_table, read_tables
+from tests.helpers.tables import write_table
 
 Make = Callable[..., FinetuneArguments]
 #: What CSV readers like to change: nothing of it is a number, missing or the end of a row.
 TEXTS = ["NA", "007", "null", "1e3", 'a "quoted", b', "two\nlines", "  spaces ", "2020-01-01", "ünïcode", "true"]
 LABELS = ["yes", "no"] * 5
-
-
-def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    if path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".tsv":
-        lines = ["\t".join(columns), *("\t".join(map(str, row.values())) for row in rows)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        parquet.write_table(pa.table(columns), path)
-    return path
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])
@@ -93,7 +73,7 @@ def refusal(**options: Any) -> str:
         ("a.json", b"[{", "not the .json that its name says"),
         ("a.parquet", b"text,label\na,b\n", "not the .parquet that its name says"),
         ("a.txt", b"text,label\na,b\n", "expected a file named .csv, .tsv, .jsonl, .json, .parquet"),
-        ("a.csv", b"words,label\na,b\n", "--text-column: expected one of"),
+        ("a.csv", b"words,label\na,b\n", "found none named sentence or text"),
         ("a.csv", b"text,text,label\na,b,c\n", "expected columns of different names, found two named text"),
         ("a.csv", b"text,class\na,b\n", "--label-column: expected a column of"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": null, "label": 1}\n', "row 2: expected a text in column"),
@@ -156,7 +136,7 @@ def test_saved_datasets_and_the_hubs_bring_their_splits_and_the_order_of_their_c
 
 def fitted(train: list[Any], evaluation: list[Any], task: str = "classification", **options: Any) -> Any:
     from earlybert.tasks import TaskData
-    from earlybert.tasks.tables import Table
+    from earlybert.tasks.columns import Table
 
     own = TASKS[task].with_options(**options)
     split = {name: Table([("x",)] * len(labels), labels) for name, labels in (("t", train), ("e", evaluation))}
@@ -310,7 +290,7 @@ def test_tables_do_not_go_through_a_cache(tmp_path: Path) -> None:
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("csv"))
 
 
-@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if not metric.of_numbers])
+@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if Kind.CLASSES in metric.kinds])
 def test_every_metric_of_classes_takes_whatever_a_model_says(metric: str) -> None:
     classes = 2 if metric == "f1" else 3
     for said in range(classes):
@@ -319,7 +299,7 @@ def test_every_metric_of_classes_takes_whatever_a_model_says(metric: str) -> Non
             assert -1 <= found[metric] <= 1
 
 
-@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if metric.of_numbers])
+@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if Kind.NUMBERS in metric.kinds])
 def test_every_metric_of_numbers_takes_whatever_a_model_says(metric: str) -> None:
     for said in (np.zeros(4), np.arange(4.0), np.array([1.0, -3.0, 2.0, 0.5])):
         for right in (np.zeros(4), np.arange(4.0)):

@@ -146,3 +146,32 @@ def test_padded_missing_and_unlabelled_examples_are_refused():
         ek.PackedCollator()([])
     with pytest.raises(ValueError, match="skip_logits=True needs labels"):
         ek.PackedCollator(skip_logits=True)(examples())
+
+
+def test_labels_are_what_the_caller_says_of_them():
+    rows = examples()
+    lengths = [len(row["input_ids"]) for row in rows]
+    # Of the first example as many as it has tokens: by their shape they would be these tokens'.
+    several = [{**row, "labels": [0.0, 1.0, 1.0]} for row in rows]
+    assert lengths[0] == 3
+    with pytest.raises(
+        ValueError, match="labels of an example of 3 tokens are torch.float32 .3,., expected one integer"
+    ):
+        ek.PackedCollator()(several)
+    inputs = ek.PackedCollator(labels_of="sequences")(several)
+    assert inputs["labels"].tolist() == [[0.0, 1.0, 1.0]] * 3 and inputs["labels"].dtype == torch.float32
+    model = ek.convert(tiny_model(problem_type="multi_label_classification"))
+    output = model(**inputs)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, inputs["labels"])
+    torch.testing.assert_close(output.loss, expected)
+
+    of_tokens = [{**row, "labels": [1] * length} for row, length in zip(rows, lengths, strict=True)]
+    assert ek.PackedCollator(labels_of="tokens")(of_tokens)["labels"].shape == (1, sum(lengths))
+    with pytest.raises(ValueError, match="labels of the examples have shapes .*, expected one shape"):
+        ek.PackedCollator(labels_of="sequences")(of_tokens)
+    with pytest.raises(ValueError, match="labels of an example of 3 tokens are torch.int64 .., expected one integer"):
+        ek.PackedCollator(labels_of="tokens")(examples(labels=[1, 2, 0]))
+    with pytest.raises(ValueError, match="no number of theirs says that a filler does not count"):
+        ek.PackedCollator(fill_to=16, batch_size=4, max_length=6, labels_of="sequences")(several)
+    with pytest.raises(ValueError, match="labels_of is 'rows', expected"):
+        ek.PackedCollator(labels_of="rows")

@@ -29,9 +29,10 @@ def predict(run: str, file: str, output: str, *, overwrite: bool = False, device
     Args:
         run: the run's folder.
         file: in the format that the run was trained on; it needs no labels.
-        output: `.jsonl`, a line for each text with `label` and `score`, its probability, or `prediction`, a number, or
-            for each question with `prediction_text` and `id`; or `.tsv`, as GLUE wants it handed in: `index` and
-            `prediction`, labels spelled as the task's files do.
+        output: `.jsonl`, a line for each text with `label` and `score`, its probability; with `labels`, and `scores` of
+            all there are; with `tags` and `scores`, one for each word; or with `prediction`, a number; for each
+            question with `prediction_text` and `id`. Or `.tsv`, as GLUE wants it handed in: `index` and `prediction`,
+            labels spelled as the task's files do, lists as JSON does.
         overwrite: replace the output if it is there.
         device: as torch names it; default: cuda where there is one, else cpu.
 

@@ -82,7 +82,8 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     directory = RunDirectory(args.output_dir)
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
     device = _device(args)
-    config, labels = _config(args)
+    head = task.model_class.__name__.removeprefix("AutoModel")
+    config, labels = read_config(args.model_source, args.model_flag, head)
     _check_length("--max-length", args.input_length, config)
     if long_length is not None:
         _check_length("--long-length", long_length, config)
@@ -122,7 +123,7 @@ def environment(args: RunArguments) -> dict[str, Any]:
         UsageError: the device, the model or the backend is not there.
     """
     device = _device(args)
-    config, _ = _config(args)
+    config, _ = read_config(args.model_source, args.model_flag)
     return _environment(device, _backends(args, config, device))
 
 
@@ -203,11 +204,6 @@ def _device(args: RunArguments) -> torch.device:
             f"--dtype float16 needs autocast and loss scaling, which cuda and cpu have; use bfloat16 on device {device}"
         )
     return device
-
-
-def _config(args: RunArguments) -> tuple[Any, dict[int, str]]:
-    """The config of the model that is to be trained, and the labels that it came with."""
-    return read_config(args.model_source, args.model_flag)
 
 
 def _check_length(flag: str, length: int, config: Any) -> None:

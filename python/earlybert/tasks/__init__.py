@@ -10,10 +10,14 @@ from .pydocs import PyDocsTask
 from .questions import QuestionAnsweringTask, Questions
 from .sentences import Sentences, SentenceTask
 from .squad import SQUAD_TASKS, SquadTask
-from .table_task import TABLE_TASKS, TableTask
+from .table_task import TableTask
+from .table_texts import TEXT_TASKS
+from .table_words import TAGGING_TASK
 
 #: All tasks to fine-tune on, by name.
-TASKS: dict[str, Task] = {task.name: task for task in (*TABLE_TASKS, *GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (*TEXT_TASKS, TAGGING_TASK, *GLUE_TASKS, *SQUAD_TASKS, PyDocsTask())
+}
 _ALL = {**TASKS, MaskedLMTask.name: MaskedLMTask()}
 
 __all__ = [

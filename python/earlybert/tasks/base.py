@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,8 +176,9 @@ class Task(ABC):
         raise UsageError(f"task {self.name} has no answers to write")
 
     def spell(self, answer: Mapping[str, Any]) -> str:
-        """One of `answers` as the task's own files spell it."""
-        return str(next(iter(answer.values())))
+        """One of `answers` as the task's own files spell it; a list as JSON does."""
+        value = next(iter(answer.values()))
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
 
     @abstractmethod
     def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from ..errors import UsageError
-from ..training.batches import NO_LABEL
+from ..training.batches import NO_LABEL, split_labelled
 from ..training.data import EncodedExamples
 from ..training.ragged import Ragged
 from .base import Judgement, Source, Task, TaskData
@@ -44,8 +44,13 @@ class MaskedSequences(EncodedExamples):
     fixed: bool = False
 
     @property
-    def label_tokens(self) -> bool:
-        """See `EncodedExamples.label_tokens`."""
+    def of_tokens(self) -> frozenset[str]:
+        """See `EncodedExamples.of_tokens`: with the labels, which there are when an example is asked for."""
+        return super().of_tokens | {"labels"}
+
+    @property
+    def can_skip_logits(self) -> bool:
+        """See `EncodedExamples.can_skip_logits`."""
         return True
 
     def contents(self) -> dict[str, Any]:
@@ -153,11 +158,7 @@ class MaskedLMTask(Task):
         logits = model.get_submodule(decoder.linear)(rows).float()
         losses = functional.cross_entropy(logits, labels, reduction="none")
         found = torch.stack([losses, (logits.argmax(dim=-1) == labels).float()], dim=-1)
-        if len(hidden_rows) == len(lengths):  # padded; a packed batch of one sequence is the same
-            counts = hidden_rows.sum(dim=1)
-        else:
-            counts = torch.stack([part.sum() for part in hidden_rows[0, : sum(lengths)].split(list(lengths))])
-        return list(found.split(counts.tolist()))
+        return split_labelled(found, batch["labels"], lengths)
 
     def score(self, outputs: Sequence[np.ndarray], encoded: MaskedSequences) -> Judgement:
         """See `Task.score`: the mean loss of hidden tokens and the share of them that is guessed."""

@@ -1,4 +1,4 @@
-"""Metrics of classes and numbers, computed by scikit-learn and SciPy."""
+"""Metrics of classes, sets of labels and numbers, computed by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import numpy as np
+
+
+class Kind(Enum):
+    """What a metric compares."""
+
+    #: An index for each example.
+    CLASSES = auto()
+    #: For each example 0 or 1 for every label.
+    LABEL_SETS = auto()
+    NUMBERS = auto()
 
 
 @dataclass(frozen=True)
@@ -17,12 +28,12 @@ class Metric:
 
     Attributes:
         function: computes it, given labels and predictions.
-        of_numbers: whether these are numbers, and not classes.
+        kinds: of what these may be.
         is_error: whether less of it is better.
     """
 
     function: Callable[[np.ndarray, np.ndarray], float]
-    of_numbers: bool = False
+    kinds: tuple[Kind, ...] = (Kind.CLASSES,)
     is_error: bool = False
 
 
@@ -47,20 +58,28 @@ def _scipy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     return compute
 
 
-#: By name. `f1` is that of class 1; those of all classes are averaged over classes (macro) or weighted by their size.
+_CLASSES_OR_SETS = (Kind.CLASSES, Kind.LABEL_SETS)
+
+#: By name. `f1` is that of class 1; those of all classes or labels are averaged over them (macro), weighted by their
+#: size, or counted over all decisions together (micro). A label that nobody has and nobody is said to have counts 0.
+#: `exact_match` is the share of the examples whose set of labels is right as a whole.
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_sklearn("accuracy_score")),
     "balanced_accuracy": Metric(_sklearn("balanced_accuracy_score")),
     "f1": Metric(_sklearn("f1_score")),
-    "f1_macro": Metric(_sklearn("f1_score", average="macro")),
-    "f1_weighted": Metric(_sklearn("f1_score", average="weighted")),
-    "precision_macro": Metric(_sklearn("precision_score", average="macro")),
-    "recall_macro": Metric(_sklearn("recall_score", average="macro")),
+    "f1_micro": Metric(_sklearn("f1_score", average="micro"), (Kind.LABEL_SETS,)),
+    "f1_macro": Metric(_sklearn("f1_score", average="macro"), _CLASSES_OR_SETS),
+    "f1_weighted": Metric(_sklearn("f1_score", average="weighted"), _CLASSES_OR_SETS),
+    "precision_micro": Metric(_sklearn("precision_score", average="micro"), (Kind.LABEL_SETS,)),
+    "precision_macro": Metric(_sklearn("precision_score", average="macro"), _CLASSES_OR_SETS),
+    "recall_micro": Metric(_sklearn("recall_score", average="micro"), (Kind.LABEL_SETS,)),
+    "recall_macro": Metric(_sklearn("recall_score", average="macro"), _CLASSES_OR_SETS),
+    "exact_match": Metric(_sklearn("accuracy_score"), (Kind.LABEL_SETS,)),
     "matthews_correlation": Metric(_sklearn("matthews_corrcoef")),
-    "pearson": Metric(_scipy("pearsonr"), of_numbers=True),
-    "spearman": Metric(_scipy("spearmanr"), of_numbers=True),
-    "mean_squared_error": Metric(_sklearn("mean_squared_error"), of_numbers=True, is_error=True),
-    "mean_absolute_error": Metric(_sklearn("mean_absolute_error"), of_numbers=True, is_error=True),
+    "pearson": Metric(_scipy("pearsonr"), (Kind.NUMBERS,)),
+    "spearman": Metric(_scipy("spearmanr"), (Kind.NUMBERS,)),
+    "mean_squared_error": Metric(_sklearn("mean_squared_error"), (Kind.NUMBERS,), is_error=True),
+    "mean_absolute_error": Metric(_sklearn("mean_absolute_error"), (Kind.NUMBERS,), is_error=True),
 }
 
 
@@ -74,8 +93,8 @@ def compute_metrics(names: Sequence[str], predictions: np.ndarray, labels: np.nd
 
     Args:
         names: of `METRICS`.
-        predictions: classes, or numbers `(examples,)`.
-        labels: class indices or targets `(examples,)`.
+        predictions: classes or numbers `(examples,)`, or sets of labels `(examples, labels)`, integers.
+        labels: likewise.
     """
     with warnings.catch_warnings():
         # They are of models that say one class, or nearly one number, of all examples: the metric is defined there too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..training.data import EncodedExamples
 from .base import Judgement, Task
-from .heads import head_of, renew
+from .classifier import match_classifier, set_classes
 from .metrics import compute_metrics
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,12 @@ class Sentences:
 
     Attributes:
         texts: per example, the task's one or two sentences.
-        labels: per example, an index into the task's `labels` (int), or the target of a regression (float).
+        labels: per example, an index into the task's `labels` (int), or the target of a regression (float), or for each
+            of the task's `labels` whether the example has it (1.0 or 0.0).
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[int] | list[float]
+    labels: list[int] | list[float] | list[list[float]]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -70,40 +68,22 @@ class SentenceTask(Task):
 
     def configure(self, config: Any) -> None:
         """See `Task.configure`."""
-        # All of it: the model may come from a task of another kind, whose loss would stay.
-        names = self.labels or ("LABEL_0",)
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: i for i, name in enumerate(names)}
-        config.problem_type = "regression" if self.is_regression else "single_label_classification"
+        set_classes(config, self.labels or ("LABEL_0",), self.problem_type)
 
-    @torch.no_grad()
+    @property
+    def problem_type(self) -> str:
+        """What transformers calls the kind of loss."""
+        return "regression" if self.is_regression else "single_label_classification"
+
     def match_head(self, model: PreTrainedModel, absent: set[str], labels: Mapping[int, str], seed: int) -> None:
-        """See `Task.match_head`. The checkpoint's classes are put in the task's order by their names, case aside."""
-        path = head_of(model).classifier
-        classifier: Any = model.get_submodule(path)
-        weights = {f"{path}.weight", f"{path}.bias"}
-        config: Any = model.config
-        own = [labels.get(index, "").casefold() for index in range(len(labels))]
-        wanted = [config.id2label[index].casefold() for index in range(config.num_labels)]
-        if absent & weights:
-            why = "the checkpoint has none for as many labels"
-        elif sorted(own) != sorted(wanted) or len(set(own)) < len(own):
-            why = f"the checkpoint's labels ({', '.join(own)}) are not the task's ({', '.join(wanted)})"
-        else:
-            order = [own.index(label) for label in wanted]
-            for parameter in (classifier.weight, classifier.bias):
-                parameter.copy_(parameter[order])
-            moved = order != sorted(order)
-            logger.info("classifier: the checkpoint's%s", ", its labels put in the task's order" if moved else "")
-            return
-        renew(model, absent | weights, seed)
-        logger.info("classifier: new; %s", why)
+        """See `Task.match_head` and `match_classifier`."""
+        match_classifier(model, absent, labels, seed)
 
     def encode(self, tokenizer: Any, examples: Sentences, max_length: int) -> EncodedExamples:
         """See `Task.encode`; of a pair, the longer sentence is cut first."""
         columns = [list(column) for column in zip(*examples.texts, strict=True)]
         encoding = tokenizer(*columns, truncation=True, max_length=max_length)
-        dtype = torch.float32 if self.is_regression else torch.int64
+        dtype = torch.int64 if self.problem_type == "single_label_classification" else torch.float32
         targets = {"labels": torch.tensor(examples.labels, dtype=dtype)}
         return EncodedExamples.from_encoding(tokenizer, encoding, targets)
 

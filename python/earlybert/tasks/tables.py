@@ -1,66 +1,28 @@
-"""Tables of one's own: CSV, TSV, JSON lines and Parquet files, saved datasets and datasets of the hub."""
+"""Tables of one's own: CSV, TSV, JSON lines, Parquet and CoNLL files, saved datasets and datasets of the hub."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from pyarrow import csv, parquet
 from pyarrow import json as json_lines
 
 from ..errors import UsageError
 from .base import Source
+from .columns import Columns, Table
+from .conll import read_conll
 from .reading import check_is_file, hold_out, read_hub
 
-#: The columns that texts are looked for in, where none is named.
-_TEXT_COLUMNS = ("sentence", "text")
 #: Rows that are held out where no others are named: one in so many, but not more than so many.
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 1000
 #: Bytes that Arrow parses at a time; a row must fit into them.
 _BLOCK_SIZE = 1 << 26
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a table are read.
-
-    Attributes:
-        text: the texts; None for the one named `sentence` or `text`.
-        pair: the second texts, if there are any.
-        label: the labels.
-    """
-
-    text: str | None = None
-    pair: str | None = None
-    label: str = "label"
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of one split.
-
-    Attributes:
-        texts: per row, its one or two texts.
-        labels: per row, as the table has it: a number or a name. Empty where there are none.
-        label_names: all names, in the order of the classes, where the table says so itself.
-    """
-
-    texts: list[tuple[str, ...]]
-    labels: list[Any]
-    label_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def first(self, count: int | None) -> Table:
-        """See `Examples.first`."""
-        return self if count is None else Table(self.texts[:count], self.labels[:count], self.label_names)
 
 
 def read_tables(source: Source, columns: Columns) -> tuple[Table, Table]:
@@ -70,9 +32,9 @@ def read_tables(source: Source, columns: Columns) -> tuple[Table, Table]:
         UsageError: naming the file, and what was expected of it.
     """
     train, evaluation = _splits(source)
-    found = read_columns(*train, columns)
+    found = columns.read(*train)
     if evaluation is not None:
-        return found, read_columns(*evaluation, columns)
+        return found, columns.read(*evaluation)
     return _held_out(found)
 
 
@@ -94,8 +56,8 @@ def _splits(source: Source) -> tuple[tuple[Dataset, str], tuple[Dataset, str] | 
         return _of_folder(source.data_dir)
     if source.train_file is None:
         raise UsageError(
-            "expected what to train on: --train-file (.csv, .tsv, .jsonl, .json or .parquet), --dataset-name, or "
-            "--data-dir with a dataset that was saved by datasets; or --task"
+            "expected what to train on: --train-file (.csv, .tsv, .jsonl, .json, .parquet or .conll), --dataset-name, "
+            "or --data-dir with a dataset that was saved by datasets; or --task"
         )
     train = read_table(source.train_file), str(source.train_file)
     if source.validation_file is None:
@@ -132,7 +94,7 @@ def _named(splits: Any, what: str) -> tuple[tuple[Dataset, str], tuple[Dataset, 
 
 def read_table(path: Path) -> Dataset:
     """A table by its file's name: `.csv`, `.tsv` (nothing is quoted), `.jsonl` and `.json` (a row a line, or one list
-    of them), `.parquet`. The columns of the first two are of strings.
+    of them), `.parquet`, `.conll` (see `read_conll`). The columns of the first two are of strings.
 
     Raises:
         MissingFileError: there is no such file.
@@ -198,63 +160,8 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".parquet": parquet.read_table,
+    ".conll": read_conll,
 }
-
-
-def read_columns(dataset: Dataset, where: str, columns: Columns, *, labelled: bool = True) -> Table:
-    """The columns that were asked for.
-
-    Args:
-        dataset: the table.
-        where: what it is called in messages.
-        columns: which.
-        labelled: whether that of the labels is read.
-
-    Raises:
-        UsageError: one is not there, or a text or a label is missing.
-    """
-    text = columns.text or next((name for name in _TEXT_COLUMNS if name in dataset.column_names), None)
-    if text is None:
-        raise UsageError(
-            f"--text-column: expected one of {where}, which has {_listed(dataset)}; none of them is named "
-            + " or ".join(_TEXT_COLUMNS)
-        )
-    texts = [_column(dataset, where, "--text-column", text)]
-    if columns.pair is not None:
-        texts.append(_column(dataset, where, "--text-pair-column", columns.pair))
-    for values, name in zip(texts, (text, columns.pair), strict=False):
-        _check_values(values, where, name, str, "a text")
-    if not labelled:
-        return Table(list(zip(*texts, strict=True)), [])
-    labels = _column(dataset, where, "--label-column", columns.label)
-    _check_values(labels, where, columns.label, (str, int, float), "a label")
-    names: tuple[str, ...] = ()
-    feature = dataset.features[columns.label]
-    if isinstance(feature, ClassLabel):
-        names = tuple(feature.names)
-        unknown = next((row for row, label in enumerate(labels, 1) if not 0 <= label < len(names)), None)
-        if unknown is not None:
-            raise UsageError(f"{where}, row {unknown}: expected a label in column {columns.label}, found none")
-        labels = [names[label] for label in labels]
-    return Table(list(zip(*texts, strict=True)), labels, names)
-
-
-def _column(dataset: Dataset, where: str, flag: str, name: str) -> list[Any]:
-    if name not in dataset.column_names:
-        raise UsageError(f"{flag}: expected a column of {where}, which has {_listed(dataset)}; found none named {name}")
-    return dataset[name][:]
-
-
-def _listed(dataset: Dataset) -> str:
-    names = dataset.column_names
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-
-
-def _check_values(values: Sequence[Any], where: str, name: str | None, kinds: Any, expected: str) -> None:
-    for row, value in enumerate(values, start=1):
-        if not isinstance(value, kinds) or value != value:  # NaN, which is how a number is missing
-            found = "nothing" if value is None or value != value else repr(value)[:60]
-            raise UsageError(f"{where}, row {row}: expected {expected} in column {name}, found {found}")
 
 
 def _held_out(table: Table) -> tuple[Table, Table]:
@@ -262,8 +169,5 @@ def _held_out(table: Table) -> tuple[Table, Table]:
     parts = hold_out(Dataset.from_dict({"row": range(len(table))}), one_in=_HELD_OUT_SHARE, most=_MOST_HELD_OUT)
     if parts is None:
         raise UsageError("a single row cannot be learnt from and held out; give --validation-file, or more rows")
-    train, evaluation = (
-        Table([table.texts[i] for i in part["row"]], [table.labels[i] for i in part["row"]], table.label_names)
-        for part in parts
-    )
+    train, evaluation = (table.rows(part["row"][:]) for part in parts)
     return train, evaluation

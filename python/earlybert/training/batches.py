@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,14 +48,17 @@ class BatchMaker:
             device: where batches go.
             pad_to: pad to this many tokens; None for the longest of a batch. Of no account where batches are packed.
             fill_from: examples of a full batch, to fill packed batches up to few shapes; None to fill nothing.
-            skip_logits: packed batches ask for the loss alone, where the examples are for masked language models.
+            skip_logits: packed batches ask for the loss alone, where the examples are such that they can.
         """
         self.packs = ek.is_converted(model)
-        self.label_tokens = examples.label_tokens
+        self.label_tokens = "labels" in examples.of_tokens
         self._examples = examples
         self._device = device
         self._pad_to = pad_to
-        options: dict[str, Any] = {"skip_logits": skip_logits and examples.label_tokens}
+        options: dict[str, Any] = {
+            "skip_logits": skip_logits and examples.can_skip_logits,
+            "labels_of": "tokens" if self.label_tokens else "sequences",
+        }
         if fill_from is not None:
             options |= {
                 "fill_to": FILL_PER_EXAMPLE * fill_from,
@@ -95,15 +99,17 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
         ValueError: an example is longer than `pad_to`.
 
     Returns:
-        The model's inputs, and targets of tokens, `(batch, tokens)` int64; targets of examples `(batch,)`.
+        The model's inputs, and targets of tokens, `(batch, tokens)` int64; targets of examples `(batch,)`, or
+        `(batch, labels)`.
     """
     rows = [examples[index] for index in indices]
     rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
+    of_tokens = examples.of_tokens | {"attention_mask"}
     fills = {"attention_mask": 0, **examples.pad_values}
     batch = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if not values[0].dim():  # of the example, and not of its tokens
+        if name not in of_tokens:
             batch[name] = torch.stack(values)
             continue
         fill = fills.get(name, NO_LABEL)
@@ -114,3 +120,19 @@ def collate(examples: EncodedExamples, indices: list[int], *, pad_to: int | None
             padded = torch.nn.functional.pad(padded, (0, pad_to - padded.shape[1]), value=fill)
         batch[name] = padded
     return batch
+
+
+def split_labelled(rows: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """What belongs to each sequence of a batch, of something that there is for each labelled token.
+
+    Args:
+        rows: one for each label of the batch, in their order.
+        labels: the batch's, `(batch, tokens)` or packed `(1, T)`; -100 where there is none.
+        lengths: tokens of each sequence.
+    """
+    labelled = labels != NO_LABEL
+    if len(labelled) == len(lengths):  # padded; a packed batch of one sequence is the same
+        counts = labelled.sum(dim=1)
+    else:
+        counts = torch.stack([part.sum() for part in labelled[0, : sum(lengths)].split(list(lengths))])
+    return list(rows.split(counts.tolist()))

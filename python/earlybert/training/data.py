@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -20,17 +20,24 @@ class EncodedExamples:
     Attributes:
         features: per input of the model, one row of tokens per example.
         pad_values: per input of the model, what padding is filled with.
-        targets: by the name of the forward's argument, what the model is to say: int64 (a class, a position) or
-            float32 `(examples,)`.
+        targets: by the name of the forward's argument, what the model is to say of an example: int64 (a class, a
+            position) or float32 `(examples,)`, or float32 `(examples, labels)`.
+        token_targets: likewise, what it is to say of its tokens: one row of labels per example, -100 for none.
     """
 
     features: dict[str, Ragged]
     pad_values: dict[str, int]
     targets: dict[str, torch.Tensor]
+    token_targets: dict[str, Ragged] = field(default_factory=dict)
 
     @property
-    def label_tokens(self) -> bool:
-        """Whether labels are of single tokens, and not of whole examples."""
+    def of_tokens(self) -> frozenset[str]:
+        """The names of what an example has one of for each token."""
+        return frozenset({*self.features, *self.token_targets})
+
+    @property
+    def can_skip_logits(self) -> bool:
+        """Whether the examples are for masked language models, whose loss can be had without their logits."""
         return False
 
     @classmethod
@@ -55,7 +62,7 @@ class EncodedExamples:
 
     def contents(self) -> dict[str, Any]:
         """All that a run's results depend on, for `checkpoints.fingerprint`."""
-        return {"features": self.features, "targets": self.targets}
+        return {"features": self.features, "targets": {**self.targets, **self.token_targets}}
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """One example with its targets.
@@ -64,8 +71,8 @@ class EncodedExamples:
             number: as `TrainingOrder` counts: those of the second epoch go on where those of the first end.
         """
         index = number % len(self)
-        features = {name: rows[index] for name, rows in self.features.items()}
-        return features | {name: values[index] for name, values in self.targets.items()}
+        columns: dict[str, Any] = {**self.features, **self.targets, **self.token_targets}
+        return {name: rows[index] for name, rows in columns.items()}
 
     def lengths(self) -> list[int]:
         """Tokens per example."""
@@ -89,11 +96,11 @@ def check_fits(examples: EncodedExamples, config: Any) -> None:
     """
     if not all(examples.lengths()):
         raise UsageError("the tokenizer makes no token at all of some examples, and adds none of its own such as [CLS]")
-    for name, field in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+    for name, size in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
         if name not in examples.features:
             continue
         largest = max(examples.pad_values[name], *(int(ids.max()) for ids in examples.features[name].arrays()))
-        count = getattr(config, field)
+        count = getattr(config, size)
         if largest >= count:
             raise UsageError(
                 f"the tokenizer makes {name} up to {largest} and the model has {count} embeddings of them: it is not "

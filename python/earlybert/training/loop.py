@@ -202,7 +202,7 @@ class TrainingLoop:
         obstacles = {
             "loss scaling of float16 looks at every step's gradients": self.scaler.is_enabled(),
             "each is made of several batches": self.order.step_size > self.order.batch_size,
-            "no number can be the label of a filler of a regression": any(
+            "no number can be the label of a filler of a regression, or of several labels": any(
                 values.is_floating_point() for values in examples.targets.values()
             ),
         }

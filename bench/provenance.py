@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from earlybert.environment import describe_machine, versions
+from earlybert import environment
 
 
 def pick_device() -> torch.device:
@@ -24,20 +22,15 @@ def wait_for(device: torch.device) -> None:
 
 
 def commit() -> str:
-    """`git describe --always --dirty` of this checkout; outside of one, what EARLYBERT_COMMIT says, or "unknown"."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("EARLYBERT_COMMIT", "unknown")
-    return done.stdout.strip()
+    """What `environment.commit` says of this checkout; outside of one, what EARLYBERT_COMMIT says, or "unknown"."""
+    return environment.commit() or os.environ.get("EARLYBERT_COMMIT", "unknown")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Entries `device`, `machine`, `versions` and `commit` of a result's JSON."""
     return {
         "device": device.type,
-        "machine": describe_machine(device),
-        "versions": versions(),
+        "machine": environment.describe_machine(device),
+        "versions": environment.versions(),
         "commit": commit(),
     }

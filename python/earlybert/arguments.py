@@ -24,7 +24,18 @@ TASK_OPTIONS = (
     "label_columns",
     "metrics",
 )
-OPTIMIZERS = ("lamb", "adamw")
+OPTIMIZERS = ("adamw", "lamb")
+#: Those of `transformers.get_scheduler` that need to know no more than the steps, of warm-up and of all.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "constant_with_warmup",
+    "constant",
+)
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 DOCUMENTS = ("line", "blank-line")
 DTYPES = ("float32", "bfloat16", "float16")
 EVAL_STRATEGIES = ("no", "steps", "epoch")
@@ -72,8 +83,14 @@ class RunArguments:
 
     num_train_epochs: float | None = _help("Epochs of the training stage. Default: 3 for dense, 2 for tickets.")
     max_steps: int | None = _help("Optimizer steps of the training stage; replaces --num-train-epochs.")
-    learning_rate: float = _help("Learning rate of the training stage, falling linearly to 0.", 4e-5)
+    optim: Literal["adamw", "lamb"] = _help("Optimizer of all stages.", "adamw")
+    learning_rate: float = _help("Highest learning rate of the training stage.", 4e-5)
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "constant_with_warmup", "constant"
+    ] = _help("How the learning rate of the training stage moves, by transformers' names.", "linear")
     warmup_ratio: float = _help("Share of the training stage over which the learning rate rises from 0.", 0.0)
+    warmup_steps: int | None = _help("Optimizer steps of that; replaces --warmup-ratio.")
+    max_grad_norm: float = _help("Longer gradients of the weights are cut to this norm; 0 for never.", 1.0)
     weight_decay: float = _help("Weight decay of the weight matrices.", 0.0)
 
     search_epochs: float = _help("Longest search, in epochs.", 0.2)
@@ -102,6 +119,11 @@ class RunArguments:
         "the task's first."
     )
     early_stopping_patience: int | None = _help("Stop training after so many evaluations in a row that are no better.")
+    logging_steps: int = _help("Optimizer steps between two records of loss and learning rate.", 25)
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers that records, evaluations and arguments are sent to: tensorboard, wandb, mlflow."},
+    )
     checkpoint_steps: int = _help("Optimizer steps between checkpoints; 0 for only at the end of a stage.", 500)
     resume: bool = _help("Continue the run in --output-dir; start it if there is none.", False)
     overwrite_output_dir: bool = _help("Replace the run in --output-dir.", False)
@@ -135,6 +157,11 @@ class RunArguments:
     def picks_best(self) -> bool:
         """Whether the models that are evaluated are compared."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers of `report_to`."""
+        return [name for name in self.report_to if name != "none"]
 
     @property
     def input_length(self) -> int:
@@ -173,16 +200,20 @@ class RunArguments:
             _expect_one_of(self, name, known)
         _expect_one_of(self, "padding", (None, *PADDINGS))
         _expect_one_of(self, "eval_strategy", EVAL_STRATEGIES)
+        _expect_one_of(self, "optim", OPTIMIZERS)
+        _expect_one_of(self, "lr_scheduler_type", SCHEDULES)
         for name in (
             "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
             "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
-            "eval_steps", "early_stopping_patience",
+            "eval_steps", "early_stopping_patience", "logging_steps",
         ):  # fmt: skip
             value = getattr(self, name)
             _expect(value is None or value >= 1, self, name, "at least 1")
         length = self.max_length
         _expect(length is None or length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
-        _expect(self.checkpoint_steps >= 0, self, "checkpoint_steps", "0 or more")
+        for name in ("checkpoint_steps", "warmup_steps"):
+            value = getattr(self, name)
+            _expect(value is None or value >= 0, self, name, "0 or more")
         _expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
         for name in ("num_train_epochs", "search_epochs"):
             value = getattr(self, name)
@@ -191,7 +222,7 @@ class RunArguments:
             value = getattr(self, name)
             holds = value is None or 0 < value <= _HIGHEST_RATE
             _expect(holds, self, name, f"more than 0 and at most {_HIGHEST_RATE:g}")
-        for name in ("weight_decay", "gate_l1"):
+        for name in ("weight_decay", "gate_l1", "max_grad_norm"):
             _expect(0 <= getattr(self, name) <= _HIGHEST_RATE, self, name, f"0 or more and at most {_HIGHEST_RATE:g}")
         for name in ("head_ratio", "neuron_ratio", "early_bird_threshold", "warmup_ratio"):
             _expect(0 <= getattr(self, name) < 1, self, name, "a share from 0 to less than 1")
@@ -213,6 +244,15 @@ class RunArguments:
         if self.metric_for_best_model is not None and not self.picks_best:
             raise UsageError(
                 "--metric-for-best-model: expected --load-best-model-at-end or --early-stopping-patience with it"
+            )
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise UsageError(
+                "--warmup-steps: schedule constant has none; give --lr-scheduler-type constant_with_warmup"
+            )
+        unknown = [name for name in self.report_to if name not in ("none", *TRACKERS)]
+        if unknown or ("none" in self.report_to and self.trackers):
+            raise UsageError(
+                f"--report-to: expected none, or of {', '.join(TRACKERS)}; found {' '.join(self.report_to)}"
             )
         if self.resume and self.overwrite_output_dir:
             raise UsageError(
@@ -329,8 +369,10 @@ class PretrainArguments(RunArguments, _OfTexts):
     long_share: float = _help("Share of the training stage's steps that is trained on the longer sequences.", 0.1)
     mlm_probability: float = _help("Share of the tokens that are to be guessed.", 0.15)
     whole_words: bool = _help("Hide all tokens of a word together.", False)
-    optimizer: Literal["lamb", "adamw"] = _help("Of all stages.", "lamb")
-    learning_rate: float = _help("Learning rate of the training stage, falling linearly to 0.", 2e-3)
+    optim: Literal["adamw", "lamb"] = field(
+        default="lamb", metadata={"aliases": ["--optimizer"], "help": "Optimizer of all stages."}
+    )
+    learning_rate: float = _help("Highest learning rate of the training stage.", 2e-3)
     warmup_ratio: float = _help("Share of the training stage over which the learning rate rises from 0.", 0.1)
     weight_decay: float = _help("Weight decay of the weight matrices.", 0.01)
     search_learning_rate: float = _help("Constant learning rate of the weights in the search.", 1e-3)
@@ -357,7 +399,6 @@ class PretrainArguments(RunArguments, _OfTexts):
     def check(self) -> None:
         """See `RunArguments.check`."""
         super().check()
-        _expect_one_of(self, "optimizer", OPTIMIZERS)
         _expect_one_of(self, "documents", DOCUMENTS)
         _expect(self.max_length is not None, self, "max_length", "a number")
         _expect(0 <= self.long_share <= 1, self, "long_share", "a share from 0 to 1")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,18 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):  # there is no Triton but for Linux
             found[name] = version(name)
     return found
+
+
+def commit() -> str | None:
+    """`git describe --always --dirty` of the checkout that this package is run from; None if it is from none."""
+    root = Path(__file__).parents[2]  # an installed package may lie in a checkout, but in one of something else
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:

@@ -22,7 +22,7 @@ from .files import PARTIAL, check_replaceable, json_bytes, read_json, remove, re
 logger = logging.getLogger(__name__)
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
-_FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps")
+_FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
 #: Arguments that may be paths of what a run reads.
 _INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "config", "tokenizer")
 #: What arguments.json has where this library wrote it.
@@ -70,6 +70,7 @@ class RunDirectory:
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
         self.search_plot = self.path / "search.png"
+        self.tensorboard = self.path / "runs"
         self.ticket = self.path / "ticket.json"
         self.ticket_plot = self.path / "ticket.png"
         self._lock = FileLock(self.path / ".lock", timeout=0)
@@ -188,6 +189,7 @@ class RunDirectory:
             self.search_plot,
             self.ticket_plot,
             self.model,
+            self.tensorboard,
         )
 
     @property

@@ -95,6 +95,20 @@ def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
+    ("argv", "optim"), [([], "lamb"), (["--optim", "adamw"], "adamw"), (["--optimizer", "adamw"], "adamw")]
+)
+def test_the_optimizer_has_two_spellings(argv: list[str], optim: str) -> None:
+    parsed = COMMANDS["pretrain"].make_parser("earlybert", argv).parse_args(["--output-dir", "x", *argv])
+    assert parsed.optim == optim
+
+
+def test_several_trackers_can_be_named() -> None:
+    parser = COMMANDS["finetune"].make_parser("earlybert", [])
+    assert parser.parse_args(REQUIRED).report_to == ["none"]
+    assert parser.parse_args([*REQUIRED, "--report-to", "wandb", "mlflow"]).report_to == ["wandb", "mlflow"]
+
+
+@pytest.mark.parametrize(
     "command", ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "env"]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:

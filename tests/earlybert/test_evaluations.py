@@ -76,7 +76,7 @@ def test_the_best_model_is_kept(arguments: Make, tmp_path: Path, scores: list[fl
         patch.setattr(BestModel, "add", note)
         found = finetune(args)
     assert found["best"] == {"step": 8, "accuracy": 0.75}
-    assert found["eval"] == {"accuracy": 0.75}
+    assert found["eval"]["accuracy"] == 0.75
     assert [entry["accuracy"] for entry in found["curve"]] == [0.25, 0.75, 0.5]
     kept = weights(args.output_dir)
     assert all(torch.equal(kept[name], seen[8][name]) for name in kept)
@@ -87,7 +87,7 @@ def test_the_last_model_is_kept_where_nobody_asks_for_the_best(arguments: Make, 
     scores += [0.75, 0.5, 0.5]
     found = finetune(arguments(method="dense", eval_strategy="steps", eval_steps=6, early_stopping_patience=3))
     assert found["best"] == {"step": 6, "accuracy": 0.75}
-    assert found["eval"] == {"accuracy": 0.5}
+    assert found["eval"]["accuracy"] == 0.5
 
 
 def test_training_ends_when_nothing_better_comes(arguments: Make, scores: list[float]) -> None:
@@ -96,7 +96,7 @@ def test_training_ends_when_nothing_better_comes(arguments: Make, scores: list[f
     assert [entry["step"] for entry in found["curve"]] == [2, 4, 6]
     assert found["steps"]["train"] == 6
     assert found["train_log"][-1]["step"] == 6
-    assert found["eval"] == {"accuracy": 0.5}
+    assert found["eval"]["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 9])
@@ -156,7 +156,7 @@ def test_a_run_killed_after_it_stopped_early_is_not_trained_on(
         ({"eval_strategy": "epoch", "metric_for_best_model": "f1"}, "--metric-for-best-model: expected --load-best"),
         (
             {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "f1"},
-            "--metric-for-best-model: expected one of accuracy, found f1",
+            "--metric-for-best-model: expected one of accuracy, eval_loss, found f1",
         ),
     ],
 )
@@ -172,14 +172,15 @@ def test_wrong_wishes_are_refused_before_a_model_is_loaded(
 
 def test_less_is_better_of_losses_and_errors() -> None:
     model = nn.Linear(1, 1, bias=False)
-    best = BestModel("loss", less_is_better=True, patience=2)
+    best = BestModel("eval_loss", less_is_better=True, patience=2)
     for step, loss in enumerate((3.0, 2.0, 2.5, 2.0), start=1):
         model.weight.data.fill_(step)
-        best.add(step, {"loss": loss}, model)
+        best.add(step, {"eval_loss": loss}, model)
     assert (best.step, best.value, best.is_past) == (2, 2.0, True)
-    copy = BestModel("loss", less_is_better=True, patience=2)
+    copy = BestModel("eval_loss", less_is_better=True, patience=2)
     copy.load_state_dict(best.state_dict())
     copy.restore(model)
     assert model.weight.item() == 2.0
     assert copy.is_past
-    assert evaluations.less_is_better("mean_squared_error") and not evaluations.less_is_better("f1")
+    assert all(map(evaluations.less_is_better, ("eval_loss", "mean_squared_error")))
+    assert not evaluations.less_is_better("f1")

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
+import re
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,13 +19,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
+from earlybert.arguments import SCHEDULES
+from earlybert.programs.stages import Stages
 from earlybert.tasks import TASKS
 from earlybert.training import loop as loop_module
+from earlybert.training import progress
 from earlybert.training.batches import collate
 from earlybert.training.data import EncodedExamples, TrainingOrder
 from earlybert.training.evaluation import predict
 from earlybert.training.loop import StageSettings, TrainingLoop
 from earlybert.training.ragged import Ragged
+from earlybert.training.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -183,18 +193,13 @@ def test_stops_when_told(model: nn.Module, examples: EncodedExamples) -> None:
     assert loop.step == 4
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 2)
+def test_a_loss_that_is_not_finite_stops_the_run(model: nn.Module, examples: EncodedExamples) -> None:
     model.classifier.bias.data.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match="not finite in one of the last 2 steps, at step 2"):
-        make_loop(model, examples).run()
+        make_loop(model, examples, logging_steps=2).run()
 
 
 def test_pauses_are_not_training_time(model: nn.Module, examples: EncodedExamples) -> None:
-    import time
-
     loop = make_loop(model, examples, max_steps=1)
 
     def pause(step: int) -> bool:
@@ -214,12 +219,9 @@ def test_bfloat16_trains_float32_parameters(model: nn.Module, examples: EncodedE
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "gates" in name)
 
 
-def test_float16_gives_the_optimizer_the_gradient_of_float32(
-    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float16_gives_the_optimizer_the_gradient_of_float32(model: nn.Module, examples: EncodedExamples) -> None:
     """Clipping and penalty see gradients without the loss scale, whose first value is 65,536."""
-    monkeypatch.setattr(loop_module, "MAX_GRAD_NORM", 0.01)
-    recipe = {"batch_size": 8, "accumulation_steps": 2, "gate_l1": 0.5}
+    recipe = {"batch_size": 8, "accumulation_steps": 2, "gate_l1": 0.5, "max_grad_norm": 0.01}
     exact, half = (gradients(model, examples, dtype=dtype, **recipe) for dtype in (torch.float32, torch.float16))
     for name, gradient in exact.items():
         assert half[name].dtype == torch.float32
@@ -361,18 +363,101 @@ def test_predictions_are_in_the_order_of_the_examples(model: nn.Module, examples
     torch.testing.assert_close(packed, together, rtol=1e-4, atol=1e-5)
 
 
+LINE = re.compile(
+    r"train: step (\d+) of 12, loss 0\.\d{4}, learning rate (\S+), [\d,]+ tokens/s, (\d+\.\d\d) GiB memory, "
+    r"\d\d:\d\d left"
+)
+
+
 def test_without_a_terminal_the_log_says_how_far_it_is(
     arguments: Callable[..., FinetuneArguments], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop_module, "LINE_INTERVAL", 0.0)
-    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 5)
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.0)
     caplog.set_level(logging.INFO, "earlybert")
-    finetune(arguments(method="dense"))
+    found = finetune(arguments(method="dense", logging_steps=5))
     lines = [message for message in caplog.messages if message.startswith("train: step")]
-    assert len(lines) == 12
-    assert all(", loss 0." in line for line in lines)
-    assert "steps a second" in lines[5]
-    assert lines[-1].endswith(" 0 s left")
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert [int(match[1]) for match in matches] == list(range(1, 13))
+    assert [float(match[2]) for match in matches] == pytest.approx(
+        [5e-3 * (12 - step) / 12 for step in range(12)], 5e-3
+    )
+    assert all(0.01 < float(match[3]) < 1000 for match in matches)
+    assert lines[-1].endswith(" 00:00 left")
+    assert [record["step"] for record in found["train_log"]] == [5, 10, 12]
+    assert found["train_log"][0]["learning_rate"] == pytest.approx(5e-3 * 8 / 12)
+    caplog.clear()
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 1e9)
+    finetune(arguments(method="dense", overwrite_output_dir=True))
+    lines = [message for message in caplog.messages if message.startswith("train: step")]
+    assert [LINE.fullmatch(line)[1] for line in lines] == ["12"], "the last one is always written"
+
+
+def test_speed_counts_tokens_and_no_padding(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that a second passes on in every step, also in an epoch's last step and beyond."""
+    loop = make_loop(model, examples, max_steps=13, logging_steps=4, pad_to=20)
+    monkeypatch.setattr(Stopwatch, "seconds", property(lambda watch: float(loop.step)))
+    records = []
+    loop.run(on_record=records.append)
+    lengths = np.array(examples.lengths())
+    steps = [lengths[np.concatenate(batches) % len(lengths)].sum() for batches in islice(loop.order.steps_from(0), 13)]
+    expected = [sum(steps[:4]) / 4, sum(steps[4:8]) / 4, sum(steps[8:12]) / 4, steps[12]]
+    assert [record.pop("tokens_per_second") for record in records] == expected
+    assert records == loop.history
+
+
+def test_records_are_sent_off_the_clock(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples)
+    start = time.perf_counter()
+    loop.run(on_record=lambda record: time.sleep(0.5))
+    assert loop.watch.seconds < time.perf_counter() - start - 0.4
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "earlybert")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    make_loop(model, examples, logging_steps=2).run()
+    shown = sys.stderr.getvalue()
+    assert "test: 100%" in shown
+    assert re.search(r"loss 0\.\d{4}, learning rate 1\.00e-03, [\d,]+ tokens/s", shown)
+    assert not [message for message in caplog.messages if message.startswith("test: step")]
+
+
+def test_gradients_are_left_as_they_are_without_a_norm(
+    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *args: pytest.fail("a gradient was cut"))
+    make_loop(model, examples, max_steps=1, max_grad_norm=0.0).run()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_begins_with_its_warmup(model: nn.Module, examples: EncodedExamples, schedule: str) -> None:
+    loop = make_loop(model, examples, max_steps=6, schedule=schedule, warmup_steps=2, logging_steps=1)
+    loop.run()
+    rates = [record["learning_rate"] for record in loop.history]
+    assert rates[:3] == ([1e-3] * 3 if schedule == "constant" else pytest.approx([0.0, 5e-4, 1e-3]))
+    assert (rates[-1] < 9e-4) == (not schedule.startswith("constant"))
+
+
+def test_the_recipe_is_what_the_arguments_say(arguments: Callable[..., FinetuneArguments]) -> None:
+    args = arguments(
+        optim="lamb", lr_scheduler_type="cosine", warmup_ratio=0.5, warmup_steps=3, max_grad_norm=0.25, logging_steps=7
+    ).resolved(16)
+    stages, examples = Stages(args, torch.float32), range(90)
+    training, search = stages.training("train", examples, 10, 16).settings, stages.search(examples).settings
+    for settings in (training, search):
+        assert (settings.optimizer, settings.max_grad_norm, settings.logging_steps) == ("lamb", 0.25, 7)
+    assert (training.schedule, training.warmup_steps) == ("cosine", 3)
+    assert (search.schedule, search.warmup_steps) == ("constant", 0)
+    assert stages.training("train", examples, 2, 16).settings.warmup_steps == 1
 
 
 def test_divergence_that_stays_finite_is_said(

@@ -20,7 +20,6 @@ from earlybert.errors import Interrupted, UsageError
 from earlybert.programs.plots import curve_figure
 from earlybert.search.drawing import read_gates
 from earlybert.tasks.masked_lm import MaskedLMTask
-from earlybert.training import loop as loop_module
 from earlybert.training.batches import NO_LABEL, collate
 from earlybert.training.data import TrainingOrder
 from earlybert.training.evaluation import predict
@@ -46,18 +45,16 @@ def sequences(tiny_bert: str, toy_texts: str) -> Any:
     return encoded(tiny_bert, *Path(toy_texts).read_text().splitlines()[:40], max_length=24)
 
 
-def losses(model: nn.Module, sequences: Any, batch_size: int, accumulation: int, **settings: Any) -> list[float]:
+def losses(model: nn.Module, sequences: Any, batch_size: int, accumulation: int, **own: Any) -> list[float]:
     order = TrainingOrder(len(sequences), batch_size=batch_size, accumulation_steps=accumulation, seed=1)
-    settings = {"max_steps": 6, "learning_rate": 1e-2, "schedule": "constant", "optimizer": "lamb", **settings}
+    settings = {"max_steps": 6, "learning_rate": 1e-2, "schedule": "constant", "optimizer": "lamb"}
+    settings |= {"logging_steps": 1, **own}
     loop = TrainingLoop(model, sequences, order, StageSettings(name="train", **settings), CPU)
     loop.run()
     return [record["loss"] for record in loop.history]
 
 
-def test_accumulated_batches_count_by_their_labels(
-    model: nn.Module, sequences: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop_module, "LOG_INTERVAL", 1)
+def test_accumulated_batches_count_by_their_labels(model: nn.Module, sequences: Any) -> None:
     whole = losses(deepcopy(model), sequences, 16, 1)
     assert losses(deepcopy(model), sequences, 4, 4) == pytest.approx(whole, rel=1e-4)
     assert losses(ek.convert(deepcopy(model)), sequences, 4, 4) == pytest.approx(whole, rel=1e-4)
@@ -82,7 +79,7 @@ def test_only_matrices_have_a_trust_ratio(model: nn.Module, sequences: Any) -> N
 def test_the_model_is_judged_on_hidden_tokens(model: nn.Module, sequences: Any) -> None:
     task, held_out = MaskedLMTask(), sequences.as_held_out()
     options = {"outputs": task.outputs, "batch_size": 7, "pad_to": None, "dtype": torch.float32, "device": CPU}
-    stock = task.score(predict(model, held_out, **options), held_out).metrics
+    stock = task.evaluate(predict(model, held_out, **options), held_out).metrics
     total = correct = count = 0.0
     with torch.no_grad():
         for index in range(len(held_out)):
@@ -92,8 +89,8 @@ def test_the_model_is_judged_on_hidden_tokens(model: nn.Module, sequences: Any) 
             total += nn.functional.cross_entropy(logits, batch["labels"][hidden], reduction="sum").item()
             correct += (logits.argmax(-1) == batch["labels"][hidden]).sum().item()
             count += hidden.sum().item()
-    assert stock == pytest.approx({"loss": total / count, "accuracy": correct / count}, rel=1e-5)
-    packed = task.score(predict(ek.convert(model), held_out, **options), held_out).metrics
+    assert stock == pytest.approx({"eval_loss": total / count, "accuracy": correct / count}, rel=1e-5)
+    packed = task.evaluate(predict(ek.convert(model), held_out, **options), held_out).metrics
     assert packed == pytest.approx(stock, rel=1e-4)
 
 
@@ -152,7 +149,7 @@ def test_a_whole_run_on_texts(
     assert metrics["task"] == "mlm"
     assert metrics["steps"]["train"] == 60
     assert [entry["step"] for entry in metrics["curve"]] == [20, 40, 60]
-    assert metrics["curve"][-1]["loss"] == metrics["eval"]["loss"] < metrics["train_log"][0]["loss"]
+    assert metrics["curve"][-1]["eval_loss"] == metrics["eval"]["eval_loss"] < metrics["train_log"][0]["loss"]
     assert metrics["eval"]["accuracy"] > 0.5, "a sequence is one word, again and again"
     assert (out / "curve.png").exists()
     model = AutoModelForMaskedLM.from_pretrained(out / "model")
@@ -217,7 +214,7 @@ def test_weights_of_a_checkpoint_are_gone_on_with(pretraining: Make, tmp_path: P
         config=None, model=str(tmp_path / "run" / "model"), output_dir=str(tmp_path / "again"), method="dense",
         max_steps=1, long_share=0.0, learning_rate=1e-9,
     )  # fmt: skip
-    assert pretrain(again)["eval"]["loss"] == pytest.approx(first["eval"]["loss"], rel=1e-4)
+    assert pretrain(again)["eval"]["eval_loss"] == pytest.approx(first["eval"]["eval_loss"], rel=1e-4)
 
 
 def test_an_encoder_without_a_head_gets_one_of_the_seed(pretraining: Make, tiny_bert: str, tmp_path: Path) -> None:
@@ -227,7 +224,7 @@ def test_an_encoder_without_a_head_gets_one_of_the_seed(pretraining: Make, tiny_
             config=None, model=tiny_bert, output_dir=str(tmp_path / str(number)), kernels=kernels, method="dense",
             max_steps=1, long_share=0.0, learning_rate=1e-9, warmup_ratio=0.0,
         )  # fmt: skip
-        found.append(pretrain(args)["eval"]["loss"])
+        found.append(pretrain(args)["eval"]["eval_loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
@@ -240,7 +237,7 @@ def test_whole_words_and_adamw_are_choices(pretraining: Make, monkeypatch: pytes
         run(loop, *arguments)
 
     monkeypatch.setattr(TrainingLoop, "run", note)
-    pretrain(pretraining(whole_words=True, optimizer="adamw", dtype="bfloat16", method="dense"))
+    pretrain(pretraining(whole_words=True, optim="adamw", dtype="bfloat16", method="dense"))
     pretrain(pretraining(method="dense", overwrite_output_dir=True))
     chosen, default = (ek.AdamW, torch.bfloat16, False), (ek.Lamb, torch.float32, True)
     assert seen == [chosen, chosen, default, default]
@@ -274,7 +271,7 @@ def test_examples_are_never_cut_by_padding(tiny_bert: str) -> None:
 
 
 def test_a_resumed_run_remembers_that_it_diverged(pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = pretraining(method="dense", learning_rate=3.0, optimizer="adamw")
+    args = pretraining(method="dense", learning_rate=3.0, optim="adamw")
     step = TrainingLoop._train_step
 
     def stopping(loop: TrainingLoop, batches: list[list[int]]) -> None:
@@ -295,7 +292,7 @@ def test_the_last_step_is_no_warm_up(pretraining: Make) -> None:
     start = pretrain(
         pretraining(method="dense", max_steps=1, long_share=0.0, learning_rate=1e-12, overwrite_output_dir=True)
     )
-    assert metrics["eval"]["loss"] != start["eval"]["loss"]
+    assert metrics["eval"]["eval_loss"] != start["eval"]["eval_loss"]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +311,7 @@ def test_the_last_step_is_no_warm_up(pretraining: Make) -> None:
         ({"max_length": 64, "long_share": 0.0}, "--max-length: expected at most 32"),
         ({"max_length": 20, "long_length": 16}, "--long-length: expected at least --max-length, found 16"),
         ({"documents": "blank-line", "dataset_name": "x", "train_file": None}, "--documents: a row"),
-        ({"optimizer": "sgd"}, "--optimizer: expected one of lamb, adamw"),
+        ({"optim": "sgd"}, "--optim: expected one of adamw, lamb"),
         ({"documents": "page"}, "--documents: expected one of line, blank-line"),
         ({"eval_steps": 0}, "--eval-steps: expected at least 1"),
         ({"config": "nowhere"}, "--config nowhere: no model could be read there"),
@@ -350,11 +347,16 @@ def test_a_task_to_pretrain_on_is_none_to_finetune_on(arguments: Callable) -> No
 
 
 def test_the_curve_is_drawn_against_steps_and_seconds() -> None:
-    figure = curve_figure(
-        [{"step": 5, "seconds": 2.0, "loss": 3.0}, {"step": 10, "seconds": 4.0, "loss": 2.0}], "accuracy"
-    )
-    lines = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
-    assert lines == [[[5, 3], [10, 2]], [[2, 3], [4, 2]]]
+    curve = [{"step": 5, "seconds": 2.0, "eval_loss": 3.0}, {"step": 10, "seconds": 4.0, "eval_loss": 2.0}]
+    expected = [[[5, 3], [10, 2]], [[2, 3], [4, 2]]]
+    assert _lines(curve) == expected, "accuracy is not there"
+    for entry, accuracy in zip(curve, (0.25, 0.5), strict=True):
+        entry["accuracy"] = accuracy
+    assert _lines(curve) == [*expected, [[5, 0.25], [10, 0.5]], [[2, 0.25], [4, 0.5]]]
+
+
+def _lines(curve: list[dict[str, Any]]) -> list[Any]:
+    return [axes.lines[0].get_xydata().tolist() for axes in curve_figure(curve, "accuracy").axes]
 
 
 def test_the_command_line_pretrains(pretraining: Make, capsys: pytest.CaptureFixture) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from ..errors import UsageError
 from ..tasks import Judgement
-from ..tasks.metrics import less_is_better
+from ..tasks.metrics import EVAL_LOSS, less_is_better
 from ..training.best import BestModel
 from ..training.data import EncodedExamples
 from ..training.evaluation import predict
@@ -24,14 +24,17 @@ class Evaluations:
 
     Attributes:
         curve: the evaluations while training and that of its end, where there are any while training: `step` and
-            `seconds` of search and training until then, and the metrics.
+            `seconds` of search and training until then, the metrics and `eval_loss`.
     """
 
-    def __init__(self, prepared: Prepared, pad_to: int | None) -> None:
+    def __init__(
+        self, prepared: Prepared, pad_to: int | None, on_evaluation: Callable[[dict[str, float], int], None]
+    ) -> None:
         """
         Args:
             prepared: the run.
             pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
+            on_evaluation: called with the results of every evaluation of a model as it was trained, and its step.
 
         Raises:
             UsageError: there is no such metric to find the best model by.
@@ -41,16 +44,21 @@ class Evaluations:
         self._prepared = prepared
         self._args = prepared.args
         self._pad_to = pad_to
+        self._on_evaluation = on_evaluation
         self._best = self._make_best() if prepared.args.picks_best else None
 
     def _make_best(self) -> BestModel:
         metric = self._args.metric_for_best_model or self._prepared.task.main_metric
-        splits = self._prepared.data.evals
-        known = [_metric_of(name, split) for split in splits for name in self._prepared.task.metric_names]
-        if metric not in known:
+        names = (*self._prepared.task.metric_names, EVAL_LOSS)
+        known = {_metric_of(name, split): less_is_better(name) for split in self._prepared.data.evals for name in names}
+        # Trainer takes every name with and without the prefix.
+        spelled = next(
+            (name for name in (metric, metric.removeprefix("eval_"), f"eval_{metric}") if name in known), None
+        )
+        if spelled is None:
             raise UsageError(f"--metric-for-best-model: expected one of {', '.join(known)}, found {metric}")
         patience = self._args.early_stopping_patience
-        return BestModel(metric, less_is_better=less_is_better(metric), patience=patience)
+        return BestModel(spelled, less_is_better=known[spelled], patience=patience)
 
     @property
     def are_past_the_best(self) -> bool:
@@ -75,6 +83,7 @@ class Evaluations:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in judgement.metrics.items())
         logger.info("step %d: %s", step, shown)
         self.curve.append({"step": step, "seconds": seconds, **judgement.metrics})
+        self._on_evaluation(judgement.metrics, step)
         if self._best is not None:
             self._best.add(step, judgement.metrics, model)
         return judgement
@@ -86,7 +95,9 @@ class Evaluations:
             model, splits, step, seconds: as `add` takes them.
         """
         if self._args.eval_strategy == "no":
-            return self._evaluate(model, splits)
+            judgement = self._evaluate(model, splits)
+            self._on_evaluation(judgement.metrics, step)
+            return judgement
         if not self.curve or self.curve[-1]["step"] != step:
             self.add(model, splits, step, seconds)
         if self._best is not None and self._args.load_best_model_at_end and self._best.step != step:
@@ -96,7 +107,7 @@ class Evaluations:
         return self._latest or self._evaluate(model, splits)  # of a run that was resumed here there is none
 
     def _evaluate(self, model: nn.Module, splits: Mapping[str, EncodedExamples]) -> Judgement:
-        """The task's metrics on every evaluation split, and by file what the model has said of the last.
+        """The task's metrics and loss on every evaluation split, and by file what the model has said of the last.
 
         A metric is named as such on the first split, and `metric_<split>` on the others.
         """
@@ -113,7 +124,7 @@ class Evaluations:
                 dtype=self._prepared.dtype,
                 device=self._prepared.device,
             )
-            judgement = task.score(outputs, encoded)
+            judgement = task.evaluate(outputs, encoded)
             metrics |= {_metric_of(name, split): value for name, value in judgement.metrics.items()}
             files = judgement.files
         return Judgement(metrics, files)

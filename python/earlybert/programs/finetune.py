@@ -22,7 +22,8 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     Returns:
         What is in `metrics.json`:
 
-        - `eval`: the task's metrics on the development set, `main_metric` the name of the first among them.
+        - `eval`: the task's metrics on the development set, `main_metric` the name of the first among them, and the
+          mean loss, `eval_loss`.
         - `seconds`: of the stages. `search` is everything that it takes to have the small model: training
           with gates, looking at tickets, drawing, rewinding and compacting. `train` is the training stage and
           `total` the sum of both. `loading`, `tokenizing` and `evaluation` are in none of them.
@@ -32,6 +33,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         - `parameters`: of the model as it was (`dense`) and as it was trained (`trained`).
         - `ticket`: kept heads and neurons per layer, None for a dense run.
         - `warnings`: sentences on what makes the results doubtful.
+        - `date`: when it was written (ISO 8601, UTC); `commit`, that of this library's checkout, if it is run from one.
         - `search`: whether the early bird was seen or the limit reached, at which step, and every comparison.
 
     Raises:

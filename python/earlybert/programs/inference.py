@@ -56,7 +56,7 @@ def predict(run: str, file: str, output: str, *, overwrite: bool = False, device
 
 
 def evaluate(run: str, file: str, *, device: str | None = None) -> dict[str, float]:
-    """The task's metrics of the model of a finished run on a file with labels.
+    """The task's metrics and the mean loss of the model of a finished run on a file with labels.
 
     Args:
         run: the run's folder.
@@ -67,7 +67,7 @@ def evaluate(run: str, file: str, *, device: str | None = None) -> dict[str, flo
         UsageError: the run is not finished or the file is not as expected.
     """
     task, encoded, outputs = _apply(run, file, labelled=True, device=device)
-    return task.score(outputs, encoded).metrics
+    return task.evaluate(outputs, encoded).metrics
 
 
 def _apply(

@@ -58,16 +58,19 @@ def curve_figure(curve: list[dict[str, Any]], main_metric: str) -> Figure:
 
     Args:
         curve: entry `curve` of `metrics.json`.
-        main_metric: what is drawn, where there is no loss.
+        main_metric: what is drawn beside the loss, which runs of earlier versions may not have.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    name = "loss" if "loss" in curve[0] else main_metric
-    values = [entry[name] for entry in curve]
-    for axes, against, label in ((left, "step", "optimizer step"), (right, "seconds", "seconds, search included")):
-        axes.plot([entry[against] for entry in curve], values, "o-")
-        axes.set(xlabel=label, xlim=(0, None))
-    left.set(ylabel=name, title="Evaluations while training")
+    names = [name for name in ("eval_loss", main_metric) if name in curve[0]]
+    figure = Figure(figsize=(9, 3.2 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), 2, sharex="col", sharey="row", squeeze=False)
+    for row, name in zip(grid, names, strict=True):
+        for axes, against in zip(row, ("step", "seconds"), strict=True):
+            axes.plot([entry[against] for entry in curve], [entry[name] for entry in curve], "o-")
+            axes.set(xlim=(0, None))
+        row[0].set(ylabel=name)
+    grid[-1, 0].set(xlabel="optimizer step")
+    grid[-1, 1].set(xlabel="seconds, search included")
+    figure.suptitle("Evaluations while training")
     return figure
 
 

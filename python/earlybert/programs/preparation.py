@@ -20,6 +20,7 @@ from ..errors import MissingFileError, UsageError
 from ..loading import read_config, read_tokenizer
 from ..run_directory import RunDirectory
 from ..tasks import Source, Task, TaskData
+from .tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
         UsageError: the run cannot be done as asked; the message says why.
     """
     _check_torch()
+    check_trackers(args.trackers)
     args = args.resolved(task.max_length)
     directory = RunDirectory(args.output_dir)
     directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)

@@ -29,8 +29,8 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         args: what to do; see `PretrainArguments`.
 
     Returns:
-        What is in `metrics.json`, as `finetune` says; `eval` has the mean loss of the hidden tokens of held-out texts
-        and the share of them that is guessed, and `curve` the same by steps and seconds of training.
+        What is in `metrics.json`, as `finetune` says; `eval` has the share of the hidden tokens of held-out texts that
+        is guessed and their mean loss, `eval_loss`, and `curve` the same by steps and seconds of training.
 
     Raises:
         UsageError: (a ValueError) the run cannot be done as asked.
@@ -58,11 +58,6 @@ class Pretraining(Run):
     """A run on texts with a second training stage on longer sequences."""
 
     args: PretrainArguments
-
-    @property
-    def optimizer(self) -> str:
-        """See `Run.optimizer`."""
-        return self.args.optimizer
 
     def read_model(self) -> PreTrainedModel:
         """See `Run.read_model`."""

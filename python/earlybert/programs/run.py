@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
+from ..environment import commit
 from ..errors import UsageError
 from ..files import write_bytes
 from ..loading import load_model
@@ -30,6 +32,7 @@ from .evaluations import Evaluations
 from .preparation import Prepared, unit_counts
 from .results import write_results
 from .stages import Stages, TrainingStage
+from .tracking import Tracking
 from .verify import model_size
 
 logger = logging.getLogger(__name__)
@@ -45,26 +48,23 @@ class Run(ABC):
         stages: makes them.
     """
 
-    @property
-    def optimizer(self) -> str:
-        """The optimizer of all stages, as in `StageSettings`."""
-        return "adamw"
-
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.args = prepared.args
         self.directory = prepared.directory
         self.device = prepared.device
-        self.stages = Stages(self.args, prepared.dtype, self.optimizer)
+        self.stages = Stages(self.args, prepared.dtype)
         self.interrupt = InterruptRequest()
         self.environment = prepared.environment
+        self.commit = commit()  # now: the checkout may be another when the run is done
+        self.tracking = Tracking(self.args.trackers, self.directory)
         self.seconds: dict[str, float] = {"train": 0.0}
         #: The records of the training stages that are done, their steps counted through.
         self.log: list[dict[str, Any]] = []
         #: What the search found; goes into checkpoints of the training stage and into metrics.json.
         self.search: dict[str, Any] | None = None
         self.warnings: list[str] = []
-        self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.input_length))
+        self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.input_length), self._track_evaluation)
         self.ticket = prepared.ticket
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
@@ -123,13 +123,15 @@ class Run(ABC):
             self.directory, self.interrupt, self.args.checkpoint_steps, inputs=inputs, environment=self.environment
         )
         checkpoint = self.checkpoints.load()
-        with self.interrupt.listening():
-            self._obtain_ticket(model, checkpoint)
-            self._train(model, evals, checkpoint)
-        with self._timed("evaluation"):
-            seconds = self.seconds["search"] + self.seconds["train"]
-            judgement = self.evaluations.last(model, evals, self.log[-1]["step"], seconds)
-        metrics = self._metrics(model, judgement.metrics, dense_parameters)
+        with self.tracking.running(asdict(self.args), None if checkpoint is None else checkpoint["tracking"]):
+            with self.interrupt.listening():
+                self._obtain_ticket(model, checkpoint)
+                self._train(model, evals, checkpoint)
+            with self._timed("evaluation"):
+                seconds = self.seconds["search"] + self.seconds["train"]
+                judgement = self.evaluations.last(model, evals, self.log[-1]["step"], seconds)
+            metrics = self._metrics(model, judgement.metrics, dense_parameters)
+            self.tracking.log_results(metrics)
         write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, judgement.files)
         return metrics
 
@@ -214,10 +216,17 @@ class Run(ABC):
         def after_step(step: int) -> bool:
             if stage.after_step(step):
                 return True
-            self.checkpoints.after_step(loop, lambda: {"stage": "search", "detector": stage.state_dict()})
+            self.checkpoints.after_step(
+                loop,
+                lambda: {
+                    "stage": "search",
+                    "detector": stage.state_dict(),
+                    "tracking": self.tracking.state_dict(step),
+                },
+            )
             return False
 
-        loop.run(after_step)
+        loop.run(after_step, lambda record: self.tracking.log_record(record, prefix="search_"))
         with loop.watch.running():
             drawn = stage.draw()
         gates = stage.head_gates, stage.neuron_gates
@@ -285,7 +294,7 @@ class Run(ABC):
         else:
             torch.manual_seed(self.args.seed)  # dropout
             if self.search is not None or begin:
-                self.checkpoints.save(loop, self._progress(stage))
+                self.checkpoints.save(loop, self._progress(stage, begin))
 
         steps = {"no": 0, "steps": self.args.eval_steps, "epoch": loop.order.steps_per_epoch}
         interval = steps[self.args.eval_strategy]
@@ -296,17 +305,17 @@ class Run(ABC):
                 with loop.watch.paused():
                     seconds = self.seconds["search"] + self.seconds["train"] + loop.watch.seconds
                     self.evaluations.add(model, evals, begin + step, seconds)
-            self.checkpoints.after_step(loop, lambda: self._progress(stage))
+            self.checkpoints.after_step(loop, lambda: self._progress(stage, begin + step))
             return self.evaluations.are_past_the_best
 
         if not self.evaluations.are_past_the_best:
-            loop.run(after_step)
-        self.checkpoints.save(loop, self._progress(stage))
+            loop.run(after_step, lambda record: self.tracking.log_record(record, begin=self._search_steps + begin))
+        self.checkpoints.save(loop, self._progress(stage, begin + loop.step))
         self._warn_of_divergence(loop)
         return loop
 
-    def _progress(self, stage: TrainingStage) -> dict[str, Any]:
-        """What a checkpoint of a training stage has beside its loop."""
+    def _progress(self, stage: TrainingStage, step: int) -> dict[str, Any]:
+        """What a checkpoint of a training stage has beside its loop, after so many steps of all training stages."""
         parts = ("heads", "neurons", "heads_of", "neurons_of")
         return {
             "stage": stage.settings.name,
@@ -317,7 +326,16 @@ class Run(ABC):
             "log": self.log,
             "train_seconds": self.seconds["train"],
             "evaluations": self.evaluations.state_dict(),
+            "tracking": self.tracking.state_dict(self._search_steps + step),
         }
+
+    @property
+    def _search_steps(self) -> int:
+        """Optimizer steps of the search, which trackers count before those of training."""
+        return 0 if self.search is None else self.search["step"]
+
+    def _track_evaluation(self, metrics: dict[str, float], step: int) -> None:
+        self.tracking.log_evaluation(metrics, self._search_steps + step)
 
     def _warn_of_divergence(self, loop: TrainingLoop) -> None:
         if (warning := loop.divergence()) is not None:
@@ -333,6 +351,8 @@ class Run(ABC):
         order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
         seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
         return {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": self.commit,
             "method": args.method,
             "task": self.prepared.task.name,
             "model": args.model_source,
@@ -341,7 +361,7 @@ class Run(ABC):
             "eval": results,
             "main_metric": self.prepared.task.main_metric,
             "seconds": {name: seconds[name] for name in order},
-            "steps": {"search": 0 if self.search is None else self.search["step"], "train": steps},
+            "steps": {"search": self._search_steps, "train": steps},
             "parameters": {"dense": dense_parameters, "trained": model_size(model)},
             "ticket": None if ticket is None else {
                 "heads": [len(units) for units in ticket.heads],

@@ -28,12 +28,10 @@ class Stages:
     Attributes:
         args: with all defaults filled in.
         dtype: what the model computes in.
-        optimizer: as in `StageSettings`.
     """
 
     args: RunArguments
     dtype: torch.dtype
-    optimizer: str
 
     def steps(self, examples: EncodedExamples) -> int:
         """Optimizer steps of all training stages together, where epochs are those of `examples`."""
@@ -55,14 +53,16 @@ class Stages:
 
     def training(self, name: str, examples: EncodedExamples, steps: int, max_length: int) -> TrainingStage:
         """A training stage of so many optimizer steps on examples of at most `max_length` tokens."""
+        args = self.args
+        warmup = round(args.warmup_ratio * steps) if args.warmup_steps is None else args.warmup_steps
         settings = self._settings(
             name,
             max_length,
             max_steps=steps,
-            learning_rate=self.args.learning_rate,
-            schedule="linear",
+            learning_rate=args.learning_rate,
+            schedule=args.lr_scheduler_type,
             # The last step is none of the warm-up's: with a single one nothing would be learnt.
-            warmup_steps=min(round(self.args.warmup_ratio * steps), steps - 1),
+            warmup_steps=min(warmup, steps - 1),
         )
         return TrainingStage(settings, examples, self._order(examples))
 
@@ -74,10 +74,12 @@ class Stages:
         return StageSettings(
             name=name,
             weight_decay=self.args.weight_decay,
+            max_grad_norm=self.args.max_grad_norm,
             dtype=self.dtype,
             pad_to=self.pad_to(max_length),
-            optimizer=self.optimizer,
+            optimizer=self.args.optim,
             cuda_graphs=self.args.cuda_graphs == "auto",
+            logging_steps=self.args.logging_steps,
             **own,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UsageError
 from ..training.data import EncodedExamples
+from .metrics import EVAL_LOSS
 
 
 class Examples(Protocol):
@@ -225,6 +226,19 @@ class Task(ABC):
         Raises:
             FloatingPointError: an output is not finite.
         """
+
+    @abstractmethod
+    def loss(self, outputs: Sequence[np.ndarray], encoded: Any) -> float:
+        """The mean of the loss that the model is trained by, computed in float64 from what `score` judges.
+
+        Args:
+            outputs, encoded: as `score` takes them.
+        """
+
+    def evaluate(self, outputs: Sequence[np.ndarray], encoded: Any) -> Judgement:
+        """What `score` says and, as `eval_loss`, what `loss` does; arguments and errors are those of `score`."""
+        judgement = self.score(outputs, encoded)
+        return replace(judgement, metrics=judgement.metrics | {EVAL_LOSS: self.loss(outputs, encoded)})
 
     def check_finite(self, outputs: Sequence[np.ndarray]) -> None:
         """Raises FloatingPointError if a model's outputs are not finite."""

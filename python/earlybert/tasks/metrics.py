@@ -83,9 +83,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
+#: The mean loss, which every evaluation has besides its metrics.
+EVAL_LOSS = "eval_loss"
+
+
 def less_is_better(name: str) -> bool:
     """Whether a metric is a loss or an error."""
-    return name == "loss" or (name in METRICS and METRICS[name].is_error)
+    return name == EVAL_LOSS or (name in METRICS and METRICS[name].is_error)
 
 
 def compute_metrics(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

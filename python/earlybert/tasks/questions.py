@@ -221,6 +221,15 @@ class QuestionAnsweringTask(Task):
             files["null_odds.json"] = {key: min(value, 1e30) for key, value in null_odds.items()}
         return Judgement(self.judge(predictions, encoded.questions), files)
 
+    def loss(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> float:
+        """See `Task.loss`: cross-entropy of start and end over each window's own tokens, the mean over windows."""
+        targets = torch.stack([encoded.targets["start_positions"], encoded.targets["end_positions"]], dim=1).numpy()
+        losses = [
+            _log_sum_exp(scores) - np.take_along_axis(scores, positions[None], axis=0)[0]
+            for scores, positions in zip((each.astype(np.float64) for each in outputs), targets, strict=True)
+        ]
+        return float(np.mean(losses))
+
     def answers(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> list[dict[str, Any]]:
         """See `Task.answers`: `prediction_text` and the question's `id`."""
         predictions = self.score(outputs, encoded).files["predictions.json"]
@@ -253,6 +262,12 @@ class QuestionAnsweringTask(Task):
                 if len(rows):
                     metrics[f"{prefix}_exact"], metrics[f"{prefix}_f1"] = rows[:, 1:].mean(0).tolist()
         return metrics
+
+
+def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
+    """`log(sum(exp(scores)))` of each column."""
+    largest = scores.max(axis=0)
+    return largest + np.log(np.exp(scores - largest).sum(axis=0))
 
 
 def _bounds(answer: Answer) -> tuple[int, int]:

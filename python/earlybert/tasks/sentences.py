@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..training.data import EncodedExamples
@@ -109,3 +110,10 @@ class SentenceTask(Task):
         logits = np.stack(outputs)
         predictions = logits[:, 0].astype(np.float64) if self.is_regression else logits.argmax(axis=1)
         return Judgement(compute_metrics(self.metrics, predictions, encoded.targets["labels"].numpy()))
+
+    def loss(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> float:
+        """See `Task.loss`: cross-entropy, or the mean squared error."""
+        logits, labels = torch.from_numpy(np.stack(outputs)).double(), encoded.targets["labels"]
+        if self.is_regression:
+            return functional.mse_loss(logits[:, 0], labels.double()).item()
+        return functional.cross_entropy(logits, labels).item()

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from ..errors import UsageError
 from ..training.data import EncodedExamples
@@ -191,6 +192,11 @@ class LabelSetTask(_TextTask):
         said = torch.from_numpy(np.stack(outputs)).double().sigmoid() > _THRESHOLD
         right = encoded.targets["labels"].numpy().astype(np.int64)
         return Judgement(compute_metrics(self.metrics, said.numpy().astype(np.int64), right))
+
+    def loss(self, outputs: Sequence[np.ndarray], encoded: EncodedExamples) -> float:
+        """See `Task.loss`: binary cross-entropy, the mean over texts and labels."""
+        logits, labels = torch.from_numpy(np.stack(outputs)).double(), encoded.targets["labels"].double()
+        return functional.binary_cross_entropy_with_logits(logits, labels).item()
 
 
 TEXT_TASKS = (

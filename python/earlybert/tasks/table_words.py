@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from ..errors import UsageError
@@ -125,11 +126,21 @@ class TaggingTask(TableTask):
         """See `Task.score`."""
         self.check_finite(outputs)
         said = [logits.argmax(axis=1) for logits in outputs]
-        right = [labels[labels != NO_LABEL].numpy() for labels in encoded.token_targets["labels"]]
+        right = _tags_of(encoded)
         metrics = {_OF_WORDS: float((np.concatenate(said) == np.concatenate(right)).mean())}
         if set(self.metrics) & set(_OF_ENTITIES):
             metrics |= entity_scores(*([[self.labels[i] for i in row] for row in rows] for rows in (said, right)))
         return Judgement({name: metrics[name] for name in self.metrics})
+
+    def loss(self, outputs: Sequence[np.ndarray], encoded: TaggedWords) -> float:
+        """See `Task.loss`: cross-entropy, the mean over words."""
+        logits, tags = (torch.from_numpy(np.concatenate(rows)) for rows in (outputs, _tags_of(encoded)))
+        return functional.cross_entropy(logits.double(), tags).item()
+
+
+def _tags_of(encoded: TaggedWords) -> list[np.ndarray]:
+    """The index of the tag of each word that was not cut off, by sentence."""
+    return [labels[labels != NO_LABEL].numpy() for labels in encoded.token_targets["labels"]]
 
 
 def _with_tokens(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[str]]:

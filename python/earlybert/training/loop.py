@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 import earlybert_kernels as ek
 
 from .batches import NO_LABEL, Batch, BatchMaker
 from .data import EncodedExamples, TrainingOrder
+from .progress import Progress
 from .stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between two lines of the log, where there is no terminal for a progress bar.
-LINE_INTERVAL = 10.0
-#: Optimizer steps between two looks at the loss, each of which waits for the device.
-LOG_INTERVAL = 25
-MAX_GRAD_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,7 @@ class StageSettings:
         learning_rate: of the weights.
         schedule: name of a schedule of `transformers.get_scheduler`.
         warmup_steps: optimizer steps of linear warm-up.
+        max_grad_norm: longer gradients of the weights are cut to this norm; 0 for none.
         weight_decay: of the weight matrices; biases, LayerNorm and gates have none.
         gate_learning_rate: of the gates, where the model has any.
         gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
@@ -47,6 +42,7 @@ class StageSettings:
         optimizer: `"adamw"`, `ek.AdamW` for a converted model, torch's for a stock one; or `"lamb"`, `ek.Lamb` with
             trust ratios of the weight matrices alone.
         cuda_graphs: whether a converted model's steps are captured in CUDA graphs, on a GPU and where they can be.
+        logging_steps: optimizer steps between two records of the loss, each of which waits for the device.
     """
 
     name: str
@@ -54,6 +50,7 @@ class StageSettings:
     learning_rate: float
     schedule: str
     warmup_steps: int = 0
+    max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     gate_learning_rate: float = 0.0
     gate_l1: float = 0.0
@@ -61,6 +58,7 @@ class StageSettings:
     pad_to: int | None = None
     optimizer: str = "adamw"
     cuda_graphs: bool = True
+    logging_steps: int = 25
 
 
 def has_graphs(device: torch.device) -> bool:
@@ -74,9 +72,9 @@ class TrainingLoop:
     Attributes:
         step: optimizer steps taken.
         watch: measures the seconds spent training; use `watch.paused()` for what is not training.
-        history: one record `{"step", "loss", "gate_l1"}` per `LOG_INTERVAL` steps and for the last: the mean
-            task loss since the record before, and the penalty on the gates, which is not in the loss, where
-            there are any.
+        history: one record `{"step", "loss", "learning_rate", "gate_l1"}` per `logging_steps` and for the last step:
+            the mean task loss since the record before, the rate that the step was taken with, and the penalty on the
+            gates, which is not in the loss, where there are any.
         first_loss: the task loss of the first step, before any update.
         captures: whether steps are captured in CUDA graphs.
     """
@@ -143,14 +141,23 @@ class TrainingLoop:
             num_training_steps=settings.max_steps,
         )
         self._loss = torch.zeros((), device=device)
+        self._rate: float | torch.Tensor = settings.learning_rate
+        self._lengths = np.asarray(examples.lengths())
+        # Since the last record: tokens without padding, and what the watch said then.
+        self._tokens, self._since = 0, 0.0
         self._captured: ek.CapturedStep | None = None
 
-    def run(self, after_step: Callable[[int], bool] = lambda step: False) -> None:
+    def run(
+        self,
+        after_step: Callable[[int], bool] = lambda step: False,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         """Trains from `self.step` to the last step.
 
         Args:
             after_step: called after every optimizer step with the number of steps taken, on the clock;
                 training stops early when it returns True.
+            on_record: called with every new record of `history` and its `tokens_per_second`, off the clock.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -158,32 +165,31 @@ class TrainingLoop:
         self.model.train()
         if self.captures:
             self._captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))
-        begun, last_line = (time.monotonic(), self.step), time.monotonic()
-        with (
-            tqdm(
-                total=self.settings.max_steps,
-                initial=self.step,
-                desc=self.settings.name,
-                unit="step",
-                disable=None,
-            ) as bar,
-            self.watch.running(),
-        ):
+        self._tokens, self._since = 0, self.watch.seconds
+        last = self.settings.max_steps
+
+        def record(*, is_last: bool) -> None:
+            found = self._record()
+            if on_record is not None:
+                with self.watch.paused():
+                    on_record(found)
+            progress.show(found, is_last=is_last)
+
+        with Progress(self.settings.name, self.step, last, self.device) as progress, self.watch.running():
             for batches in self.order.steps_from(self.step):
-                if self.step >= self.settings.max_steps:
+                if self.step >= last:
                     break
                 self._train_step(batches)
                 self.step += 1
-                bar.update()
-                if self.step % LOG_INTERVAL == 0 or self.step == self.settings.max_steps:
-                    bar.set_postfix(self._log())
-                if bar.disable and time.monotonic() - last_line >= LINE_INTERVAL:
-                    last_line = time.monotonic()
-                    logger.info(self._line((self.step - begun[1]) / (last_line - begun[0])))
+                progress.advance()
+                if self.step % self.settings.logging_steps == 0 or self.step == last:
+                    record(is_last=self.step == last)
+                elif progress.is_due:
+                    progress.show(self._look())
                 if after_step(self.step):
                     break
             if self.step > self._logged_step():
-                self._log()  # training was stopped between two looks at the loss
+                record(is_last=True)  # training was stopped between two records
         self._captured = None  # graphs keep memory
 
     def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -214,6 +220,7 @@ class TrainingLoop:
 
     def _train_step(self, batches: list[list[int]]) -> None:
         made = [self._batches.make(indices) for indices in batches]
+        self._tokens += int(self._lengths[np.concatenate(batches) % len(self._lengths)].sum())
         # The gradient is that of the mean over all the step's examples, or labelled tokens, however they are split.
         counts = [
             int((batch["labels"] != NO_LABEL).sum()) if self._batches.label_tokens else len(indices)
@@ -226,6 +233,7 @@ class TrainingLoop:
             self._loss += self._update(made, [count / sum(counts) for count in counts])
         if self.step == 0:
             self.first_loss = self._loss.item()
+        self._rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
 
     def _update(self, batches: list[Batch], shares: list[float]) -> torch.Tensor:
@@ -247,27 +255,14 @@ class TrainingLoop:
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self._weights, MAX_GRAD_NORM)
+        if self.settings.max_grad_norm:
+            nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm)
         if not isinstance(self.optimizer, (ek.AdamW, ek.Lamb)):  # which add the penalty themselves
             self._add_gate_penalty()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return total
-
-    def _line(self, rate: float) -> str:
-        """How far training is, in a line of a log.
-
-        Args:
-            rate: steps a second.
-        """
-        left = (self.settings.max_steps - self.step) / rate
-        steps = self.step - self._logged_step()
-        loss = self._loss.item() / steps if steps else self.history[-1]["loss"]
-        return (
-            f"{self.settings.name}: step {self.step} of {self.settings.max_steps}, loss {loss:.4f}, "
-            f"{rate:.2f} steps a second, {left:.0f} s left"
-        )
 
     def _logged_step(self) -> int:
         """The step of the last record of the loss."""
@@ -299,11 +294,13 @@ class TrainingLoop:
 
     def gate_penalty(self) -> float:
         """`lambda * sum|c|` now."""
-        return self.settings.gate_l1 * sum(gate.detach().abs().sum().item() for gate in self.gates)
+        sums = torch.stack([gate.detach().abs().sum() for gate in self.gates])  # waits for a GPU once
+        return self.settings.gate_l1 * sum(sums.tolist())
 
-    def _log(self) -> dict[str, float]:
+    def _look(self) -> dict[str, Any]:
+        """What a record would say now, and `tokens_per_second` since the last one; waits for the device."""
         steps = self.step - self._logged_step()
-        record = {"step": self.step, "loss": self._loss.item() / steps}
+        record = {"step": self.step, "loss": self._loss.item() / steps, "learning_rate": float(self._rate)}
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(
                 f"{self.settings.name}: the loss was not finite in one of the last {steps} steps, at step "
@@ -311,9 +308,15 @@ class TrainingLoop:
             )
         if self.gates:
             record["gate_l1"] = self.gate_penalty()
+        return record | {"tokens_per_second": self._tokens / (self.watch.seconds - self._since)}
+
+    def _record(self) -> dict[str, Any]:
+        """Adds to `history` what `_look` says, but for the speed, which is another in every run."""
+        found = self._look()
+        self.history.append({name: value for name, value in found.items() if name != "tokens_per_second"})
         self._loss.zero_()
-        self.history.append(record)
-        return record
+        self._tokens, self._since = 0, self.watch.seconds
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while training, the state of torch's random numbers (dropout) included."""

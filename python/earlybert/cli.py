@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except UsageError as error:  # in a file of settings
+        print(f"earlybert: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("earlybert").setLevel(logging.INFO)
     try:

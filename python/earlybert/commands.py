@@ -267,9 +267,9 @@ def _env(args: argparse.Namespace) -> int:
 
 
 def _make_training_parser(cls: type[RunArguments], **options: Any) -> argparse.ArgumentParser:
-    from transformers.hf_argparser import HfArgumentParser
+    from .parsing import TrainingParser  # which imports transformers
 
-    return HfArgumentParser(cls, **options)  # type: ignore[arg-type]  # it takes any dataclass
+    return TrainingParser(cls, **options)
 
 
 def _arguments(cls: type[RunArguments], namespace: argparse.Namespace) -> Any:

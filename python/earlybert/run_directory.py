@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 _FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps")
 #: Arguments that may be paths of what a run reads.
-_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "config", "tokenizer")
+_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "config_name", "tokenizer")
 #: What arguments.json has where this library wrote it.
 _MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.

@@ -234,6 +234,15 @@ class _OfTasks:
         "format."
     )
     validation_file: str | None = _help("The evaluation file, likewise. Default: one row in ten is held out.")
+    test_file: str | None = _help(
+        "Write what the trained model says of this file's texts to test_predictions.jsonl, as earlybert predict does. "
+        "It needs no labels."
+    )
+    do_predict: bool = _help(
+        "Without --test-file: write what it says of the GLUE task's own test split to test_predictions.tsv, as GLUE "
+        "wants it.",
+        False,
+    )
     text_column: str | None = _help("The table's column with the texts. Default: the one named sentence or text.")
     text_pair_column: str | None = _help("The column with second texts, if texts come in pairs.")
     label_column: str | None = _help("The column with the labels: names, or whole numbers. Default: label.")

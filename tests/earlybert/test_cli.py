@@ -95,7 +95,8 @@ def test_flags_that_do_not_parse(argv: list[str], message: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "command", ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "env"]
+    "command",
+    ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "push", "env"],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

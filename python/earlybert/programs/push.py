@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which its documentation shows
 
 from ..errors import MissingFileError, UsageError
 from ..loading import reading
@@ -67,7 +67,7 @@ def push(run: str, name: str, *, private: bool = False) -> str:
         address = api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.model_info(address.repo_id).private:
             raise UsageError("there is such a repository, which is public; give another name, or leave out --private")
-        api.create_commit(address.repo_id, additions, commit_message=f"{card.data.model_name}, by earlybert push")
+        api.create_commit(address.repo_id, additions, commit_message="By earlybert push")
     return str(address)
 
 

@@ -86,13 +86,18 @@ class TrainingParser(HfArgumentParser):
             self._settings.pop(name, None)
             if action.nargs != 0 and action.help != argparse.SUPPRESS:
                 self._settings[name] = action, None
-        for name, value in SWITCHES.get(action.dest, {}).items():
-            about = f"Same as {shown[0]} {value}."
-            super().add_argument(
+        if action.dest in SWITCHES:
+            self._add_switches(action)
+        return action
+
+    def _add_switches(self, action: argparse.Action) -> None:
+        group = self.add_mutually_exclusive_group()
+        for name, value in SWITCHES[action.dest].items():
+            about = f"Same as {action.option_strings[0]} {value}."
+            group.add_argument(
                 name, action="store_const", const=value, dest=action.dest, default=argparse.SUPPRESS, help=about
             )
             self._settings[_key(name)] = action, value
-        return action
 
     def parse_known_args(  # type: ignore[override]  # argparse's has overloads for other namespaces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

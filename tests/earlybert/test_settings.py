@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,21 @@ def test_switches_of_transformers_set_the_dtype(write: Write) -> None:
         assert parse(*REQUIRED, switch)["dtype"] == value
         assert parse(*REQUIRED, "--config", write(f"{switch[2:]}: true"))["dtype"] == value
         assert parse(*REQUIRED, "--config", write(f"{switch[2:]}: false"))["dtype"] == "float32"
+
+
+def test_switches_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*REQUIRED, "--bf16", "--fp16")
+    assert "--fp16: not allowed with argument --bf16" in capsys.readouterr().err
+
+
+def test_the_page_on_the_command_line_has_a_file_and_all_names(write: Write) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    found = parse("--output-dir", "o", "--config", write(example))
+    assert (found["learning_rate"], found["batch_size"], found["dtype"]) == (5e-5, 16, "bfloat16")
+    for name in [*ALIASES.values(), *SWITCHES["dtype"]]:
+        assert f"`{name}`" in page
 
 
 def test_help_shows_every_flag_once_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:

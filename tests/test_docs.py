@@ -34,6 +34,7 @@ TARGETS = {
     "draw": "earlybert.search.drawing.read_gates",
     "predict": "earlybert.programs.inference.predict",
     "evaluate": "earlybert.programs.inference.evaluate",
+    "push": "earlybert.programs.push.push",
     "env": "earlybert_kernels.env.report",
 }
 

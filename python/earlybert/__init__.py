@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .programs.inference import evaluate, predict
     from .programs.plots import plot
     from .programs.pretrain import pretrain
+    from .programs.push import push
     from .programs.verify import verify
     from .search.detector import EarlyBirdDetector
     from .search.drawing import draw
@@ -36,6 +37,7 @@ __all__ = [
     "plot",
     "predict",
     "pretrain",
+    "push",
     "verify",
 ]
 
@@ -53,6 +55,7 @@ _MODULES = {
     "plot": "programs.plots",
     "predict": "programs.inference",
     "pretrain": "programs.pretrain",
+    "push": "programs.push",
     "verify": "programs.verify",
 }
 

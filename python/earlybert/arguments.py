@@ -141,12 +141,12 @@ class RunArguments:
     @property
     def model_source(self) -> str:
         """Where the model's config is: a folder or a name of the hub."""
-        return getattr(self, self.model_flag.removeprefix("--"))
+        return getattr(self, _name(self.model_flag))
 
     @property
     def tokenizer_source(self) -> str:
         """Where the tokenizer is, likewise."""
-        return getattr(self, self.tokenizer_flag.removeprefix("--"))
+        return getattr(self, _name(self.tokenizer_flag))
 
     @property
     def searches(self) -> bool:
@@ -276,6 +276,15 @@ class _OfTasks:
         "CoNLL's lines of a word and its tag (.conll); or one in the named task's format."
     )
     validation_file: str | None = _help("The evaluation file, likewise. Default: one row in ten is held out.")
+    test_file: str | None = _help(
+        "Write what the trained model says of this file's texts to test_predictions.jsonl, as earlybert predict does. "
+        "It needs no labels."
+    )
+    do_predict: bool = _help(
+        "Without --test-file: write what it says of the GLUE task's own test split to test_predictions.tsv, as GLUE "
+        "wants it.",
+        False,
+    )
     text_column: str | None = _help(
         "The table's column with the texts, or for token-classification with lists of words. Default: the one named "
         "sentence or text, or tokens or words."
@@ -340,9 +349,9 @@ class FinetuneArguments(RunArguments, _OfTasks):
 class _OfTexts:
     """What is pre-trained, and on what; listed before the rest."""
 
-    model: str | None = _help("Folder or hub name of a model to go on from. Give this or --config.")
-    config: str | None = _help("Folder or hub name of a model whose config.json is that of a new one.")
-    tokenizer: str | None = _help("Folder or hub name of the tokenizer. Default: that of --model or --config.")
+    model: str | None = _help("Folder or hub name of a model to go on from. Give this or --config-name.")
+    config_name: str | None = _help("Folder or hub name of a model whose config.json is that of a new one.")
+    tokenizer: str | None = _help("Folder or hub name of the tokenizer. Default: that of --model or --config-name.")
     train_file: str | None = _help("Text file in UTF-8. Give this or --dataset-name.")
     validation_file: str | None = _help(
         "Text file to evaluate on. Default: one in twenty documents, at most 1,000, are held out."
@@ -389,7 +398,7 @@ class PretrainArguments(RunArguments, _OfTexts):
     @property
     def model_flag(self) -> str:
         """See `RunArguments.model_flag`."""
-        return "--config" if self.model is None else "--model"
+        return "--config-name" if self.model is None else "--model"
 
     @property
     def tokenizer_flag(self) -> str:
@@ -404,8 +413,10 @@ class PretrainArguments(RunArguments, _OfTexts):
         _expect(0 <= self.long_share <= 1, self, "long_share", "a share from 0 to 1")
         _expect(self.long_length >= 3, self, "long_length", "at least 3: [CLS], a token and [SEP]")
         _expect(0 < self.mlm_probability < 1, self, "mlm_probability", "a share between 0 and 1")
-        if (self.model is None) == (self.config is None):
-            raise UsageError("expected --model, to go on from its weights, or --config, for new ones; and not both")
+        if (self.model is None) == (self.config_name is None):
+            raise UsageError(
+                "expected --model, to go on from its weights, or --config-name, for new ones; and not both"
+            )
         if (self.train_file is None) == (self.dataset_name is None):
             raise UsageError("expected --train-file or --dataset-name, and not both")
         if self.documents != "line" and self.dataset_name is not None:
@@ -421,6 +432,10 @@ class PretrainArguments(RunArguments, _OfTexts):
 def flag(name: str) -> str:
     """The command-line flag of an argument: `max_steps` -> `--max-steps`."""
     return "--" + name.replace("_", "-")
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _expect_one_of(args: RunArguments, name: str, known: tuple[str | None, ...]) -> None:

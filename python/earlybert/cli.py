@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
 
 from .commands import COMMANDS, EXIT_FAILURE, Command
 from .errors import Interrupted, UsageError
@@ -32,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except UsageError as error:  # in a file of settings
+        print(f"earlybert: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("earlybert").setLevel(logging.INFO)
     try:
@@ -76,19 +82,48 @@ class _Deferred:
         return self._command.make_parser(self._prog, argv).parse_args(argv, namespace), []
 
 
-def _make_parser() -> argparse.ArgumentParser:
+class _PrintCompletion(argparse.Action):
+    """Prints what a shell completes this program's arguments by, without running it, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
+        try:
+            import shtab
+        except ImportError:
+            parser.error(f"{option} needs a package: pip install 'earlybert-kernels[completion]'")
+        commands = {name: command.make_parser(f"{parser.prog} {name}", []) for name, command in COMMANDS.items()}
+        whole = _make_parser(lambda command, prog: commands[prog.split()[-1]])
+        for each in commands.values():
+            for action in each._actions:
+                if action.nargs != 0 and action.choices is None and action.type in (None, str, Path):
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]  # for all one knows
+        print(shtab.complete(whole, shell=values))
+        parser.exit()
+
+
+def _make_parser(parser_class: Any = _Deferred) -> argparse.ArgumentParser:
+    """
+    Args:
+        parser_class: makes the parser of a command, given that and its `prog`.
+    """
     parser = argparse.ArgumentParser(
         prog="earlybert",
         description="Find a lottery ticket in BERT early, and train only that (arXiv 2101.00063).",
         epilog="earlybert COMMAND --help says more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "fish", "tcsh"),
+        metavar="SHELL",
+        action=_PrintCompletion,
+        help="print the script by which bash, zsh, fish or tcsh completes commands and flags",
+    )
     commands = parser.add_subparsers(
         title="commands",
         dest="command",
         metavar="COMMAND",
         required=True,
-        parser_class=_Deferred,  # type: ignore[type-var]  # argparse asks no more of it
+        parser_class=parser_class,
     )
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.about, command=command)

@@ -253,6 +253,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _make_push_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Upload a run's model, its ticket and a model card to the Hugging Face hub."
+    )
+    parser.add_argument("run", help="output directory of a run")
+    parser.add_argument("name", help="of the repository: NAME or OWNER/NAME; it is made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    return parser
+
+
+def _push(args: argparse.Namespace) -> int:
+    _quiet_transformers()
+    from .programs.push import push
+
+    print(f"uploaded to {push(args.run, args.name, private=args.private)}")
+    return 0
+
+
 def _make_env_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=prog, description="Say what this installation has: versions, extensions, backends of each op."
@@ -267,9 +285,9 @@ def _env(args: argparse.Namespace) -> int:
 
 
 def _make_training_parser(cls: type[RunArguments], **options: Any) -> argparse.ArgumentParser:
-    from transformers.hf_argparser import HfArgumentParser
+    from .parsing import TrainingParser  # which imports transformers
 
-    return HfArgumentParser(cls, **options)  # type: ignore[arg-type]  # it takes any dataclass
+    return TrainingParser(cls, **options)
 
 
 def _arguments(cls: type[RunArguments], namespace: argparse.Namespace) -> Any:
@@ -310,5 +328,6 @@ COMMANDS = {
     "plot": Command(
         "draw the pictures of a run again", _make_run_parser("Draw the pictures of a finished run again."), _plot
     ),
+    "push": Command("upload a run's model to the Hugging Face hub", _make_push_parser, _push),
     "env": Command("say what this installation has", _make_env_parser, _env),
 }

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 _FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
 #: Arguments that may be paths of what a run reads.
-_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "config", "tokenizer")
+_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "test_file", "config_name", "tokenizer")
 #: What arguments.json has where this library wrote it.
 _MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.
@@ -63,7 +63,10 @@ class RunDirectory:
         self.arguments = self.path / "arguments.json"
         self.checkpoint = self.path / "checkpoint.pt"
         self.gates = self.path / "gates.safetensors"
-        names = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+        names = (
+            "predictions.json", "nbest_predictions.json", "null_odds.json",
+            "test_predictions.jsonl", "test_predictions.tsv", "test_predictions_mismatched.tsv",
+        )  # fmt: skip
         self.predictions = tuple(self.path / name for name in names)
         self.curve_plot = self.path / "curve.png"
         self.metrics = self.path / "metrics.json"

@@ -109,7 +109,8 @@ def test_several_trackers_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "env"]
+    "command",
+    ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "push", "env"],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
@@ -128,6 +129,44 @@ def test_help_imports_nothing_heavy() -> None:
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_shells_complete_commands_flags_and_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab", reason="the package shtab is not installed")
+    with pytest.raises(SystemExit) as end:
+        main(["--print-completion", "bash"])
+    assert end.value.code == 0
+    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
+    (tmp_path / "reviews.csv").touch()
+    expected = {
+        "ver": "verify",
+        "finetune --max-le": "--max-length",
+        "finetune --per-device-t": "--per-device-train-batch-size",
+        "finetune --method in": "inverted",
+        "finetune --train-file rev": "reviews.csv",
+        "compare --see": "--seeds",
+        "predict rev": "reviews.csv",
+        "push run name --pri": "--private",
+    }
+    script = ["source completion.bash"]
+    for words in expected:
+        line = ["earlybert", *words.split()]
+        script.append(f"COMP_WORDS=({' '.join(line)}); COMP_CWORD={len(line) - 1}; COMPREPLY=()")
+        script.append('_shtab_earlybert earlybert "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"; echo "${COMPREPLY[@]}"')
+    # Without a PATH nothing can be run.
+    answer = subprocess.run(
+        [shutil.which("bash") or "bash", "-c", "\n".join(script)], cwd=tmp_path, env={}, capture_output=True, text=True
+    )
+    assert dict(zip(expected, answer.stdout.splitlines(), strict=True)) == expected, answer.stderr
+
+
+def test_completion_needs_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    assert "pip install 'earlybert-kernels[completion]'" in capsys.readouterr().err
 
 
 def test_the_api_is_what_all_says() -> None:

@@ -116,7 +116,7 @@ def pretraining(tiny_bert: str, toy_texts: str, tmp_path: Path) -> Make:
 
     def make(**changes: Any) -> PretrainArguments:
         defaults = {
-            "config": tiny_bert,
+            "config_name": tiny_bert,
             "train_file": toy_texts,
             "output_dir": str(tmp_path / "run"),
             "batch_size": 8,
@@ -211,7 +211,7 @@ def test_a_resumed_run_on_texts_is_the_uninterrupted_one_bit_by_bit(
 def test_weights_of_a_checkpoint_are_gone_on_with(pretraining: Make, tmp_path: Path) -> None:
     first = pretrain(pretraining(method="dense", max_steps=60))
     again = pretraining(
-        config=None, model=str(tmp_path / "run" / "model"), output_dir=str(tmp_path / "again"), method="dense",
+        config_name=None, model=str(tmp_path / "run" / "model"), output_dir=str(tmp_path / "again"), method="dense",
         max_steps=1, long_share=0.0, learning_rate=1e-9,
     )  # fmt: skip
     assert pretrain(again)["eval"]["eval_loss"] == pytest.approx(first["eval"]["eval_loss"], rel=1e-4)
@@ -221,7 +221,7 @@ def test_an_encoder_without_a_head_gets_one_of_the_seed(pretraining: Make, tiny_
     found = []
     for number, kernels in enumerate(("auto", "off")):
         args = pretraining(
-            config=None, model=tiny_bert, output_dir=str(tmp_path / str(number)), kernels=kernels, method="dense",
+            config_name=None, model=tiny_bert, output_dir=str(tmp_path / str(number)), kernels=kernels, method="dense",
             max_steps=1, long_share=0.0, learning_rate=1e-9, warmup_ratio=0.0,
         )  # fmt: skip
         found.append(pretrain(args)["eval"]["eval_loss"])
@@ -298,8 +298,8 @@ def test_the_last_step_is_no_warm_up(pretraining: Make) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "x"}, "expected --model, .*or --config, .*not both"),
-        ({"config": None}, "expected --model, .*or --config"),
+        ({"model": "x"}, "expected --model, .*or --config-name, .*not both"),
+        ({"config_name": None}, "expected --model, .*or --config-name"),
         ({"train_file": None}, "expected --train-file or --dataset-name"),
         ({"dataset_name": "x"}, "not both"),
         ({"dataset_name": "x", "train_file": None, "validation_file": "y"}, "has its own"),
@@ -314,7 +314,7 @@ def test_the_last_step_is_no_warm_up(pretraining: Make) -> None:
         ({"optim": "sgd"}, "--optim: expected one of adamw, lamb"),
         ({"documents": "page"}, "--documents: expected one of line, blank-line"),
         ({"eval_steps": 0}, "--eval-steps: expected at least 1"),
-        ({"config": "nowhere"}, "--config nowhere: no model could be read there"),
+        ({"config_name": "nowhere"}, "--config-name nowhere: no model could be read there"),
         ({"tokenizer": "nowhere"}, "--tokenizer nowhere: no tokenizer could be read there"),
         ({"max_length": None}, "--max-length: expected a number"),
     ],
@@ -363,7 +363,7 @@ def test_the_command_line_pretrains(pretraining: Make, capsys: pytest.CaptureFix
     from earlybert.cli import main
 
     args = pretraining(method="dense", max_steps=2, long_share=0.0)
-    names = ("config", "train_file", "output_dir", "batch_size", "max_length", "max_steps", "long_share", "method")
+    names = ("config_name", "train_file", "output_dir", "batch_size", "max_length", "max_steps", "long_share", "method")
     flags = [part for name in names for part in ("--" + name.replace("_", "-"), str(getattr(args, name)))]
     assert main(["pretrain", *flags]) == 0
     assert "mlm: loss " in capsys.readouterr().out

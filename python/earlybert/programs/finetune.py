@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..arguments import TASK_OPTIONS, FinetuneArguments
 from ..tasks import Source, Task, get_task
+from ..tasks.base import Examples
 from ..training.data import EncodedExamples
-from .preparation import prepare
+from ..training.evaluation import predict as outputs_of
+from .predictions import read_tests, render
+from .preparation import Prepared, prepare
 from .run import Run
 from .stages import TrainingStage
 
@@ -47,7 +53,8 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file)
     )
     source = Source(data_dir, train_file, validation_file, args.dataset_name, args.dataset_config_name)
-    return Finetuning(prepare(args, task_of(args), source)).run()
+    prepared = prepare(args, task_of(args), source)
+    return Finetuning(prepared, read_tests(args, prepared.task, source)).run()
 
 
 def task_of(args: FinetuneArguments) -> Task:
@@ -60,14 +67,40 @@ def task_of(args: FinetuneArguments) -> Task:
 
 
 class Finetuning(Run):
-    """A run on a task with one training stage."""
+    """A run on a task with one training stage.
+
+    Args:
+        prepared: the run.
+        tests: by the name of the file that it writes, what the trained model is to say something of.
+    """
 
     args: FinetuneArguments
+
+    def __init__(self, prepared: Prepared, tests: Mapping[str, Examples]) -> None:
+        super().__init__(prepared)
+        self._tests = tests
 
     def read_examples(self) -> dict[str, EncodedExamples]:
         """See `Run.read_examples`."""
         self.examples = self.encode(self.prepared.data.train)
+        self._encoded_tests = {name: self.encode(examples) for name, examples in self._tests.items()}
         return {"the training examples": self.examples}
+
+    def predictions(self, model: nn.Module) -> dict[str, bytes]:
+        """See `Run.predictions`."""
+        task, files = self.prepared.task, {}
+        for name, encoded in self._encoded_tests.items():
+            outputs = outputs_of(
+                model,
+                encoded,
+                task.outputs,
+                batch_size=self.args.eval_batch_size,
+                pad_to=self.stages.pad_to(self.args.input_length),
+                dtype=self.prepared.dtype,
+                device=self.device,
+            )
+            files[name] = render(task, task.answers(outputs, encoded), Path(name).suffix)
+        return files
 
     def training_stages(self) -> list[TrainingStage]:
         """See `Run.training_stages`."""

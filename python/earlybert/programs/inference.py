@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ..tasks import Task
 from ..training.data import EncodedExamples
 from ..training.evaluation import predict as outputs_of
 from .finetune import task_of
+from .predictions import check_some, render
 from .preparation import find_device
 
 
@@ -47,11 +47,7 @@ def predict(run: str, file: str, output: str, *, overwrite: bool = False, device
         raise UsageError(f"{output}: expected a file named .jsonl or .tsv to write to")
     task, encoded, outputs = _apply(run, file, labelled=False, device=device)
     answers = task.answers(outputs, encoded)
-    if path.suffix == ".jsonl":
-        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
-    else:
-        lines = ["index\tprediction", *(f"{i}\t{task.spell(answer)}" for i, answer in enumerate(answers))]
-    write_bytes(path, "".join(line + "\n" for line in lines).encode())
+    write_bytes(path, render(task, answers, path.suffix))
     return len(answers)
 
 
@@ -88,9 +84,7 @@ def _apply(
         model = task.model_class.from_pretrained(directory.model, dtype=torch.float32)
     tokenizer = read_tokenizer(str(directory.model), model.config, "run")
     task = task.of_model(model.config)
-    examples = task.read_file(Path(file), labelled=labelled)
-    if not len(examples):
-        raise UsageError(f"{file}: expected at least one example, found none")
+    examples = check_some(task.read_file(Path(file), labelled=labelled), file)
     encoded = task.encode(tokenizer, examples, args.input_length)
     if args.kernels == "auto":
         model = ek.convert(model)

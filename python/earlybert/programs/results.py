@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
-from ..files import apply_umask, write_json
+from ..files import apply_umask, write_bytes
 from ..loading import first_line
 from ..run_directory import RunDirectory
 
@@ -21,7 +21,7 @@ def write_results(
     model: PreTrainedModel,
     tokenizer: Any,
     ticket: ek.Ticket | None,
-    predictions: Mapping[str, Any],
+    files: Mapping[str, bytes],
 ) -> None:
     """Writes all that a finished run has, `metrics.json` last.
 
@@ -31,7 +31,7 @@ def write_results(
         model: as it was trained.
         tokenizer: the model's.
         ticket: what was trained; None for a dense run.
-        predictions: by the file's name, what the model has said.
+        files: by name, what the model has said.
 
     Raises:
         OSError: a file cannot be written.
@@ -45,8 +45,8 @@ def write_results(
     tokenizer.save_pretrained(directory.model)
     for path in directory.model.iterdir():
         apply_umask(path)  # safetensors makes its files readable for their owner alone
-    for name, content in predictions.items():
-        write_json(directory.path / name, content)
+    for name, content in files.items():
+        write_bytes(directory.path / name, content)
     if ticket is not None:
         ticket.save(directory.ticket)
     plot_run(directory, metrics, ticket)

@@ -19,7 +19,7 @@ import earlybert_kernels as ek
 
 from ..environment import commit
 from ..errors import UsageError
-from ..files import write_bytes
+from ..files import json_bytes, write_bytes
 from ..loading import load_model
 from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
 from ..search.stage import SearchSettings, SearchStage
@@ -90,6 +90,10 @@ class Run(ABC):
         """An evaluation split as it is evaluated."""
         return encoded
 
+    def predictions(self, model: nn.Module) -> dict[str, bytes]:
+        """By the file's name, what the trained model says of other examples, if it is asked."""
+        return {}
+
     def run(self) -> dict[str, Any]:
         """Does what is left to do, and returns what is in `metrics.json`."""
         if self.args.resume and self.directory.is_finished:
@@ -132,7 +136,8 @@ class Run(ABC):
                 judgement = self.evaluations.last(model, evals, self.log[-1]["step"], seconds)
             metrics = self._metrics(model, judgement.metrics, dense_parameters)
             self.tracking.log_results(metrics)
-        write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, judgement.files)
+        files = {name: json_bytes(content) for name, content in judgement.files.items()} | self.predictions(model)
+        write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, files)
         return metrics
 
     def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:

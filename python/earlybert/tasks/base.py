@@ -165,6 +165,17 @@ class Task(ABC):
         """
         raise UsageError(f"task {self.name} reads no single file")
 
+    def own_tests(self, source: Source) -> dict[str, Examples]:
+        """The test splits that the task itself has, without labels, by names as in `TaskData.evals`.
+
+        Args:
+            source: where the other splits were read from.
+
+        Raises:
+            UsageError: it has none, or they are not there.
+        """
+        raise UsageError(f"--do-predict: task {self.name} has no test split of its own; expected --test-file with it")
+
     def answers(self, outputs: Sequence[np.ndarray], encoded: Any) -> list[dict[str, Any]]:
         """What a model says of each example, in words, the answer itself first.
 

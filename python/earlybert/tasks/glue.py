@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingFileError, UsageError
-from .base import Source, TaskData
+from .base import Examples, Source, TaskData
 from .reading import check_is_file, read_hub
 from .sentences import Sentences, SentenceTask
 from .tsv import Row, read_rows
@@ -65,6 +65,18 @@ class GlueTask(SentenceTask):
                     "of the GLUE distribution in its data directory"
                 )
         return TaskData(train=self.read(train), evals={name: self.read(path) for name, path in evals.items()})
+
+    def own_tests(self, source: Source) -> dict[str, Examples]:
+        """See `Task.own_tests`."""
+        if source.data_dir is not None:
+            files = {name: source.data_dir / file.replace("dev", "test") for name, file, _ in self.eval_files}
+            return {name: self.read_file(path, labelled=False) for name, path in files.items()}
+        if source.files() is not None:
+            return super().own_tests(source)
+        dataset = self._read_hub()
+        splits = {name: split.replace("validation", "test") for name, _, split in self.eval_files}
+        # Where an answer is due the hub has -1.
+        return {n: Sentences(self._hub_texts(dataset[s]), [0] * len(dataset[s])) for n, s in splits.items()}
 
     def read_file(self, path: Path, *, labelled: bool) -> Sentences:
         """See `Task.read_file`."""
@@ -129,17 +141,22 @@ class GlueTask(SentenceTask):
             raise row.error(f"expected one of {', '.join(spelling)} as label, found {text!r}")
         return spelling.index(text)
 
-    def _load_from_hub(self) -> TaskData:
-        dataset = read_hub(
+    def _read_hub(self) -> Any:
+        return read_hub(
             _HUB_DATASET,
             self.name,
             what=f"task {self.name} ({_HUB_DATASET})",
             instead=f"To read it from a folder with {', '.join(self.files)}, give --data-dir.",
         )
 
+    def _hub_texts(self, rows: Any) -> list[tuple[str, ...]]:
+        return list(zip(*(rows[name] for name in self.hub_columns), strict=True))
+
+    def _load_from_hub(self) -> TaskData:
+        dataset = self._read_hub()
+
         def examples(split: str) -> Sentences:
-            columns = [dataset[split][name] for name in self.hub_columns]
-            return Sentences(list(zip(*columns, strict=True)), list(dataset[split]["label"]))
+            return Sentences(self._hub_texts(dataset[split]), list(dataset[split]["label"]))
 
         return TaskData(train=examples("train"), evals={name: examples(split) for name, _, split in self.eval_files})
 

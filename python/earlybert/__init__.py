@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from .programs.plots import plot
     from .programs.pretrain import pretrain
     from .programs.verify import verify
+    from .search.callback import EarlyBertCallback
     from .search.detector import EarlyBirdDetector
     from .search.drawing import draw
-    from .search.stage import SearchSettings, SearchStage
+    from .search.search import Search, SearchSettings
 
 __all__ = [
+    "EarlyBertCallback",
     "EarlyBirdDetector",
     "FinetuneArguments",
     "PretrainArguments",
+    "Search",
     "SearchSettings",
-    "SearchStage",
     "compare",
     "demo",
     "draw",
@@ -40,11 +42,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EarlyBertCallback": "search.callback",
     "EarlyBirdDetector": "search.detector",
     "FinetuneArguments": "arguments",
     "PretrainArguments": "arguments",
-    "SearchSettings": "search.stage",
-    "SearchStage": "search.stage",
+    "Search": "search.search",
+    "SearchSettings": "search.search",
     "compare": "programs.compare",
     "demo": "programs.demo",
     "draw": "search.drawing",

@@ -174,7 +174,7 @@ class EarlyBertCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adds to the checkpoint what Trainer does not know."""
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir or "", f"checkpoint-{state.global_step}")
         if args.save_only_model or not folder.is_dir():  # elsewhere are those of a search for hyper-parameters
             return
         saved: dict[str, Any] = {"step": state.global_step}
@@ -248,7 +248,7 @@ class _TwoStages:
 
         def in_stages(schedule: Any) -> Any:
             # A function, which is not saved with the scheduler's state as an object would be.
-            def factor(step: int) -> float:
+            def factor(step: int) -> Any:
                 return share if self.origin is None else schedule((step - self.origin) * stretch)
 
             return factor
@@ -288,7 +288,7 @@ def _saved_states(args: TrainingArguments) -> list[dict[str, Any]]:
     """What `on_save` has added to the checkpoint of the arguments, or to all of the run's where they name none."""
     files = [Path(args.resume_from_checkpoint or "", STATE_FILE)]
     if not args.resume_from_checkpoint or not files[0].is_file():
-        files = list(Path(args.output_dir).glob(f"checkpoint-*/{STATE_FILE}"))
+        files = list(Path(args.output_dir or "").glob(f"checkpoint-*/{STATE_FILE}"))
     return [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
 
 
@@ -298,8 +298,9 @@ def _cut_to_fit(model: nn.Module, weights: dict[str, Tensor], prefix: str, args:
     Raises:
         UsageError: there are weights of other widths, and not one ticket of theirs.
     """
-    names = {parameter: prefix + name for name, parameter in model.named_parameters()}
-    own, found = [], []
+    names: dict[Tensor, str] = {parameter: prefix + name for name, parameter in model.named_parameters()}
+    own: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     for _, parts in layer_parts(model):
         pair = parts.query.weight, parts.output.weight
         if any(names[weight] not in weights for weight in pair):

@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from .programs.pretrain import pretrain
     from .programs.push import push
     from .programs.verify import verify
+    from .search.callback import EarlyBertCallback
     from .search.detector import EarlyBirdDetector
     from .search.drawing import draw
-    from .search.stage import SearchSettings, SearchStage
+    from .search.search import Search, SearchSettings
 
 __all__ = [
+    "EarlyBertCallback",
     "EarlyBirdDetector",
     "FinetuneArguments",
     "PretrainArguments",
+    "Search",
     "SearchSettings",
-    "SearchStage",
     "compare",
     "demo",
     "draw",
@@ -42,11 +44,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EarlyBertCallback": "search.callback",
     "EarlyBirdDetector": "search.detector",
     "FinetuneArguments": "arguments",
     "PretrainArguments": "arguments",
-    "SearchSettings": "search.stage",
-    "SearchStage": "search.stage",
+    "Search": "search.search",
+    "SearchSettings": "search.search",
     "compare": "programs.compare",
     "demo": "programs.demo",
     "draw": "search.drawing",

@@ -32,7 +32,8 @@ FINETUNE: dict[str, Options] = {
         "eval_batch_size": 16, "gradient_accumulation_steps": 2, "num_train_epochs": 2.0, "learning_rate": 1e-3,
         "warmup_ratio": 0.5, "weight_decay": 0.1, "eval_strategy": "steps", "eval_steps": 2,
         "load_best_model_at_end": True, "metric_for_best_model": "accuracy", "early_stopping_patience": 9,
-        "checkpoint_steps": 1, "resume": True,
+        "checkpoint_steps": 1, "resume": True, "optim": "lamb", "lr_scheduler_type": "cosine", "max_grad_norm": 0.5,
+        "logging_steps": 2, "report_to": ["tensorboard"],
     },
     "a search on a table of pairs": {
         "model": "@bert", "train_file": "@table", "validation_file": "@table", "test_file": "@table",
@@ -45,6 +46,11 @@ FINETUNE: dict[str, Options] = {
     "a given ticket on a dataset of the hub": {
         "model": "@bert", "dataset_name": "some/texts", "dataset_config_name": "en", "output_dir": "@out",
         "ticket": "@ticket", "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 1, "search_steps": 2,
+    },
+    "several labels of a text, in columns of their own": {
+        "model": "@bert", "task": "multilabel", "train_file": "@labels", "label_columns": ["good", "bad"],
+        "output_dir": "@out", "method": "dense", "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 3,
+        "warmup_steps": 2,
     },
     "questions, some of them without an answer": {
         "model": "@bert", "task": "squad_v2", "data_dir": "@squad", "output_dir": "@out", "method": "dense",
@@ -59,7 +65,7 @@ PRETRAIN: dict[str, Options] = {
         "config_name": "@bert", "tokenizer": "@bert", "train_file": "@texts", "validation_file": "@texts",
         "documents": "blank-line", "output_dir": "@out", "method": "dense", "device": "cpu", "batch_size": 4,
         "eval_batch_size": 16, "max_length": 8, "long_length": 24, "long_share": 0.5, "mlm_probability": 0.3,
-        "whole_words": True, "optimizer": "adamw", "max_steps": 2,
+        "whole_words": True, "optim": "adamw", "max_steps": 2,
     },
     "a model that goes on with a stream of the hub's": {
         "model": "@bert", "dataset_name": "some/texts", "dataset_config_name": "en", "text_column": "body",
@@ -97,6 +103,8 @@ def places(tiny_bert: str, toy_sst2: str, tmp_path_factory: pytest.TempPathFacto
     rows = [line.split("\t") for line in (sst2 / "train.tsv").read_text().splitlines()[1:]]
     table = "".join(f"{text},the film,{'ny'[int(label)]}\n" for text, label in rows)
     (folder / "table.csv").write_text("left,right,verdict\n" + table)
+    labels = "".join(f"{text},{label},{1 - int(label)}\n" for text, label in rows)
+    (folder / "labels.csv").write_text("text,good,bad\n" + labels)
     kept = [[0, 1]] * 3, [list(range(20))] * 3
     Ticket(*kept, heads_of=[4] * 3, neurons_of=[48] * 3).save(folder / "ticket.json")
     squad = folder / "squad"
@@ -109,6 +117,7 @@ def places(tiny_bert: str, toy_sst2: str, tmp_path_factory: pytest.TempPathFacto
     return {
         "@bert": tiny_bert, "@sst2": str(sst2), "@table": str(folder / "table.csv"), "@squad": str(squad),
         "@ticket": str(folder / "ticket.json"), "@texts": str(folder / "texts.txt"),
+        "@labels": str(folder / "labels.csv"),
     }  # fmt: skip
 
 
@@ -156,15 +165,19 @@ def test_options_of_finetune(what: str, places: dict[str, str], tmp_path: Path, 
         assert [record["step"] for record in metrics["curve"]] == [2, 4, 6]
         assert set(metrics["best"]) == {"step", "accuracy"}
         assert (out / "test_predictions.tsv").read_text().count("\n") == 3
+        assert [record["step"] for record in metrics["train_log"]] == [2, 4, 6]
+        assert list((out / "runs").rglob("events.out.tfevents.*"))
     elif what.startswith("a search"):
         assert (metrics["method"], metrics["main_metric"], list(metrics["eval"])) == (
             "random",
             "f1",
-            ["f1", "accuracy"],
+            ["f1", "accuracy", "eval_loss"],
         )
         assert ticket["heads"] == [2] * 3 and sum(ticket["neurons"]) == 3 * 36
         assert 1 <= steps["search"] <= 6 and steps["train"] == 2
         assert (out / "test_predictions.jsonl").read_text().count("\n") == 90
+    elif what.startswith("several labels"):
+        assert list(metrics["eval"]) == ["f1_micro", "f1_macro", "exact_match", "eval_loss"] and steps["train"] == 3
     elif what.startswith("a given ticket"):
         assert asked_of_hub == [("some/texts", "en", False)]
         assert ticket["heads"] == [2] * 3 and ticket["neurons"] == [20] * 3 and steps["search"] == 0

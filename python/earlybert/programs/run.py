@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..files import json_bytes, write_bytes
 from ..loading import load_model
 from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
-from ..search.stage import SearchSettings, SearchStage
+from ..search.search import Search, SearchSettings
 from ..training.checkpoints import Checkpoints, fingerprint
 from ..training.data import EncodedExamples, check_fits, unknown_share
 from ..training.interrupt import InterruptRequest
@@ -186,20 +186,21 @@ class Run(ABC):
             self.seconds["search"] = done["search_seconds"]
             ek.compact(model, self.ticket)
             return
-        watch = Stopwatch(self.device)
         if self.args.searches:
-            watch = self._search(model, checkpoint)
-        elif self.args.method == "random" and self.ticket is not None:
+            self.seconds["search"] = self._search(model, checkpoint)
+            return
+        assert self.ticket is not None  # it was given
+        if self.args.method == "random":
             self.ticket = self._random(self.ticket)
-        assert self.ticket is not None  # it was searched for, or given
+        watch = Stopwatch(self.device)
         with watch.running():
             ek.compact(model, self.ticket)
         self.seconds["search"] = watch.seconds
 
-    def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> Stopwatch:
-        """Trains with gates until the ticket is at rest or the time is up, draws and rewinds; returns its clock."""
+    def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> float:
+        """Trains with gates until the ticket is at rest or the time is up, draws, rewinds and cuts; returns seconds."""
         args, plan = self.args, self.stages.search(self.searched)
-        stage = SearchStage(
+        search = Search(
             model,
             SearchSettings(
                 max_steps=plan.settings.max_steps,
@@ -211,21 +212,22 @@ class Run(ABC):
                 min_share=args.min_search_share,
             ),
         )
-        loop = TrainingLoop(model, plan.examples, plan.order, plan.settings, self.device, gates=stage.gates)
+        loop = TrainingLoop(model, plan.examples, plan.order, plan.settings, self.device, gates=search.gates)
         if checkpoint is not None:
             loop.load_state_dict(checkpoint["loop"])
-            stage.load_state_dict(checkpoint["detector"])
+            search.load_state_dict(checkpoint["search_state"])
         else:
             torch.manual_seed(args.seed)  # dropout
 
         def after_step(step: int) -> bool:
-            if stage.after_step(step):
+            if search.after_step():
                 return True
+            # A run that goes on has begun with the same weights: its checkpoint is checked for that.
             self.checkpoints.after_step(
                 loop,
                 lambda: {
                     "stage": "search",
-                    "detector": stage.state_dict(),
+                    "search_state": search.state_dict(start=False),
                     "tracking": self.tracking.state_dict(step),
                 },
             )
@@ -233,21 +235,21 @@ class Run(ABC):
 
         loop.run(after_step, lambda record: self.tracking.log_record(record, prefix="search_"))
         with loop.watch.running():
-            drawn = stage.draw()
-        gates = stage.head_gates, stage.neuron_gates
+            drawn = search.draw()
+        gates = search.head_gates, search.neuron_gates
         self.ticket = {
             "earlybert": lambda: drawn,
             "random": lambda: self._random(drawn),
             "inverted": lambda: inverted_ticket(drawn, *gates),
         }[args.method]()
-        self.search = {**stage.record(), "step": loop.step, "log": loop.history}
+        self.search = {**search.record(), "step": loop.step, "log": loop.history}
         drawn_by, longest = self.search["drawn_by"], loop.settings.max_steps
         logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
         self._warn_of_divergence(loop)
         write_bytes(self.directory.gates, save(gates_by_name(*gates)))
         with loop.watch.running():
-            stage.rewind()
-        return loop.watch
+            search.finish(self.ticket)
+        return loop.watch.seconds
 
     def _random(self, ticket: ek.Ticket) -> ek.Ticket:
         generator = torch.Generator().manual_seed(self.args.seed)

@@ -1,0 +1,166 @@
+"""The search around somebody's training: gates at its beginning, a look after each step, a ticket at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+import earlybert_kernels as ek
+
+from ..errors import UsageError
+from .detector import Check, EarlyBirdDetector, default_interval
+from .drawing import draw, draw_masks
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """When the ticket is drawn, and what of.
+
+    Attributes:
+        max_steps: optimizer steps after which the ticket is drawn in any case.
+        head_ratio: share of the heads of each layer that are dropped.
+        neuron_ratio: share of all neurons that are dropped.
+        interval: steps between two looks at the ticket; None for `default_interval`.
+        threshold: distance, as a share of chance level, below which a ticket is at rest.
+        patience: looks in a row at which it has to be.
+        min_share: share of `max_steps` before which no ticket is drawn.
+    """
+
+    max_steps: int
+    head_ratio: float = 1 / 3
+    neuron_ratio: float = 0.4
+    interval: int | None = None
+    threshold: float = 0.1
+    patience: int = 3
+    min_share: float = 0.25
+
+
+class Search:
+    """EarlyBERT's search (arXiv 2101.00063, sections 3.1 and 3.2) in a training loop of any kind.
+
+        search = Search(model, SearchSettings(max_steps=200))  # makes the gates
+        ...                      # build the optimizer, train with an L1 penalty on `search.gates`, and
+        if search.after_step():  # after every step of the optimizer: is the search over?
+            ...                  # stop
+        ticket = search.finish()  # the model is small now, and has the weights of the beginning; build its optimizer
+
+    A search that is to go on in another process is made there with a model of the same kind; then the model, the
+    optimizer and the search are each given their saved state.
+
+    Attributes:
+        settings: when the ticket is drawn, and what of.
+        head_gates, neuron_gates: the model's gates, float32 `(heads,)` and `(neurons,)`, layer by layer.
+        step: optimizer steps taken.
+    """
+
+    def __init__(self, model: nn.Module, settings: SearchSettings) -> None:
+        """
+        Args:
+            model: a BERT on its device, stock or converted; it gets gates, where it has none yet.
+            settings: when the ticket is drawn, and what of.
+
+        Raises:
+            UsageError: a setting is out of range.
+            TypeError, ValueError: as `ek.enable_gates`.
+        """
+        if settings.max_steps < 1:
+            raise UsageError(f"max_steps: expected at least 1, found {settings.max_steps}")
+        self.settings = settings
+        self.step = 0
+        self._model = model
+        ek.enable_gates(model)
+        self.head_gates, self.neuron_gates = ek.head_gates(model), ek.neuron_gates(model)
+        gates = {gate.data_ptr() for gate in self.gates}
+        state = model.state_dict()
+        self._start = {name: tensor.clone() for name, tensor in state.items() if tensor.data_ptr() not in gates}
+        self._detector = EarlyBirdDetector(
+            [len(gates) for gates in self.head_gates],
+            [len(gates) for gates in self.neuron_gates],
+            interval=settings.interval or default_interval(settings.max_steps),
+            threshold=settings.threshold,
+            patience=settings.patience,
+            min_steps=round(settings.min_share * settings.max_steps),
+        )
+
+    @property
+    def gates(self) -> list[nn.Parameter]:
+        """All gates of the model: of heads by layer, then of neurons by layer."""
+        return [*self.head_gates, *self.neuron_gates]
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The model's other Parameters that are trained."""
+        gates = set(self.gates)
+        return [weight for weight in self._model.parameters() if weight.requires_grad and weight not in gates]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to draw: the ticket is at rest, or `max_steps` are taken."""
+        return self._detector.fired or self.step >= self.settings.max_steps
+
+    @property
+    def last_check(self) -> Check | None:
+        """What the last look at the ticket has found, or None."""
+        return self._detector.history[-1] if self._detector.history else None
+
+    def after_step(self) -> bool:
+        """Counts an optimizer step and looks at the ticket, if it is due; returns `is_over`."""
+        self.step += 1
+        if self._detector.is_due(self.step):
+            masks = draw_masks(self.head_gates, self.neuron_gates, **self._ratios())
+            self._detector.update(self.step, masks)
+        return self.is_over
+
+    def draw(self) -> ek.Ticket:
+        """The ticket of the gates as they are now."""
+        return draw(self.head_gates, self.neuron_gates, **self._ratios())
+
+    def finish(self, ticket: ek.Ticket | None = None) -> ek.Ticket:
+        """Takes the gates away, puts back the weights of the beginning, and removes all units but the ticket's.
+
+        The Parameters of what is cut are new ones, so that optimizers are built anew.
+
+        Args:
+            ticket: which units stay; by default those that `draw` gives.
+
+        Returns:
+            The ticket.
+        """
+        if ticket is None:
+            ticket = self.draw()
+        ek.remove_gates(self._model)
+        self._model.load_state_dict(self._start)
+        ek.compact(self._model, ticket)
+        return ticket
+
+    def record(self) -> dict[str, Any]:
+        """What the looks at the ticket have found, for the report of a run."""
+        return {
+            "drawn_by": "early bird" if self._detector.fired else "limit",
+            "max_steps": self.settings.max_steps,
+            "threshold": self.settings.threshold,
+            "interval": self._detector.interval,
+            "checks": self._detector.state_dict()["history"],
+        }
+
+    def state_dict(self, *, start: bool = True) -> dict[str, Any]:
+        """What the search knows and the model does not: plain values and tensors, for `torch.save`.
+
+        Args:
+            start: whether the weights of the beginning belong to it: as much as the model again. Without them, the
+                search that it is given to must be made with a model of the same weights.
+        """
+        state = {"step": self.step, "detector": self._detector.state_dict()}
+        return state | {"start": self._start} if start else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave, for a search made with the same kind of model and settings."""
+        self.step = state["step"]
+        self._detector.load_state_dict(state["detector"])
+        for name, tensor in state.get("start", {}).items():
+            self._start[name].copy_(tensor)
+
+    def _ratios(self) -> dict[str, Any]:
+        return {"head_ratio": self.settings.head_ratio, "neuron_ratio": self.settings.neuron_ratio}

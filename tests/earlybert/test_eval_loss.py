@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 import earlybert_kernels as ek
 from earlybert import FinetuneArguments, evaluate, finetune
 from earlybert.tasks import TASKS, MaskedLMTask, Sentences, Task
+from earlybert.tasks.columns import Table
 from earlybert.tasks.questions import Answer, Question, Questions
 from earlybert.training.batches import NO_LABEL, collate
 from earlybert.training.data import EncodedExamples
@@ -39,12 +41,30 @@ def split(task: Task, tiny_bert: str) -> EncodedExamples:
         return masked(tiny_bert, *TEXTS, max_length=16, probability=0.5).as_held_out()
     if task.name == "squad_v2":
         return task.encode(tokenizer, questions(), 16)
+    if task.name == "token-classification":
+        words = [text.split() for text in TEXTS]
+        return task.encode(
+            tokenizer,
+            Table([tuple(row) for row in words], [[task.labels[len(w) % 2] for w in row] for row in words]),
+            16,
+        )
+    if task.name == "multilabel":
+        return task.encode(tokenizer, Table([(text,) for text in TEXTS], [["a"], [], ["b", "a"], ["b"]]), 16)
     labels: Any = [0.5, 4.0, 1.25, 2.0] if task.name == "stsb" else [2, 0, 1, 2]
     return task.encode(tokenizer, Sentences([(text, "film") for text in TEXTS], labels), 16)
 
 
 @pytest.mark.parametrize(
-    "task", [TASKS["mnli"], TASKS["stsb"], TASKS["squad_v2"], MaskedLMTask()], ids=lambda t: t.name
+    "task",
+    [
+        TASKS["mnli"],
+        TASKS["stsb"],
+        TASKS["squad_v2"],
+        MaskedLMTask(),
+        replace(TASKS["multilabel"], labels=("a", "b")),
+        replace(TASKS["token-classification"], labels=("O", "B-x")),
+    ],
+    ids=lambda task: task.name,
 )
 @pytest.mark.parametrize("kernels", ["off", "auto"])
 def test_the_loss_is_that_of_stock_transformers(tiny_bert: str, task: Task, kernels: str) -> None:
@@ -56,9 +76,9 @@ def test_the_loss_is_that_of_stock_transformers(tiny_bert: str, task: Task, kern
     with torch.no_grad():
         for index in range(len(examples)):  # one by one: stock losses of questions count padding as places of answers
             batch = collate(examples, [index])
-            own = int((batch["labels"] != NO_LABEL).sum()) if examples.label_tokens else 1
+            own = int((batch["labels"] != NO_LABEL).sum()) if "labels" in examples.of_tokens else 1
             total, weight = total + model(**batch).loss.item() * own, weight + own
-    assert weight > len(TEXTS) or not examples.label_tokens
+    assert weight > len(TEXTS) or "labels" not in examples.of_tokens
     if kernels == "auto":
         ek.convert(model)
     outputs = predict(model, examples, task.outputs, batch_size=3, pad_to=None, dtype=torch.float32, device=CPU)

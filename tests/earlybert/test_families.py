@@ -69,7 +69,7 @@ def test_kernels_and_stock_learn_hidden_words_alike(folder: str, tmp_path: Path)
             )
         )
     ours, stock = runs.values()
-    assert ours["eval"]["loss"] == pytest.approx(stock["eval"]["loss"], rel=1e-4)
+    assert ours["eval"]["eval_loss"] == pytest.approx(stock["eval"]["eval_loss"], rel=1e-4)
     assert ours["train_log"][0]["loss"] == pytest.approx(stock["train_log"][0]["loss"], rel=1e-4)
 
 

@@ -199,7 +199,7 @@ def test_one_command_trains_on_a_table_with_pairs_and_named_labels(
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["task"] == "classification"
     assert metrics["main_metric"] == "f1"
-    assert list(metrics["eval"]) == ["f1", "accuracy"]
+    assert list(metrics["eval"]) == ["f1", "accuracy", "eval_loss"]
     assert metrics["eval"]["accuracy"] > 0.7, "the toy task is easy"
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -211,7 +211,7 @@ def test_numbers_are_predicted(arguments: Make, toy_sst2: str, tmp_path: Path) -
     table = {"text": [text for text, _ in rows], "label": [2.5 * float(label) for _, label in rows]}
     path = write_table(tmp_path / "t.parquet", table)
     result = finetune(arguments(task="regression", data_dir=None, train_file=str(path), max_steps=40, method="dense"))
-    assert list(result["eval"]) == ["pearson", "mean_squared_error"]
+    assert list(result["eval"]) == ["pearson", "mean_squared_error", "eval_loss"]
     assert result["eval"]["pearson"] > 0.5, "the toy task is easy"
 
 

@@ -13,6 +13,7 @@ from ..errors import MissingFileError, UsageError
 from ..loading import reading
 from ..run_directory import RunDirectory
 from ..tasks import get_task
+from ..tasks.metrics import EVAL_LOSS
 
 #: What the hub calls the job of a model, by the class of transformers that reads it.
 _PIPELINES = {
@@ -102,6 +103,7 @@ def model_card(run: str, name: str) -> ModelCard:
                 metric_value=value,
             )
             for metric, value in metrics["eval"].items()
+            if not metric.startswith(EVAL_LOSS)  # which is no metric of the hub's leaderboards
         ],
     )
     parts = [f"# {data.model_name}", _about(metrics, base), _quality(metrics)]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..errors import UsageError
@@ -106,6 +107,18 @@ class Evaluations:
             self._latest = None
         return self._latest or self._evaluate(model, splits)  # of a run that was resumed here there is none
 
+    def outputs(self, model: nn.Module, encoded: EncodedExamples) -> list[np.ndarray]:
+        """What the task judges of a model on the run's device, for each of some examples; see `Task.outputs`."""
+        return predict(
+            model,
+            encoded,
+            self._prepared.task.outputs,
+            batch_size=self._args.eval_batch_size,
+            pad_to=self._pad_to,
+            dtype=self._prepared.dtype,
+            device=self._prepared.device,
+        )
+
     def _evaluate(self, model: nn.Module, splits: Mapping[str, EncodedExamples]) -> Judgement:
         """The task's metrics and loss on every evaluation split, and by file what the model has said of the last.
 
@@ -115,16 +128,7 @@ class Evaluations:
         files: dict[str, Any] = {}
         task = self._prepared.task
         for split, encoded in splits.items():
-            outputs = predict(
-                model,
-                encoded,
-                task.outputs,
-                batch_size=self._args.eval_batch_size,
-                pad_to=self._pad_to,
-                dtype=self._prepared.dtype,
-                device=self._prepared.device,
-            )
-            judgement = task.evaluate(outputs, encoded)
+            judgement = task.evaluate(self.outputs(model, encoded), encoded)
             metrics |= {_metric_of(name, split): value for name, value in judgement.metrics.items()}
             files = judgement.files
         return Judgement(metrics, files)

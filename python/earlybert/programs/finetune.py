@@ -12,7 +12,6 @@ from ..arguments import TASK_OPTIONS, FinetuneArguments
 from ..tasks import Source, Task, get_task
 from ..tasks.base import Examples
 from ..training.data import EncodedExamples
-from ..training.evaluation import predict as outputs_of
 from .predictions import read_tests, render
 from .preparation import Prepared, prepare
 from .run import Run
@@ -90,16 +89,8 @@ class Finetuning(Run):
         """See `Run.predictions`."""
         task, files = self.prepared.task, {}
         for name, encoded in self._encoded_tests.items():
-            outputs = outputs_of(
-                model,
-                encoded,
-                task.outputs,
-                batch_size=self.args.eval_batch_size,
-                pad_to=self.stages.pad_to(self.args.input_length),
-                dtype=self.prepared.dtype,
-                device=self.device,
-            )
-            files[name] = render(task, task.answers(outputs, encoded), Path(name).suffix)
+            answers = task.answers(self.evaluations.outputs(model, encoded), encoded)
+            files[name] = render(task, answers, Path(name).suffix)
         return files
 
     def training_stages(self) -> list[TrainingStage]:

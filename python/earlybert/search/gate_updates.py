@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 import earlybert_kernels as ek
@@ -50,7 +51,8 @@ class GateUpdates:
 
     def penalty(self) -> float:
         """`lambda * sum|c|` now."""
-        return self._l1 * sum(gate.detach().abs().sum().item() for gate in self._gates)
+        sums = torch.stack([gate.detach().abs().sum() for gate in self._gates])  # waits for a GPU once
+        return self._l1 * sum(sums.tolist())
 
     def close(self) -> None:
         """Lets the gates go."""

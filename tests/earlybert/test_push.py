@@ -178,9 +178,11 @@ def test_the_card_of_a_dense_model_of_the_hub(run: Path, tmp_path: Path) -> None
     metrics = json.loads((run / "metrics.json").read_text())
     metrics |= {"method": "dense", "ticket": None, "model": "google-bert/bert-base-uncased"}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     card = model_card(str(tmp_path), "small")
     assert card.data.base_model == "google-bert/bert-base-uncased"
-    assert card.data.tags == ["bert", "earlybert"]
+    assert card.data.tags == ["roberta", "earlybert"], "as the model says, whatever its base is called"
     assert "of which nothing was pruned" in card.text
     assert "earlybert_kernels" not in card.text and "## Widths" not in card.text
 

@@ -9,7 +9,10 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which its documentation shows
 
+from earlybert_kernels.models import family_of_type
+
 from ..errors import MissingFileError, UsageError
+from ..files import read_json
 from ..loading import reading
 from ..run_directory import RunDirectory
 from ..tasks import get_task
@@ -51,12 +54,13 @@ def push(run: str, name: str, *, private: bool = False) -> str:
     except HFValidationError as error:
         raise UsageError(f"{name}: no name for a repository of the hub: {error}") from None
     directory = RunDirectory(run)
-    card = model_card(run, name)
+    directory.read_metrics()
     directory.check_sums()
     if not directory.model.is_dir():
         raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
     if get_token() is None:
         raise UsageError("the hub takes models with a token alone: log in with hf auth login, or set HF_TOKEN")
+    card = model_card(run, name)
 
     contents: dict[str, Any] = {path.name: path for path in sorted(directory.model.iterdir())}
     if directory.ticket.exists():
@@ -82,7 +86,8 @@ def model_card(run: str, name: str) -> ModelCard:
     Raises:
         UsageError: the run is not finished.
     """
-    metrics = RunDirectory(run).read_metrics()
+    directory = RunDirectory(run)
+    metrics = directory.read_metrics()
     base, task = metrics["model"], metrics["task"]
     auto_class = get_task(task).model_class.__name__
     base = base if _is_of_hub(base) else None
@@ -92,7 +97,11 @@ def model_card(run: str, name: str) -> ModelCard:
         base_model=base,
         library_name="earlybert-kernels",
         pipeline_tag=pipeline,
-        tags=["bert", "earlybert", *([] if metrics["ticket"] is None else ["pruning", "lottery-ticket"])],
+        tags=[
+            _family(directory),
+            "earlybert",
+            *([] if metrics["ticket"] is None else ["pruning", "lottery-ticket"]),
+        ],
         model_name=name.split("/")[-1],
         eval_results=[
             EvalResult(
@@ -113,6 +122,12 @@ def model_card(run: str, name: str) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
+def _family(directory: RunDirectory) -> str:
+    """The model type of the run's model, or of the stock one that it was cut from: `bert`."""
+    found: str = family_of_type(read_json(directory.model / "config.json")["model_type"]).model_type
+    return found
+
+
 def _is_of_hub(model: str) -> bool:
     try:
         validate_repo_id(model)
@@ -122,7 +137,7 @@ def _is_of_hub(model: str) -> bool:
 
 
 def _about(metrics: dict[str, Any], base: str | None) -> str:
-    origin = f"`{base}`" if base else "a BERT"
+    origin = f"`{base}`" if base else "A model"
     verb = "pre-trained on texts (`mlm`)" if metrics["task"] == "mlm" else f"fine-tuned on `{metrics['task']}`"
     trained, dense = (metrics["parameters"][which] for which in ("trained", "dense"))
     if metrics["ticket"] is None:
@@ -163,7 +178,7 @@ def _loading(name: str, auto_class: str, *, compact: bool) -> str:
         lines += [
             "",
             "Its layers have different widths, for which transformers has no classes: install `earlybert-kernels`. "
-            "`ek.convert(model)` makes it fast, and `ek.to_stock(model)` a stock BERT of the original shapes with the "
-            "same outputs.",
+            "`ek.convert(model)` makes it fast, and `ek.to_stock(model)` a stock model of the original shapes with "
+            "the same outputs.",
         ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
 from earlybert import cli
+from earlybert.commands import COMMANDS
 from earlybert.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,11 @@ def test_modules_know_their_flags(
         runpy.run_module(command[2], run_name="__main__")
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert not [flag for flag in flags if flag not in shown]
+    if command[2] == "bench.end_to_end":  # which hands the others on
+        shown += COMMANDS["compare"].make_parser("compare", []).format_help()
+    # Where options are listed: a description may be an example of the very flags.
+    known = {flag for line in re.findall(r"^ {1,4}(-.*)$", shown, re.M) for flag in re.findall(r"--[\w-]+", line)}
+    assert set(flags) <= known
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "make"], ids=" ".join)

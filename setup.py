@@ -45,6 +45,8 @@ RECORD = f"_build{SUFFIX.removesuffix('.so')}.json"
 COMMON_ARCHS = ("80", "86", "89", "90a", "100")
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden"]
+# Of what hands kernels to Python: nothing in it takes time but compiling it.
+BINDING_FLAGS = [*CXX_FLAGS, "-O1"]
 # GCC's own AVX-512 headers set off the last two warnings.
 KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma"]
@@ -180,16 +182,17 @@ def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
     plan = Plan("_cpu", cxx)
     # clang's OpenMP calls its own runtime, and torch has loaded GNU's: two would fight for the cores.
     openmp = "-fopenmp-simd" if "clang" in plan.record["compiler"] else "-fopenmp"
-    flags = [*CXX_FLAGS, *(SANITIZE_FLAGS if switch("EARLYBERT_SANITIZE", ("0", "1")) == "1" else [])]
+    sanitize = SANITIZE_FLAGS if switch("EARLYBERT_SANITIZE", ("0", "1")) == "1" else []
+    flags = [*CXX_FLAGS, *sanitize]
     sets = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
-        sets.update(avx2=AVX2_FLAGS, avx512=AVX512_FLAGS)
+        sets.update(avx2=AVX2_FLAGS, avx512=AVX512_FLAGS, avx512_bf16=[*AVX512_FLAGS, "-mavx512bf16"])
     for source in sorted((SOURCES / "cpu").glob("*.cpp")):
         for isa, isa_flags in sets.items():
             command = [*cxx, *flags, *KERNEL_FLAGS, openmp, *isa_flags, f"-DEARLYBERT_ISA={isa}"]
             plan.objects.append((source, f"_cpu/{source.stem}.{isa}.o", command))
     for source in sorted((SOURCES / "bindings").glob("cpu*.cpp")):
-        plan.objects.append((source, f"_cpu/{source.stem}.binding.o", [*cxx, *flags, *includes]))
+        plan.objects.append((source, f"_cpu/{source.stem}.binding.o", [*cxx, *BINDING_FLAGS, *sanitize, *includes]))
     # Not -fopenmp: the symbols come from the runtime that torch has loaded (see backends/cpu/__init__.py). `now`
     # makes a missing one an ImportError instead of a crash at the first call.
     plan.link = [*cxx, *flags, "-shared", *(["-Wl,-z,now"] if sys.platform == "linux" else [])]
@@ -211,7 +214,7 @@ def plan_cuda(cxx: list[str], includes: list[str]) -> Plan:
     for source in sources:
         command = [*nvcc, *flags, host, f"--threads={threads}", *gencode]
         plan.objects.append((source, f"_cuda/{source.stem}.o", command))
-    plan.objects += cuda_bindings("_cuda", "bindings", [*cxx, *CXX_FLAGS, *includes])
+    plan.objects += cuda_bindings("_cuda", "bindings", [*cxx, *BINDING_FLAGS, *includes])
     # torch loads its own CUDA runtime globally; hidden, ours cannot be mixed up with it.
     plan.link = [*nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", *gencode]
     plan.record.update(nvcc=version_of(nvcc[:1]), archs=archs, archs_from=archs_from, flags=[*flags, host, *gencode])
@@ -228,7 +231,7 @@ def plan_cuda_emulated(cxx: list[str], includes: list[str]) -> Plan:
     for source in [*sorted((SOURCES / "cuda").glob("*.cu")), *sorted((SOURCES / "emulator").glob("*.cpp"))]:
         plan.objects.append((source, f"_cuda_emulated/{source.stem}.o", kernels))
     shared = "_cuda_emulated" if sanitize else "bindings"  # as compiled for _cuda, which is never sanitized
-    binding = [*cxx, *CXX_FLAGS, *sanitize, *includes]
+    binding = [*cxx, *BINDING_FLAGS, *sanitize, *includes]
     plan.objects += cuda_bindings("_cuda_emulated", shared, binding, "-DEARLYBERT_EMULATED")
     plan.link = [*cxx, *flags, "-shared"]
     plan.record.update(flags=flags)

@@ -15,10 +15,11 @@ const std::string& instruction_set();
 
 // Calls a function as compiled for the instruction set in use.
 #if defined(__x86_64__)
-#define EARLYBERT_CALL(FUNCTION, ...)                            \
-  (instruction_set() == "avx512" ? avx512::FUNCTION(__VA_ARGS__) \
-   : instruction_set() == "avx2" ? avx2::FUNCTION(__VA_ARGS__)   \
-                                 : baseline::FUNCTION(__VA_ARGS__))
+#define EARLYBERT_CALL(FUNCTION, ...)                                      \
+  (instruction_set() == "avx512_bf16" ? avx512_bf16::FUNCTION(__VA_ARGS__) \
+   : instruction_set() == "avx512"    ? avx512::FUNCTION(__VA_ARGS__)      \
+   : instruction_set() == "avx2"      ? avx2::FUNCTION(__VA_ARGS__)        \
+                                      : baseline::FUNCTION(__VA_ARGS__))
 #else
 #define EARLYBERT_CALL(FUNCTION, ...) baseline::FUNCTION(__VA_ARGS__)
 #endif

@@ -10,10 +10,11 @@ namespace earlybert {
 namespace {
 
 // sizes: tokens, in, out; the rows of x and their stride; those of the weight, and its columns. picks: x_rows,
-// out_units, in_units, in_scale.
+// out_units, in_units, in_scale. bfloat16: of the products.
 using LinearSizes = std::array<int64_t, 8>;
 
-LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks) {
+LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks,
+                           bool bfloat16) {
   const auto& [tokens, in, out, x_rows, x_stride, weight_rows, weight_stride, weight_columns] = sizes;
   check_indices("row of x", picks[0], tokens, x_rows);
   check_indices("kept unit", picks[1], out, weight_rows, true);
@@ -30,12 +31,13 @@ LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, 
           weight_columns,
           at<const int64_t>(picks[1]),
           at<const int64_t>(picks[2]),
-          at<const float>(picks[3])};
+          at<const float>(picks[3]),
+          bfloat16};
 }
 
-void forward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, Address bias,
-             int activation, Address preactivation, Address y, int64_t y_stride) {
-  const LinearForward arguments = {linear_inputs(sizes, x, weight, picks),
+void forward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, bool bfloat16,
+             Address bias, int activation, Address preactivation, Address y, int64_t y_stride) {
+  const LinearForward arguments = {linear_inputs(sizes, x, weight, picks, bfloat16),
                                    at<const float>(bias),
                                    static_cast<Activation>(activation),
                                    at<float>(preactivation),
@@ -44,10 +46,10 @@ void forward(const LinearSizes& sizes, Address x, Address weight, const std::arr
   check(EARLYBERT_CALL(linear_forward, arguments));
 }
 
-void backward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, Address grad_y,
-              int64_t grad_y_stride, Address grad_x, int64_t grad_x_stride, bool accumulate, int activation,
-              Address preactivation, Address grad_weight, Address grad_bias, Address grad_in_scale) {
-  const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks),
+void backward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, bool bfloat16,
+              Address grad_y, int64_t grad_y_stride, Address grad_x, int64_t grad_x_stride, bool accumulate,
+              int activation, Address preactivation, Address grad_weight, Address grad_bias, Address grad_in_scale) {
+  const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks, bfloat16),
                                     at<const float>(grad_y),
                                     grad_y_stride,
                                     at<float>(grad_x),

@@ -1,7 +1,8 @@
 // Matrix products at the width of a transformer's linear layers: c = a b, blocked for the caches, both factors
 // packed. Rows and columns can be picked by index and scaled while they are packed, which makes a masked or a gated
-// layer cost what a compact one does. How c is cut into tasks depends on the number of threads, but the order in
-// which each element is summed does not.
+// layer cost what a compact one does. What is multiplied is float32, or rounded to bfloat16 while it is packed; sums
+// are float32. How c is cut into tasks depends on the number of threads, but the order in which each element is summed
+// does not.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ constexpr int kTileRows = 14;  // 28 of the 32 registers accumulate
 constexpr int kTileRows = 6;  // 12 of 16
 #endif
 constexpr int kTileCols = 2 * kVec;
-constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // floats of a packed column of a's tile
+constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // elements of a packed column of a's tile
 
 constexpr int64_t kDepth = 512;      // summed at a time: a tile of a then fits the nearest cache
 constexpr int64_t kBlockCols = 384;  // columns of b packed at a time: they fit the second
@@ -131,9 +132,70 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
   }
 }
 
-// One tile: c (kRows x kTileCols) = or += a b, from panels of kRowPanel and kTileCols floats.
-template <int kRows>
-static void tile_rows(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, bool accumulate) {
+// The formats of packed factors: what an element of 32 bits holds, and how elements are packed, loaded and multiplied.
+struct Float32 {
+  using Element = float;
+  static constexpr int64_t kNumbers = 1;  // in an element: neighbours along what is summed
+
+  static inline Vec load(const float* p) { return EARLYBERT_ISA::load(p); }
+  static inline Vec splat(float x) { return EARLYBERT_ISA::splat(x); }
+  static inline Vec add(Vec sums, Vec a, Vec b) { return sums + a * b; }
+
+  static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
+                   float* target) {
+    EARLYBERT_ISA::pack(f, first, count, begin, depth, width, target);
+  }
+};
+
+// Rounds what is packed to bfloat16, and sums as AVX512-BF16's instruction: of two neighbours the second comes first.
+// With that instruction an element is a pair, elsewhere a float32, and every sum has the same bits, since a product of
+// two bfloat16 is exact in float32. (Those below 1e-38 are not; the instruction takes them for 0.)
+struct BFloat16 : Float32 {
+#if defined(__AVX512BF16__)
+  using Element = uint32_t;
+  static constexpr int64_t kNumbers = 2;
+
+  static inline __m512i load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  static inline __m512i splat(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static inline Vec add(Vec sums, __m512i a, __m512i b) {
+    return reinterpret_cast<Vec>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sums), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+  }
+#endif
+
+  static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
+                   Element* __restrict target) {
+    static_assert(kTileCols >= kRowPanel, "the wider panel has to fit");
+    constexpr int64_t kPart = 64;  // stays in the nearest cache
+    alignas(64) float floats[kPart * kTileCols];
+    for (int64_t done = 0; done < depth; done += kPart) {
+      const int64_t part = min(kPart, depth - done);
+      EARLYBERT_ISA::pack(f, first, count, begin + done, part, width, floats);
+      for (int64_t p = 0; p < part; p += 2) {
+        const bool pair = p + 1 < part;
+        for (int64_t o = 0; o < width; o += kVec) {
+          const float* at = floats + p * width + o;
+          const Vec low = to_bfloat16(EARLYBERT_ISA::load(at));
+          const Vec high = pair ? to_bfloat16(EARLYBERT_ISA::load(at + width)) : Vec{};
+#if defined(__AVX512BF16__)
+          const __m512i element =
+              _mm512_or_si512(_mm512_srli_epi32(reinterpret_cast<__m512i>(low), 16), reinterpret_cast<__m512i>(high));
+          _mm512_storeu_si512(target + o, element);
+#else
+          store(target + o, pair ? high : low);
+          if (pair) store(target + width + o, low);
+#endif
+        }
+        target += kNumbers == 2 || !pair ? width : 2 * width;
+      }
+    }
+  }
+};
+
+// One tile: c (kRows x kTileCols) = or += a b, from panels of kRowPanel and kTileCols elements.
+template <typename Format, int kRows>
+static void tile_rows(int64_t steps, const typename Format::Element* a, const typename Format::Element* b, float* c,
+                      int64_t ldc, bool accumulate) {
   constexpr int kCols = kTileCols / kVec;
   Vec sums[kRows][kCols];
   EARLYBERT_UNROLL
@@ -141,15 +203,15 @@ static void tile_rows(int64_t depth, const float* a, const float* b, float* c, i
     EARLYBERT_UNROLL
     for (int j = 0; j < kCols; ++j) sums[i][j] = Vec{};
   }
-  for (int64_t p = 0; p < depth; ++p, a += kRowPanel, b += kTileCols) {
-    Vec right[kCols];
+  for (int64_t p = 0; p < steps; ++p, a += kRowPanel, b += kTileCols) {
+    decltype(Format::load(b)) right[kCols];
     EARLYBERT_UNROLL
-    for (int j = 0; j < kCols; ++j) right[j] = load(b + j * kVec);
+    for (int j = 0; j < kCols; ++j) right[j] = Format::load(b + j * kVec);
     EARLYBERT_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const Vec left = splat(a[i]);
+      const auto left = Format::splat(a[i]);
       EARLYBERT_UNROLL
-      for (int j = 0; j < kCols; ++j) sums[i][j] += left * right[j];
+      for (int j = 0; j < kCols; ++j) sums[i][j] = Format::add(sums[i][j], left, right[j]);
     }
   }
   EARLYBERT_UNROLL
@@ -162,27 +224,16 @@ static void tile_rows(int64_t depth, const float* a, const float* b, float* c, i
   }
 }
 
-using Tile = void (*)(int64_t, const float*, const float*, float*, int64_t, bool);
+template <typename Format>
+using Tile = void (*)(int64_t, const typename Format::Element*, const typename Format::Element*, float*, int64_t, bool);
 
 // Most tiles of a product have kTileRows rows or one less, since rows are spread evenly; only small ones have fewer.
-static inline Tile tile_of(int64_t rows) {
-  switch (rows) {
-    case 1: return tile_rows<1>;
-    case 2: return tile_rows<2>;
-    case 3: return tile_rows<3>;
-    case 4: return tile_rows<4>;
-    case 5: return tile_rows<5>;
-#if defined(__AVX512F__)
-    case 6: return tile_rows<6>;
-    case 7: return tile_rows<7>;
-    case 8: return tile_rows<8>;
-    case 9: return tile_rows<9>;
-    case 10: return tile_rows<10>;
-    case 11: return tile_rows<11>;
-    case 12: return tile_rows<12>;
-    case 13: return tile_rows<13>;
-#endif
-    default: return tile_rows<kTileRows>;
+template <typename Format, int kRows = kTileRows>
+static inline Tile<Format> tile_of(int64_t rows) {
+  if constexpr (kRows > 1) {
+    return rows < kRows ? tile_of<Format, kRows - 1>(rows) : tile_rows<Format, kRows>;
+  } else {
+    return tile_rows<Format, 1>;
   }
 }
 
@@ -200,7 +251,9 @@ struct NoEpilogue {
 // c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. When an element is complete,
 // epilogue(pointer, row, column, count) is called with the run of a row that it is in, which is at most kTileCols
 // long and lies in the nearest cache. Returns false when memory for the panels could not be had.
-template <typename Epilogue>
+//
+// `Format` is Float32 or BFloat16: that of the packed factors.
+template <typename Format, typename Epilogue>
 static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b, const Product& c,
                  bool accumulate, const Epilogue& epilogue) {
   if (rows == 0 || cols == 0) return true;
@@ -220,10 +273,11 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
 
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
-    const std::size_t a_floats = kDepth * kRowPanel;
-    const std::size_t floats = a_floats + static_cast<std::size_t>(block_panels * kTileCols * kDepth);
-    float* memory = static_cast<float*>(std::aligned_alloc(64, floats * sizeof(float)));
-    float* b_panels = memory + a_floats;
+    using Element = typename Format::Element;
+    const std::size_t a_elements = kDepth * kRowPanel;
+    const std::size_t elements = a_elements + static_cast<std::size_t>(block_panels * kTileCols * kDepth);
+    Element* memory = static_cast<Element*>(std::aligned_alloc(64, elements * sizeof(Element)));
+    Element* b_panels = memory + a_elements;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < column_blocks * row_blocks; ++task) {
       if (memory == nullptr) {
@@ -238,24 +292,25 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
       int64_t begin = 0;
       do {  // once even when there is nothing to sum
         const int64_t part = min(kDepth, depth - begin);
+        const int64_t steps = (part + Format::kNumbers - 1) / Format::kNumbers;
         const bool first_part = begin == 0, last_part = begin + part == depth;
         for (int64_t j = first_col; j < end_col; j += kTileCols) {
-          pack(b, j, min(kTileCols, cols - j), begin, part, kTileCols, b_panels + (j - first_col) * part);
+          Format::pack(b, j, min(kTileCols, cols - j), begin, part, kTileCols, b_panels + (j - first_col) * steps);
         }
         for (int64_t t = first_tile; t < end_tile; ++t) {
           // Rows are spread evenly over the tiles.
           const int64_t row = t * rows / tiles, count = (t + 1) * rows / tiles - row;
-          pack(a, row, count, begin, part, kRowPanel, memory);
-          const Tile run = tile_of(count);
+          Format::pack(a, row, count, begin, part, kRowPanel, memory);
+          const Tile<Format> run = tile_of<Format>(count);
           for (int64_t j = first_col; j < end_col; j += kTileCols) {
-            const float* panel = b_panels + (j - first_col) * part;
+            const Element* panel = b_panels + (j - first_col) * steps;
             const int64_t width = min(kTileCols, cols - j);
             const bool add = accumulate || !first_part;
             if (width == kTileCols && c.row_index == nullptr) {
-              run(part, memory, panel, c.data + row * c.ld + j, c.ld, add);
+              run(steps, memory, panel, c.data + row * c.ld + j, c.ld, add);
             } else {
               float edge[kTileRows * kTileCols];
-              run(part, memory, panel, edge, kTileCols, false);
+              run(steps, memory, panel, edge, kTileCols, false);
               for (int64_t i = 0; i < count; ++i) {
                 float* out = c.data + at(c.row_index, row + i) * c.ld + j;
                 for (int64_t n = 0; n < width; ++n) {

@@ -7,7 +7,7 @@
 #pragma once
 
 #if defined(__x86_64__)
-#define EARLYBERT_FOR_EACH_ISA(DO) DO(baseline) DO(avx2) DO(avx512)
+#define EARLYBERT_FOR_EACH_ISA(DO) DO(baseline) DO(avx2) DO(avx512) DO(avx512_bf16)
 #else
 #define EARLYBERT_FOR_EACH_ISA(DO) DO(baseline)
 #endif

@@ -43,11 +43,20 @@ struct BiasAndActivation {
   }
 };
 
+// A product in the format that the layer asks for.
+template <typename Epilogue>
+static bool product(const LinearInputs& in, int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b,
+                    const Product& c, bool accumulate, const Epilogue& epilogue) {
+  return in.bfloat16 ? gemm<BFloat16>(rows, cols, depth, a, b, c, accumulate, epilogue)
+                     : gemm<Float32>(rows, cols, depth, a, b, c, accumulate, epilogue);
+}
+
 bool linear_forward(const LinearForward& a) {
   const LinearInputs& in = a.inputs;
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
-  return gemm(in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false, BiasAndActivation{a});
+  return product(in, in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false,
+                 BiasAndActivation{a});
 }
 
 // Multiplies a gradient by the slope of the activation that its argument went through, and computes that
@@ -131,8 +140,8 @@ bool linear_backward(const LinearBackward& a) {
 
   const Factor grad_y = {a.grad_y, a.grad_y_stride, 1, nullptr, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, 1, in.weight_stride, in.in_units, in.out_units, in.in_scale, nullptr};
-  enough = enough && gemm(in.tokens, in.in, in.out, grad_y, weight, Product{a.grad_x, a.grad_x_stride, nullptr},
-                          a.accumulate, Slope{a, h});
+  enough = enough && product(in, in.tokens, in.in, in.out, grad_y, weight, Product{a.grad_x, a.grad_x_stride, nullptr},
+                             a.accumulate, Slope{a, h});
 
   if (in.out < in.weight_rows || in.in < in.weight_columns) {  // some units are left out
 #pragma omp parallel for schedule(static) if (in.weight_rows * in.weight_columns >= kParallelProducts)
@@ -146,7 +155,7 @@ bool linear_backward(const LinearBackward& a) {
                              : Factor{in.x, 1, in.x_stride, nullptr, in.x_rows, nullptr, nullptr};
   const Product grad_weight =
       direct ? Product{a.grad_weight, in.weight_columns, in.out_units} : Product{picked, in.in, nullptr};
-  enough = enough && gemm(in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, NoEpilogue{});
+  enough = enough && product(in, in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, NoEpilogue{});
   if (enough && (picked != nullptr || in.in_scale != nullptr)) unpick(a, picked);
   if (a.grad_bias != nullptr) sum_rows(a);
   std::free(h);

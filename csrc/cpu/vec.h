@@ -70,6 +70,21 @@ static inline float max_lanes(Vec v) {
   return largest;
 }
 
+// x rounded to bfloat16: to nearest, ties to even, subnormal numbers to 0 and NaN to a quiet one, as AVX512-BF16's
+// instruction does it.
+static inline Vec to_bfloat16(Vec x) {
+#if defined(__AVX512BF16__)
+  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x))));
+  return reinterpret_cast<Vec>(_mm512_slli_epi32(low, 16));
+#else
+  const VecInt bits = reinterpret_cast<VecInt>(x), size = bits & 0x7FFFFFFF;
+  VecInt rounded = bits + 0x7FFF + ((bits >> 16) & 1);
+  rounded = size > 0x7F800000 ? (bits | 0x400000) : rounded;
+  rounded = size < 0x00800000 ? (bits ^ size) : rounded;
+  return reinterpret_cast<Vec>(rounded & static_cast<int32_t>(0xFFFF0000));
+#endif
+}
+
 static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87.

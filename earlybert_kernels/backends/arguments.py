@@ -213,6 +213,7 @@ class MaskedLmLossInputs(NamedTuple):
     rows: Tensor
     weight: Tensor
     bias: Tensor | None
+    bfloat16: bool
 
 
 class MaskedLmLossResults(NamedTuple):
@@ -229,6 +230,7 @@ class MaskedLmLossSaved(NamedTuple):
     hidden: Tensor
     rows: Tensor
     weight: Tensor
+    bfloat16: bool
 
 
 class MaskedLmLossGrads(NamedTuple):
@@ -241,7 +243,8 @@ class MaskedLmLossGrads(NamedTuple):
 
 class AttentionSublayerInputs(NamedTuple):
     """Under autocast x and the norm are float32 and the eight linear layers' tensors in autocast's dtype, which is that
-    of the products; `x_low` is x in it, or None. With `return_low` the output is wanted in it as well.
+    of the products; `x_low` is x in it, or None. With `return_low` the output is wanted in it as well. Or all are
+    float32, and with `bfloat16` the kernels round what products take.
     """
 
     x: Tensor
@@ -268,6 +271,7 @@ class AttentionSublayerInputs(NamedTuple):
     eps: float
     x_low: Tensor | None
     return_low: bool
+    bfloat16: bool
 
 
 class AttentionSublayerResults(NamedTuple):
@@ -314,6 +318,7 @@ class AttentionSublayerSaved(NamedTuple):
     first_token_only: bool
     attention_dropout_p: float
     dropout_p: float
+    bfloat16: bool
 
 
 class AttentionSublayerGrads(NamedTuple):
@@ -335,7 +340,8 @@ class AttentionSublayerGrads(NamedTuple):
 
 class FeedForwardSublayerInputs(NamedTuple):
     """Under autocast x and the norm are float32 and the four linear layers' tensors in autocast's dtype, which is that
-    of the products; `x_low` is x in it, or None. With `return_low` the output is wanted in it as well.
+    of the products; `x_low` is x in it, or None. With `return_low` the output is wanted in it as well. Or all are
+    float32, and with `bfloat16` the kernels round what products take.
     """
 
     x: Tensor
@@ -353,6 +359,7 @@ class FeedForwardSublayerInputs(NamedTuple):
     eps: float
     x_low: Tensor | None
     return_low: bool
+    bfloat16: bool
 
 
 class FeedForwardSublayerResults(NamedTuple):
@@ -384,6 +391,7 @@ class FeedForwardSublayerSaved(NamedTuple):
     seed: Tensor | None
     activation: str
     dropout_p: float
+    bfloat16: bool
 
 
 class FeedForwardSublayerGrads(NamedTuple):

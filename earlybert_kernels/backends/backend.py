@@ -29,6 +29,7 @@ class Backend:
         wants_indices: whether active units are turned from a mask into indices before its kernels see them.
         gathers_units: whether its sublayers gather the active units' weights anew in every call.
         joins_projections: whether its attention sublayer keeps q, k and v of a head side by side in one tensor.
+        rounds_factors: whether its kernels, under autocast to bfloat16, take float32 and round what products take.
         logits_pitch: what the length of its rows of logits in memory is a multiple of.
     """
 
@@ -42,6 +43,7 @@ class Backend:
     wants_indices: bool = False
     gathers_units: bool = False
     joins_projections: bool = False
+    rounds_factors: bool = False
     logits_pitch: int = 1
 
     def has(self, module: str) -> bool:

@@ -155,7 +155,7 @@ def _attention_sublayer(
     units = (_mask(heads) if masked else None, _empty(heads) if gated else None, _seed(dropout_p), _seed(dropout_p))
     options = (size, first_only, dropout_p, dropout_p)
     x, packing = _empty(tokens, hidden, dtype=stream), (_offsets(sequences), 128)
-    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS, None, True)
+    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS, None, True, False)
     inputs = AttentionSublayerInputs._make(given)
     results = attention_sublayer_op.forward(inputs)
     attention_sublayer_op.backward(torch.empty_like(results.out), _saved(AttentionSublayerSaved, inputs, results))
@@ -260,7 +260,7 @@ def _feed_forward_sublayer(
     b_in, b_out = _empty(neurons, dtype=dtype), _empty(hidden, dtype=dtype)
     x, norm = _empty(tokens, hidden, dtype=stream), (_empty(hidden, dtype=stream), _empty(hidden, dtype=stream))
     units = (_mask(neurons) if masked else None, None, _seed(0.1), "gelu", 0.1)
-    inputs = FeedForwardSublayerInputs._make((x, w_in, b_in, w_out, b_out, *norm, *units, EPS, None, True))
+    inputs = FeedForwardSublayerInputs._make((x, w_in, b_in, w_out, b_out, *norm, *units, EPS, None, True, False))
     results = feed_forward_sublayer_op.forward(inputs)
     feed_forward_sublayer_op.backward(torch.empty_like(results.out), _saved(FeedForwardSublayerSaved, inputs, results))
 
@@ -293,5 +293,5 @@ def _masked_lm_loss(width: int, dtype: torch.dtype, biased: bool) -> None:
     hidden, weight = _empty(MANY, width, dtype=dtype), _empty(30522, width, dtype=dtype)
     labels, rows = _empty(MANY, dtype=torch.int64), _empty(MANY * 15 // 100, dtype=torch.int64)
     bias = _empty(30522, dtype=dtype) if biased else None
-    loss, grad_logits = masked_lm_loss_op.forward(hidden, labels, rows, weight, bias)
-    masked_lm_loss_op.backward(torch.empty_like(loss), grad_logits, hidden, rows, weight)
+    loss, grad_logits = masked_lm_loss_op.forward(hidden, labels, rows, weight, bias, False)
+    masked_lm_loss_op.backward(torch.empty_like(loss), grad_logits, hidden, rows, weight, False)

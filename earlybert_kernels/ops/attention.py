@@ -106,6 +106,7 @@ def attention(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, Tensor]],
+    backend: Backend,
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -17,7 +17,7 @@ from ..backends.arguments import (
     AttentionSublayerSaved,
 )
 from ..backends.backend import Backend
-from .autocast import autocast
+from .autocast import factors
 from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Halves
 from .declare import Arguments, by_name, declare
@@ -132,6 +132,7 @@ def attention_sublayer(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, ...]],
+    backend: Backend,
     x: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
@@ -149,8 +150,9 @@ def _run_compiled(
     seeds = draw_seed(attention_dropout_p, x.device), draw_seed(dropout_p, x.device)
     options = (head_size, first_token_only, attention_dropout_p, dropout_p, eps)
     *linears, norm_weight, norm_bias = weights
-    weights = (*autocast(*linears), norm_weight, norm_bias)
-    low = (usable(x_low, x, weights[0]), return_low)
+    taken, bfloat16 = factors(backend, *linears)
+    weights = (*taken, norm_weight, norm_bias)
+    low = (usable(x_low, x, weights[0]), return_low, bfloat16)
     results = compiled(x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options, *low)
     return returned(results, weights[0], return_low)
 

@@ -7,6 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.backend import Backend
+
+
+def factors(backend: Backend, *tensors: Tensor | None) -> tuple[tuple[Any, ...], bool]:
+    """What a backend's kernels are given of what products take, and whether they are to round it to bfloat16.
+
+    That is float32, where autocast to bfloat16 is on and the backend rounds while it multiplies: no copy is made.
+    """
+    device = next(t.device.type for t in tensors if t is not None)
+    if backend.rounds_factors and torch.is_autocast_enabled(device):
+        return tuple(t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors), True
+    return autocast(*tensors), False
+
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """What matrix products take in the tensors' place: float32 ones cast to autocast's dtype, where it is on."""

@@ -52,7 +52,7 @@ def declare(
         op: the op's name.
         arguments: of its two halves.
         reference: its definition, called as the backends' implementations are.
-        run: `(compiled, *arguments, **options)`, calls the dispatcher's op `compiled` with the inputs.
+        run: `(compiled, backend, *arguments, **options)`, calls the dispatcher's op `compiled` with the inputs.
         shapes: backend -> functions `(inputs)` and `(grad, saved)` that return empty results.
         kernels: backend -> functions of the inputs, and of the gradient and what was saved, one by one; default: the
             `forward` and `backward` of its module.
@@ -82,7 +82,7 @@ def declare(
     )
     register_reference(op, reference)
     for backend in implementing:
-        own = partial(run, compiled[backend.name])
+        own = partial(run, compiled[backend.name], backend)
         if active is not None and backend.wants_indices:
             own = partial(_run_on_indices, own, active)
         register(op, backend, own)

@@ -75,6 +75,7 @@ def dropout_add_layer_norm(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, ...]],
+    backend: Backend,
     x: Tensor,
     residual: Tensor,
     weight: Tensor,

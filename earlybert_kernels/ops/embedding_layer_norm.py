@@ -80,6 +80,7 @@ def embedding_layer_norm(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, ...]],
+    backend: Backend,
     *tensors: Tensor,
     padding_id: int | None,
     dropout_p: float,

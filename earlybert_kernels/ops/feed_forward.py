@@ -83,6 +83,7 @@ def feed_forward(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, Tensor]],
+    backend: Backend,
     x: Tensor,
     w_in: Tensor,
     b_in: Tensor,

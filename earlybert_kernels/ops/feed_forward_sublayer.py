@@ -18,7 +18,7 @@ from ..backends.arguments import (
 )
 from ..backends.backend import Backend
 from ..reference.feed_forward import ACTIVATIONS
-from .autocast import autocast
+from .autocast import factors
 from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
 from .custom import Halves
 from .declare import Arguments, by_name, declare
@@ -111,6 +111,7 @@ def feed_forward_sublayer(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, ...]],
+    backend: Backend,
     x: Tensor,
     *weights: Tensor,
     active_neurons: Tensor | None,
@@ -123,8 +124,9 @@ def _run_compiled(
 ) -> Any:
     seed = draw_seed(dropout_p, x.device)
     *linears, norm_weight, norm_bias = weights
-    weights = (*autocast(*linears), norm_weight, norm_bias)
-    low = (usable(x_low, x, weights[0]), return_low)
+    taken, bfloat16 = factors(backend, *linears)
+    weights = (*taken, norm_weight, norm_bias)
+    low = (usable(x_low, x, weights[0]), return_low, bfloat16)
     results = compiled(x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps, *low)
     return returned(results, weights[0], return_low)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import reference
 from ..backends.arguments import MaskedLmLossGrads, MaskedLmLossInputs, MaskedLmLossResults, MaskedLmLossSaved
 from ..backends.backend import Backend
-from .autocast import autocast
+from .autocast import factors
 from .checks import check_same_device, check_shape
 from .custom import Halves
 from .declare import Arguments, declare
@@ -71,6 +71,7 @@ def masked_lm_loss(
 
 def _run_compiled(
     compiled: Callable[..., tuple[Tensor, Tensor]],
+    backend: Backend,
     hidden: Tensor,
     labels: Tensor,
     weight: Tensor,
@@ -84,8 +85,8 @@ def _run_compiled(
         rows = labelled.nonzero().squeeze(1)
     else:
         rows = torch.nonzero_static(labelled, size=max_labelled, fill_value=-1).squeeze(1)
-    hidden, weight, bias = autocast(hidden, weight, bias)
-    return compiled(hidden, labels, rows, weight, bias)[0]
+    (hidden, weight, bias), bfloat16 = factors(backend, hidden, weight, bias)
+    return compiled(hidden, labels, rows, weight, bias, bfloat16)[0]
 
 
 def _shapes(backend: Backend) -> Halves:

@@ -74,10 +74,25 @@ def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
 
 
 def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
-    """As `refuses`, for ops with matrix products, which a user who turns autocast on wants in another dtype."""
+    """As `refuses`, for ops with matrix products in float32, which a user who turns autocast on wants in another."""
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32:
         return f"it computes in float32, and autocast to {torch.get_autocast_dtype('cpu')} is on"
     return refuses(*tensors)
+
+
+def refuses_autocast(*tensors: Tensor | None, **facts: int) -> str | None:
+    """As `refuses`, for ops with matrix products that round float32 to bfloat16 under autocast to it."""
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return f"its products are in float32 or bfloat16, and autocast to {torch.get_autocast_dtype('cpu')} is on"
+    return refuses(*tensors)
+
+
+def refuses_rows(hidden: Tensor, *tensors: Tensor | None, **facts: int) -> str | None:
+    """As `refuses_autocast`, of rows that under it may be bfloat16, as torch's layer norm makes them."""
+    lossless = torch.is_autocast_enabled("cpu") and hidden.dtype == torch.bfloat16
+    return (
+        refuses_autocast(*tensors) if lossless and hidden.device.type == "cpu" else refuses_autocast(hidden, *tensors)
+    )
 
 
 def empty(*shape: Any) -> Tensor:
@@ -109,8 +124,9 @@ BACKEND = Backend(
     devices=("cpu",),
     unavailable=unavailable,
     refuses=refuses,
-    refusals=dict.fromkeys(
-        ("attention", "attention_sublayer", "feed_forward", "feed_forward_sublayer", "masked_lm_loss"), refuses_products
-    ),
+    refusals=dict.fromkeys(("attention", "feed_forward"), refuses_products)
+    | dict.fromkeys(("attention_sublayer", "feed_forward_sublayer"), refuses_autocast)
+    | {"masked_lm_loss": refuses_rows},
     wants_indices=True,
+    rounds_factors=True,
 )

@@ -8,10 +8,15 @@ from . import empty, linear
 from .linear import Kept
 
 
-def _kept(w_in: Tensor, w_out: Tensor, active: Tensor | None, gates: Tensor | None) -> tuple[Kept, Kept]:
+def _kept(
+    w_in: Tensor, w_out: Tensor, active: Tensor | None, gates: Tensor | None, bfloat16: bool
+) -> tuple[Kept, Kept]:
     if active is not None and gates is not None:
         gates = gates.index_select(0, active)
-    return Kept(w_in, out_units=active), Kept(w_out, in_units=active, in_scale=gates)
+    return (
+        Kept(w_in, out_units=active, bfloat16=bfloat16),
+        Kept(w_out, in_units=active, in_scale=gates, bfloat16=bfloat16),
+    )
 
 
 def forward(
@@ -23,12 +28,14 @@ def forward(
     active: Tensor | None,
     gates: Tensor | None,
     activation: str,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`.
 
-    `active`, int64, lists the neurons to compute; the rest is as in `ops.feed_forward`.
+    `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take; the rest is as in
+    `ops.feed_forward`.
     """
-    first, second = _kept(w_in, w_out, active, gates)
+    first, second = _kept(w_in, w_out, active, gates, bfloat16)
     h, preactivation = linear.forward(x, first, b_in, activation=activation)
     out, _ = linear.forward(h, second, b_out)
     return out, preactivation
@@ -44,9 +51,10 @@ def backward(
     gates: Tensor | None,
     activation: str,
     grad_x: Tensor | None = None,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, w_in, b_in, w_out, b_out and gates (empty without); that of x is added to `grad_x`."""
-    first, second = _kept(w_in, w_out, active, gates)
+    first, second = _kept(w_in, w_out, active, gates, bfloat16)
     grad_h, grad_w_out, grad_b_out, grad_gates = linear.backward(
         grad_out, None, second, activation=activation, preactivation=preactivation
     )

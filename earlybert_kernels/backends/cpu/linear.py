@@ -17,17 +17,20 @@ class Kept(NamedTuple):
         weight: the whole of it.
         out_units, in_units: int64 indices of the kept rows and columns; None for all.
         in_scale: float32, one factor a kept column; None for 1.
+        bfloat16: whether what products take is rounded to bfloat16.
     """
 
     weight: Tensor
     out_units: Tensor | None = None
     in_units: Tensor | None = None
     in_scale: Tensor | None = None
+    bfloat16: bool = False
 
     def prepared(self) -> Kept:
         """The same with rows of the weight contiguous, and contiguous indices and scales."""
         weight = self.weight if self.weight.stride(1) == 1 else self.weight.contiguous()
-        return Kept(weight, *(None if t is None else t.contiguous() for t in self[1:]))
+        units, columns, scale = (None if t is None else t.contiguous() for t in self[1:4])
+        return Kept(weight, units, columns, scale, self.bfloat16)
 
     def arguments(self, tokens: int, x: Tensor | None, x_rows: Tensor | None) -> tuple:
         """The first arguments of the extension's functions; a prepared self has to live until they return."""
@@ -37,7 +40,7 @@ class Kept(NamedTuple):
         of_x = (0, 0) if x is None else (x.shape[0], x.stride(0))
         sizes = (tokens, size, out, *of_x, rows, self.weight.stride(0), columns)
         picks = (address(x_rows), address(self.out_units), address(self.in_units), address(self.in_scale))
-        return sizes, address(x), self.weight.data_ptr(), picks
+        return sizes, address(x), self.weight.data_ptr(), picks, self.bfloat16
 
 
 def _rows(x: Tensor) -> Tensor:

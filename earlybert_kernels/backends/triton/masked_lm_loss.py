@@ -141,7 +141,9 @@ def _factor(grad_loss: Tensor | float, rows: Tensor) -> Tensor:
     return grad_loss / (rows >= 0).sum().clamp(min=1).float()  # not torch's default dtype
 
 
-def forward(hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(
+    hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, bfloat16: bool
+) -> tuple[Tensor, Tensor]:
     """The mean loss over the labelled rows, and what `backward` needs of their logits.
 
     Args:
@@ -185,7 +187,7 @@ def forward(hidden: Tensor, labels: Tensor, rows: Tensor, weight: Tensor, bias: 
 
 
 def backward(
-    grad_loss: Tensor, grad_logits: Tensor, hidden: Tensor, rows: Tensor, weight: Tensor
+    grad_loss: Tensor, grad_logits: Tensor, hidden: Tensor, rows: Tensor, weight: Tensor, bfloat16: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of hidden, weight and bias, the last in weight's dtype.
 

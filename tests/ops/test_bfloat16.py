@@ -1,0 +1,125 @@
+"""The CPU's products of numbers that are rounded to bfloat16, under autocast to it."""
+
+import pytest
+import torch
+
+import earlybert_kernels as ek
+from earlybert_kernels.backends import cpu
+from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
+from tests.ops.conftest import _use_instruction_set
+from tests.ops.test_linear import SHAPES, case
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
+
+SETS = [] if cpu.extension is None else cpu.extension.instruction_sets()
+#: Wide enough that errors average out.
+SIZES = {"hidden_size": 96, "intermediate_size": 200}
+TINY = torch.finfo(torch.float32).tiny
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    """Each that the processor has, with the instruction for bfloat16 and without."""
+    with _use_instruction_set(request.param):
+        yield request.param
+
+
+def rounded(tensor):
+    return tensor.bfloat16().double()
+
+
+@pytest.mark.parametrize("picked", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_are_those_of_the_rounded_factors(instruction_set, shape, picked):
+    """Sums are float32, and what is scaled is scaled before it is rounded."""
+    x, kept, bias = case(*shape, picked, picked, scaled=True)
+    kept = kept._replace(bfloat16=True)
+    y, _ = cpu.linear.forward(x, kept, bias)
+    grad_y = torch.randn(y.shape)
+    grad_x, grad_weight, *_ = cpu.linear.backward(grad_y, x, kept)
+
+    rows = slice(None) if kept.out_units is None else kept.out_units
+    columns = slice(None) if kept.in_units is None else kept.in_units
+    scaled = rounded(kept.weight[rows][:, columns] * kept.in_scale)
+    inner = rounded(x) @ scaled.T
+    unscaled = rounded(grad_y).T @ rounded(x)
+    for ours, exact in (
+        (y, inner + bias[rows].double()),
+        (grad_x, rounded(grad_y) @ scaled),
+        (grad_weight[rows][:, columns], unscaled * kept.in_scale.double()),
+    ):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())
+    in_float32 = x.double() @ (kept.weight[rows][:, columns] * kept.in_scale).double().T
+    assert shape == (1, 1, 1) or (in_float32 - inner).abs().max() > 1e-3 * inner.abs().max()
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    """Also of subnormal factors, which AVX512-BF16 takes for 0, and where rounding overflows or there is no number."""
+    torch.manual_seed(0)
+    x, kept, _ = case(45, 1101, 70)
+    x[:5] *= 1e-40
+    x[5, 3], x[6, 4], x[7, 5], x[8, 6] = float("nan"), float("inf"), torch.finfo(torch.float32).max, -1e-40
+    kept = kept._replace(bfloat16=True)
+    grad_y = torch.randn(45, 70)
+    grad_y[:, 0] *= TINY / 100
+    results = {}
+    for name in SETS:
+        with _use_instruction_set(name):
+            grads = cpu.linear.backward(grad_y, x, kept)
+            results[name] = (cpu.linear.forward(x, kept, None)[0], grads[0], grads[1])
+    first = results.pop(SETS[0])
+    assert not first[0][:5].any()
+    assert first[0][5].isnan().all()
+    assert not first[0][10:].isnan().any()
+    for other in results.values():
+        for ours, theirs in zip(first, other, strict=True):
+            assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
+            assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    x, kept, bias = case(200, 700, 300)
+    kept = kept._replace(bfloat16=True)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(cpu.linear.forward(x, kept, bias)[0])
+    torch.set_num_threads(2)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("cls", ["BertForSequenceClassification", "BertForMaskedLM"])
+def test_a_step_is_as_exact_as_stock_under_autocast(cls):
+    """The gradients of a gated, masked model next to float64: at most twice as far off as torch's own kernels."""
+    import transformers
+
+    model = ek.enable_gates(
+        ek.convert(tiny_model(cls=getattr(transformers, cls), dropout=0.0, num_hidden_layers=2, **SIZES))
+    )
+    set_gates(model)
+    ek.apply_ticket(model, some_ticket(model))
+    inputs = batch()
+    inputs["labels"] = inputs["input_ids"] if cls.endswith("LM") else torch.arange(len(inputs["input_ids"])) % 3
+
+    def step(backend, dtype):
+        model.zero_grad()
+        with (
+            ek.ops.use_backend(backend),
+            ek.ops.record_backends() as ran,
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
+            loss = model(**inputs).loss
+        loss.backward()
+        assert {ran["attention_sublayer"], ran["feed_forward_sublayer"]} == {backend}
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    ours, stock = step("cpu", torch.bfloat16), step("reference", torch.bfloat16)
+    float32 = step("cpu", torch.float32)
+    model.double()
+    exact = step("reference", torch.float64)
+
+    def far_off(gradients):
+        return (gradients - exact).norm() / exact.norm()
+
+    assert far_off(float32) < 1e-4 < far_off(ours) <= 2 * far_off(stock)

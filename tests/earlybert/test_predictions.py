@@ -64,7 +64,11 @@ def test_what_cannot_be_predicted_is_said_before_a_model_is_loaded(
     arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
-    for name, text in (("t.csv", "text,label\n" + "a film,x\nthe plot,y\n" * 4), ("e.csv", "text\n"), ("w.csv", "t\nx\n")):
+    for name, text in (
+        ("t.csv", "text,label\n" + "a film,x\nthe plot,y\n" * 4),
+        ("e.csv", "text\n"),
+        ("w.csv", "t\nx\n"),
+    ):
         (tmp_path / name).write_text(text)
     table = {"task": "classification", "data_dir": None, "train_file": str(tmp_path / "t.csv")}
     for changes, kind, message in (

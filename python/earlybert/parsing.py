@@ -92,6 +92,7 @@ class TrainingParser(HfArgumentParser):
 
     def _add_switches(self, action: argparse.Action) -> None:
         group = self.add_mutually_exclusive_group()
+        group._group_actions.append(action)  # which argparse adds to a group only where the group makes it
         for name, value in SWITCHES[action.dest].items():
             about = f"Same as {action.option_strings[0]} {value}."
             group.add_argument(

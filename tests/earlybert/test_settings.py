@@ -175,6 +175,9 @@ def test_switches_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         parse(*REQUIRED, "--bf16", "--fp16")
     assert "--fp16: not allowed with argument --bf16" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(*REQUIRED, "--bf16", "--dtype", "float16")
+    assert "--dtype: not allowed with argument --bf16" in capsys.readouterr().err
 
 
 def test_the_page_on_the_command_line_has_a_file_and_all_names(write: Write) -> None:

@@ -30,6 +30,8 @@ _INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "test
 _MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.
 _MARKS_OF_METRICS = {"method", "search", "ticket"}
+#: What to do where a run cannot be continued.
+_ANEW = "the run can only be begun anew, with --overwrite-output-dir in place of --resume"
 #: A line of SHA256SUMS: the checksum, and the path within the folder.
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -148,7 +150,11 @@ class RunDirectory:
                     )
 
     def _check_same_run(self, arguments: dict[str, Any]) -> None:
-        before, arguments = _binding(read_json(self.arguments)), _binding(arguments)
+        try:
+            before = _binding(read_json(self.arguments))
+        except UsageError as error:  # torn
+            raise UsageError(f"{error}; {_ANEW}") from None
+        arguments = _binding(arguments)
         for name in sorted(set(before) | set(arguments)):
             if before.get(name) != arguments.get(name):
                 raise UsageError(
@@ -342,17 +348,16 @@ class RunDirectory:
         """
         if not self.checkpoint.exists():
             return None
-        anew = "the run can only be begun anew, with --overwrite-output-dir in place of --resume"
         try:
             with zipfile.ZipFile(self.checkpoint) as file:  # as torch writes them, with checksums that it does not read
                 torn = file.testzip() is not None
         except (zipfile.BadZipFile, EOFError):
             torn = True
         if torn:
-            raise UsageError(f"{self.checkpoint} is torn, or no checkpoint; {anew}")
+            raise UsageError(f"{self.checkpoint} is torn, or no checkpoint; {_ANEW}")
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("arguments") != self._started:
-            raise UsageError(f"{self.checkpoint} is the checkpoint of another run, or of another version; {anew}")
+            raise UsageError(f"{self.checkpoint} is the checkpoint of another run, or of another version; {_ANEW}")
         return state
 
 

@@ -91,6 +91,12 @@ def test_where_nothing_can_be_written_is_said_before_a_model_is_loaded(
         finetune(arguments(output_dir=str(tmp_path / "some" / "run")))
 
 
+def test_the_folder_of_a_run_is_told_from_that_of_its_model(arguments: Make, tmp_path: Path) -> None:
+    (tmp_path / "earlier" / "model").mkdir(parents=True)
+    with pytest.raises(UsageError, match="--model .*earlier: the folder of a run, whose model is in .*earlier/model"):
+        finetune(arguments(model=str(tmp_path / "earlier")))
+
+
 def test_a_config_of_no_model_is_told(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_bert, folder)

@@ -157,9 +157,12 @@ class LabelSets(Columns):
             columns = [_name(dataset, where, "--label-columns", name) for name in self.each]
             rows = zip(*(_marks(dataset[name][:], where, name) for name in columns), strict=True)
             return [tuple(name for name, has in zip(columns, row, strict=True) if has) for row in rows], self.each
-        column = self.label_column(dataset, where)
-        lists = dataset[column][:]
         advice = f"; {_WITH_LISTS}; of other files name a column of 0 and 1 for each label with --label-columns"
+        try:
+            column = self.label_column(dataset, where)
+        except UsageError as error:
+            raise UsageError(f"{error}{advice}") from None
+        lists = dataset[column][:]
         _check_values(lists, where, column, list, "a list of labels", advice)
         names = _class_names(getattr(dataset.features[column], "feature", None))
         labels = []

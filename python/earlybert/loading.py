@@ -15,6 +15,7 @@ import earlybert_kernels as ek
 from earlybert_kernels.models import family_of_type
 
 from .errors import MissingFileError, UsageError
+from .run_directory import RunDirectory
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def read_config(
     """
     if not Path(name).exists() and (Path(name).is_absolute() or name.startswith((".", "~"))):
         raise MissingFileError(f"{flag} {name}: no such folder")
+    if RunDirectory(name).model.is_dir() and not (Path(name) / "config.json").exists():
+        raise UsageError(f"{flag} {name}: the folder of a run, whose model is in {RunDirectory(name).model}")
     with reading(f"{flag} {name}: no model could be read there"):
         config = AutoConfig.from_pretrained(name)
         stated, _ = PreTrainedConfig.get_config_dict(name)

@@ -92,6 +92,7 @@ class TrainingParser(HfArgumentParser):
 
     def _add_switches(self, action: argparse.Action) -> None:
         group = self.add_mutually_exclusive_group()
+        group._group_actions.append(action)  # which argparse adds to a group only where the group makes it
         for name, value in SWITCHES[action.dest].items():
             about = f"Same as {action.option_strings[0]} {value}."
             group.add_argument(
@@ -196,11 +197,13 @@ def _read_pairs(path: Path) -> list[tuple[str, Any]]:
         UsageError: there is none, or it does not hold names and values.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         is_json = path.suffix in _JSON
         content = json.loads(text, object_pairs_hook=_Pairs) if is_json else yaml.load(text, _Loader)
     except FileNotFoundError:
         raise MissingFileError(f"--config {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
         raise UsageError(f"{path}: expected YAML, found in line {line}: {error.problem}") from None
@@ -221,7 +224,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 
     # A copy, without those of YAML 1.1.
     yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML has it
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":bool", ":float", ":timestamp"))]
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -229,5 +232,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$")
 _Loader.add_implicit_resolver(_TAG + "bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "int", re.compile("[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor(_TAG + "int", lambda loader, node: int(node.value))  # 010 is ten
 _Loader.add_constructor(_TAG + "map", lambda loader, node: _Pairs(loader.construct_pairs(node, deep=True)))

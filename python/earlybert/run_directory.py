@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ _INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "test
 _MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.
 _MARKS_OF_METRICS = {"method", "search", "ticket"}
+#: What to do where a run cannot be continued.
+_ANEW = "the run can only be begun anew, with --overwrite-output-dir in place of --resume"
 #: A line of SHA256SUMS: the checksum, and the path within the folder.
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -85,11 +88,15 @@ class RunDirectory:
         Raises:
             OutputExistsError: the folder holds a run and neither `resume` nor `overwrite` is given, it holds
                 something else, or another process is writing there.
-            UsageError: `resume` is given and the folder holds a run with other arguments; or `overwrite` is
-                given and would remove what the run is to read.
+            UsageError: nothing can be written there; `resume` is given and the folder holds a run with other
+                arguments; or `overwrite` is given and would remove what the run is to read.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputExistsError(f"--output-dir {self.path}: expected a folder, found a file")
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir():
+            found = "" if there == self.path else f" at {there}"
+            raise OutputExistsError(f"--output-dir {self.path}: expected a folder, found a file{found}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(f"--output-dir {self.path}: nothing can be written to {there}; give another folder")
         if not self.path.is_dir() or not self._entries():
             return
         if not self._holds_run():
@@ -143,13 +150,18 @@ class RunDirectory:
                     )
 
     def _check_same_run(self, arguments: dict[str, Any]) -> None:
-        before, arguments = _binding(read_json(self.arguments)), _binding(arguments)
+        try:
+            before = _binding(read_json(self.arguments))
+        except UsageError as error:  # torn
+            raise UsageError(f"{error}; {_ANEW}") from None
+        arguments = _binding(arguments)
         for name in sorted(set(before) | set(arguments)):
             if before.get(name) != arguments.get(name):
                 raise UsageError(
                     f"--resume: the run in {self.path} was started with --{name.replace('_', '-')} "
                     f"{before.get(name)}, and is now given {arguments.get(name)}; a run can only be "
-                    "continued with the arguments that it was started with"
+                    "continued with the arguments that it was started with; begin anew with --overwrite-output-dir, or "
+                    "in another folder"
                 )
 
     def start(self, arguments: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
@@ -213,15 +225,26 @@ class RunDirectory:
             raise UsageError(f"{self.metrics}: expected the metrics of a run, found other JSON")
         return metrics
 
-    def read_finished(self) -> dict[str, Any]:
-        """What the run wrote, once all its files are found to be as it wrote them.
+    def read_finished(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What the run wrote, once all its files are found to be as it wrote them, and those it read as it read them.
+
+        Args:
+            arguments: the run's.
 
         Raises:
-            UsageError: as `check_sums` and `read_metrics` do.
+            UsageError: as `check_sums` and `read_metrics` do; or a file that the arguments name is another now.
         """
         self.check_sums()
         self.checkpoint.unlink(missing_ok=True)  # of a process that ended before it could
-        return self.read_metrics()
+        metrics = self.read_metrics()
+        now = input_sums(arguments)
+        for name, digest in metrics.get("inputs", {}).items():  # which runs of earlier versions do not have
+            if now.get(name) != digest:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {arguments.get(name)} is not as the finished run in {self.path} has "
+                    "read it; put the file back, or repeat the run with --overwrite-output-dir"
+                )
+        return metrics
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -325,18 +348,23 @@ class RunDirectory:
         """
         if not self.checkpoint.exists():
             return None
-        anew = "the run can only be begun anew, with --overwrite-output-dir in place of --resume"
         try:
             with zipfile.ZipFile(self.checkpoint) as file:  # as torch writes them, with checksums that it does not read
                 torn = file.testzip() is not None
         except (zipfile.BadZipFile, EOFError):
             torn = True
         if torn:
-            raise UsageError(f"{self.checkpoint} is torn, or no checkpoint; {anew}")
+            raise UsageError(f"{self.checkpoint} is torn, or no checkpoint; {_ANEW}")
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("arguments") != self._started:
-            raise UsageError(f"{self.checkpoint} is the checkpoint of another run, or of another version; {anew}")
+            raise UsageError(f"{self.checkpoint} is the checkpoint of another run, or of another version; {_ANEW}")
         return state
+
+
+def input_sums(arguments: dict[str, Any]) -> dict[str, str]:
+    """The checksums of the files (not of folders) that a run's arguments name, by the argument."""
+    given = {name: Path(value) for name in _INPUTS if (value := arguments.get(name)) is not None}
+    return {name: sha256(path) for name, path in given.items() if path.is_file()}
 
 
 def _binding(arguments: dict[str, Any]) -> dict[str, Any]:

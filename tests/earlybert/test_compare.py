@@ -13,6 +13,7 @@ from earlybert.programs import finetune as finetuning
 from earlybert.programs.compare import compare, summarize
 from earlybert.programs.run import Run
 from earlybert.run_directory import RunDirectory
+from tests.helpers.tables import write_table
 
 Make = Callable[..., FinetuneArguments]
 
@@ -106,6 +107,18 @@ def test_finished_runs_of_another_kind_are_not_compared(
         compare(template, [("dense", "auto"), ("random", "auto")], [1])
     # Alone it is still a result.
     assert compare(template, [("dense", "auto")], [1])["rows"][0]["seeds"] == [1]
+
+
+def test_finished_runs_on_another_file_are_not_taken_for_those_on_this_one(arguments: Make, tmp_path: Path) -> None:
+    file = write_table(tmp_path / "t.csv", {"text": ["good film", "bad film"] * 10, "label": ["a", "b"] * 10})
+    template = arguments(output_dir=str(tmp_path / "c"), task="classification", data_dir=None, train_file=str(file))
+    compare(template, [("dense", "off")], [1])
+    before = file.read_bytes()
+    file.write_bytes(before.replace(b"good", b"fine"))
+    with pytest.raises(UsageError, match="--train-file .*t.csv is not as the finished run in .* has read it"):
+        compare(template, [("dense", "off")], [1])
+    file.write_bytes(before)
+    compare(template, [("dense", "off")], [1])
 
 
 def test_finished_runs_are_checked_before_the_first_one_begins(

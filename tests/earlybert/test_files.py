@@ -305,7 +305,7 @@ def test_torn_arguments_can_be_overwritten_where_all_else_is_a_runs(arguments: M
     run = tmp_path / "run"
     run.mkdir()
     (run / "arguments.json").touch()
-    with pytest.raises(UsageError, match="arguments.json: expected JSON"):
+    with pytest.raises(UsageError, match="arguments.json: expected JSON.*begun anew, with --overwrite-output-dir"):
         finetune(arguments(resume=True))
     finetune(arguments(method="dense", max_steps=1, overwrite_output_dir=True))
     (run / "arguments.json").write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import earlybert_kernels as ek
 from earlybert import FinetuneArguments, evaluate, finetune, predict
 from earlybert.cli import main
 from earlybert.errors import MissingFileError, OutputExistsError, UsageError
+from earlybert.programs.plots import plot
 
 Make = Callable[..., FinetuneArguments]
 TEXTS = ["a good film", "a bad film, a very bad film", "the film"]
@@ -90,6 +92,9 @@ def test_what_cannot_be_done_is_said(run: Path, tmp_path: Path) -> None:
         predict(str(run), str(texts), str(tmp_path / "p.txt"))
     with pytest.raises(OutputExistsError, match="there is such a file"):
         predict(str(run), str(texts), str(texts))
+    with pytest.raises(UsageError, match="the file of the texts"):
+        predict(str(run), str(texts), str(texts), overwrite=True)
+    assert "fine" in texts.read_text()
     with pytest.raises(OutputExistsError, match="a file of the run"):
         predict(str(run), str(texts), str(run / "ticket.json"), overwrite=True)
     with pytest.raises(MissingFileError, match="no such file"):
@@ -102,6 +107,31 @@ def test_what_cannot_be_done_is_said(run: Path, tmp_path: Path) -> None:
         predict(str(run), str(tmp_path / "empty.csv"), output)
     with pytest.raises(MissingFileError, match="nowhere is no folder"):
         predict(str(run), str(texts), str(tmp_path / "nowhere" / "p.jsonl"))
-    with pytest.raises(UsageError, match="--device toaster"):
-        predict(str(run), str(texts), output, device="toaster")
+    for device in ("toaster", "meta", "mtia"):
+        with pytest.raises(UsageError, match=f"--device {device}: "):
+            predict(str(run), str(texts), output, device=device)
     assert not Path(output).exists()
+
+
+@pytest.mark.parametrize("arguments", [[], {}, {"model": "m", "output_dir": "o", "task": "none"}])
+def test_other_arguments_than_a_runs_are_told(run: Path, tmp_path: Path, arguments: object) -> None:
+    edited = tmp_path / "edited"
+    shutil.copytree(run, edited)
+    (edited / "SHA256SUMS").unlink()
+    metrics = json.loads((edited / "metrics.json").read_text())
+    (edited / "metrics.json").write_text(json.dumps({**metrics, "arguments": arguments, "search": {"checks": "x"}}))
+    with pytest.raises(UsageError, match="metrics.json: expected the arguments of a run"):
+        predict(str(edited), str(tmp_path / "t.jsonl"), str(tmp_path / "p.jsonl"))
+    with pytest.raises(UsageError, match="metrics.json: not as a run writes it: "):
+        plot(str(edited))
+
+
+def test_a_wrong_file_is_found_before_the_model_is_loaded(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple] = []
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: loaded.append(a))
+    (tmp_path / "t.csv").write_text("text\na film\n")
+    with pytest.raises(UsageError, match="--text-column"):
+        predict(str(run), str(tmp_path / "t.csv"), str(tmp_path / "p.jsonl"))
+    assert not loaded

@@ -98,7 +98,7 @@ def test_saved_datasets_keep_the_names_of_their_labels(tmp_path: Path) -> None:
         ({"x": [1, 2, 0]}, {"each": ("x",)}, "row 2: expected 0 or 1 in column x, found 2"),
         ({"x": [1, 0, None]}, {"each": ("x",)}, "row 3: expected 0 or 1 in column x, found None"),
         ({"x": [1, 0, 0]}, {"each": ("x", "y")}, "--label-columns: expected a column of .*text, x; found none named y"),
-        ({"x": [1, 0, 0]}, {}, "--label-column: expected a column of .*; found none named labels or label"),
+        ({"x": [1, 0, 0]}, {}, "--label-column: .*; found none named labels or label; .*--label-columns"),
     ],
 )  # fmt: skip
 def test_what_is_no_set_of_labels_is_refused(

@@ -13,6 +13,7 @@ from earlybert import FinetuneArguments, finetune, predict, verify
 from earlybert.cli import main
 from earlybert.errors import MissingFileError, UsageError
 from earlybert.programs import run as run_module
+from earlybert.programs.predictions import render
 from earlybert.tasks import TASKS, Source
 
 Make = Callable[..., FinetuneArguments]
@@ -45,6 +46,13 @@ def test_one_command_trains_and_predicts_for_a_table_of_pairs(
     assert "  test_predictions.jsonl\n" in (run / "SHA256SUMS").read_text()
 
 
+def test_an_answer_is_one_field_of_one_row_of_a_tsv() -> None:
+    answers = [{"prediction_text": "two\nlines\tand a tab"}, {"prediction_text": "one"}]
+    assert render(TASKS["squad"], answers, ".tsv") == b"index\tprediction\n0\ttwo lines and a tab\n1\tone\n"
+    lines = render(TASKS["squad"], answers, ".jsonl").splitlines()
+    assert [json.loads(line) for line in lines] == answers
+
+
 def test_the_test_split_of_glue_is_answered_as_glue_wants_it(arguments: Make, tmp_path: Path, toy_sst2: str) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -64,7 +72,11 @@ def test_what_cannot_be_predicted_is_said_before_a_model_is_loaded(
     arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
-    for name, text in (("t.csv", "text,label\n" + "a film,x\nthe plot,y\n" * 4), ("e.csv", "text\n"), ("w.csv", "t\n")):
+    for name, text in (
+        ("t.csv", "text,label\n" + "a film,x\nthe plot,y\n" * 4),
+        ("e.csv", "text\n"),
+        ("w.csv", "t\nx\n"),
+    ):
         (tmp_path / name).write_text(text)
     table = {"task": "classification", "data_dir": None, "train_file": str(tmp_path / "t.csv")}
     for changes, kind, message in (

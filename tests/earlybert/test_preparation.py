@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from transformers import (
 from earlybert import FinetuneArguments, finetune
 from earlybert.errors import OutputExistsError, UsageError
 from earlybert.loading import read_config
+from earlybert.programs import preparation, run
 from earlybert.tasks import TASKS
+from tests.helpers.model_folder import edit_config
 from tests.helpers.toy import HEADS, LAYERS, NEURONS
 
 Make = Callable[..., FinetuneArguments]
@@ -55,7 +58,8 @@ Make = Callable[..., FinetuneArguments]
         ({"model": "/nowhere"}, "--model /nowhere: no such folder"),
         ({"model": "no/where"}, "--model no/where: no model could be read there"),
         ({"device": "toaster"}, "--device toaster"),
-        ({"dtype": "float16", "device": "meta"}, "--dtype float16 needs autocast and loss scaling"),
+        ({"device": "mtia"}, "--device mtia: torch cannot use it here: "),
+        ({"device": "meta"}, "--device meta: torch cannot use it here: "),
     ],
 )
 def test_refused_before_anything_is_loaded_or_written(
@@ -67,6 +71,38 @@ def test_refused_before_anything_is_loaded_or_written(
     assert isinstance(error.value, ValueError)
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_float16_needs_a_device_with_loss_scaling(arguments: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "find_device", lambda name: torch.device("meta"))
+    with pytest.raises(UsageError, match="--dtype float16 needs autocast and loss scaling"):
+        finetune(arguments(dtype="float16"))
+
+
+def test_where_nothing_can_be_written_is_said_before_a_model_is_loaded(
+    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputExistsError, match="expected a folder, found a file at .*file"):
+        finetune(arguments(output_dir=str(tmp_path / "file" / "run")))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # permissions are not for root
+    with pytest.raises(UsageError, match="nothing can be written to"):
+        finetune(arguments(output_dir=str(tmp_path / "some" / "run")))
+
+
+def test_the_folder_of_a_run_is_told_from_that_of_its_model(arguments: Make, tmp_path: Path) -> None:
+    (tmp_path / "earlier" / "model").mkdir(parents=True)
+    with pytest.raises(UsageError, match="--model .*earlier: the folder of a run, whose model is in .*earlier/model"):
+        finetune(arguments(model=str(tmp_path / "earlier")))
+
+
+def test_a_config_of_no_model_is_told(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    edit_config(folder, hidden_dropout_prob=2.0)
+    with pytest.raises(UsageError, match="no model can be made of its config.json: dropout probability has to be"):
+        finetune(arguments(model=str(folder)))
 
 
 def test_a_gpu_that_is_not_there_is_refused(arguments: Make, monkeypatch: pytest.MonkeyPatch) -> None:

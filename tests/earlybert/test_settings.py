@@ -56,6 +56,24 @@ def test_values_that_yaml_1_1_takes_for_others_are_what_flags_take_them_for(writ
     ]  # fmt: skip
 
 
+def test_whole_numbers_are_decimal_as_in_flags(write: Write) -> None:
+    assert parse(*REQUIRED, "--config", write("seed: 010\nbatch_size: +8"))["seed"] == 10
+    for value in ("1:30", "0x10", "1_000"):
+        with pytest.raises(UsageError, match=f'seed: expected a whole number, found "{value}"'):
+            parse(*REQUIRED, "--config", write(f"seed: {value}"))
+
+
+@pytest.mark.parametrize("name", ["settings.yaml", "settings.json"])
+def test_a_byte_order_mark_is_no_setting(write: Write, name: str) -> None:
+    assert parse(*REQUIRED, "--config", write('\ufeff{"seed": 3}', name))["seed"] == 3
+
+
+def test_a_folder_of_settings_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.yaml").mkdir()
+    assert main(["finetune", *REQUIRED, "--config", str(tmp_path / "settings.yaml")]) == 2
+    assert capsys.readouterr().err.endswith("settings.yaml: Is a directory\n")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -157,6 +175,9 @@ def test_switches_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         parse(*REQUIRED, "--bf16", "--fp16")
     assert "--fp16: not allowed with argument --bf16" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(*REQUIRED, "--bf16", "--dtype", "float16")
+    assert "--dtype: not allowed with argument --bf16" in capsys.readouterr().err
 
 
 def test_the_page_on_the_command_line_has_a_file_and_all_names(write: Write) -> None:

@@ -43,6 +43,17 @@ def test_a_question_without_answers_has_no_plausible_ones(tmp_path: Path) -> Non
         SQUAD.read(path)
 
 
+def test_questions_to_be_answered_need_no_answers(tmp_path: Path) -> None:
+    path = written(tmp_path, document({"id": "a", "question": "Who?"}, qa("b", answers=[("Eve", 99)])))
+    for task in (SQUAD, SQUAD_V2):
+        assert task.read_file(path, labelled=False).items == [
+            Question("a", "Who?", "Ada met Bob.", ()),
+            Question("b", "Who?", "Ada met Bob.", ()),
+        ]
+    with pytest.raises(UsageError, match=r"qas\[0\].answers, found none"):
+        SQUAD.read_file(path, labelled=True)
+
+
 def test_a_file_of_version_1_is_none_of_version_2(tmp_path: Path) -> None:
     written(tmp_path, document(qa("a")))
     written(tmp_path, document(qa("a")), "dev-v1.1.json")

@@ -64,6 +64,12 @@ def test_a_whole_run_on_questions(squad_arguments: Make, tmp_path: Path, kernels
     answers = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     predictions = json.loads((Path(args.output_dir) / "predictions.json").read_text())
     assert {answer["id"]: answer["prediction_text"] for answer in answers} == predictions
+    content = json.loads(Path(dev).read_text())
+    for question in content["data"][0]["paragraphs"][0]["qas"]:
+        del question["answers"]
+    unanswered = str(written(tmp_path, content, "unanswered.json"))
+    assert predict(args.output_dir, unanswered, str(tmp_path / "u.jsonl")) == 40
+    assert (tmp_path / "u.jsonl").read_bytes() == (tmp_path / "p.jsonl").read_bytes()
     assert metrics["examples"] == {"train": 96, "eval": {"dev": 40}}
     out = Path(args.output_dir)
     predictions = json.loads((out / "predictions.json").read_text())

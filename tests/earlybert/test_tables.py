@@ -80,6 +80,12 @@ def refusal(**options: Any) -> str:
         ("a.jsonl", b'{"text": 5, "label": 1}\n', "row 1: expected a text in column text, found 5"),
         ("a.jsonl", b'{"text": "a", "label": 1.5}\n{"text": "a", "label": NaN}\n', "row 2: expected a label in column"),
         ("a.jsonl", b'{"text": "a", "label": [1]}\n', "row 1: expected a label in column label, found [1]"),
+        ("a.csv", b"text,label\na,b\na,\n", "row 2: expected a label in column label, found nothing"),
+        ("a.tsv", b"text\tlabel\na\t \n", "row 1: expected a label in column label, found nothing"),
+        ("a.csv", b"text,label\n,a\n \t,b\n", "2 of 2 texts in column text are empty"),
+        ("a.csv", b"text,label\n", "expected at least one example, found none"),
+        ("a.json", b"[]", "expected at least one example, found none"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16"), "expected UTF-8, found UTF-16"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
@@ -89,6 +95,36 @@ def test_wrong_files_are_refused_by_name(tmp_path: Path, name: str, content: byt
     assert expected in message
     assert str(path) in message
     assert "\n" not in message
+
+
+def test_a_column_is_either_a_text_or_the_label(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", {"text": TEXTS, "label": LABELS})
+    another = f"--label-column: expected another column of {path} than that of the texts, found "
+    assert another + "label" in refusal(train_file=path, text="label")
+    assert another + "label" in refusal(train_file=path, pair="label")
+    assert another + "text" in refusal(train_file=path, label="text")
+    assert f"--text-pair-column: expected another column of {path}" in refusal(train_file=path, pair="text")
+
+
+def test_some_empty_texts_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_table(tmp_path / "t.csv", {"a": ["x", "", ""], "b": ["", "y", " "], "label": ["a", "b", "a"]})
+    Columns(text="a", pair="b").read(read_table(path), "t.csv")
+    assert caplog.messages == ["t.csv: 1 of 3 texts in column a and b are empty"]
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_dates_in_json_lines_stay_as_they_were_written(tmp_path: Path, words: bool) -> None:
+    dates = ["2020-01-01", "2021-12-31 10:00"]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"when": [date] if words else date, "n": 1}) + "\n" for date in dates))
+    table = read_table(path)
+    assert table["when"][:] == ([[date] for date in dates] if words else dates)
+    assert table["n"][:] == [1, 1]
+
+
+def test_a_file_name_may_be_in_capitals(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", {"text": TEXTS})
+    assert read_table(path.rename(tmp_path / "T.CSV"))["text"][:] == TEXTS
 
 
 def test_what_to_train_on_is_said_once(tmp_path: Path) -> None:
@@ -141,6 +177,13 @@ def fitted(train: list[Any], evaluation: list[Any], task: str = "classification"
     own = TASKS[task].with_options(**options)
     split = {name: Table([("x",)] * len(labels), labels) for name, labels in (("t", train), ("e", evaluation))}
     return own.fitted(TaskData(train=split["t"], evals={"": split["e"]}))
+
+
+@pytest.mark.parametrize(("labels", "warned"), [(["Pos", "neg", "pos"], 1), (["neg", "a  b", "a b "], 1), ("ab", 0)])
+def test_classes_that_look_alike_are_told(labels: list[str], warned: int, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(fitted([*labels] * 3, [*labels]).labels) == len(labels)
+    assert len(caplog.messages) == warned
+    assert all("differ in case or spaces alone" in message for message in caplog.messages)
 
 
 def test_classes_are_those_of_the_training_examples() -> None:
@@ -276,7 +319,7 @@ def test_what_a_table_lacks_is_said_before_a_model_is_loaded(
     empty = tmp_path / "empty.csv"
     empty.write_text("sentence,label\n")
     args = {"task": "classification", "data_dir": None, "train_file": str(as_tables / "train.csv")}
-    with pytest.raises(UsageError, match="expected examples in split dev, found none"):
+    with pytest.raises(UsageError, match="empty.csv: expected at least one example, found none"):
         finetune(arguments(**args, validation_file=str(empty)))
     with pytest.raises(UsageError, match="--label-column: expected a column of .*sentence, label; found none named y"):
         finetune(arguments(**args, label_column="y"))

@@ -47,8 +47,8 @@ def compare(
         What is in `comparison.json`: one row per variant, and the table as Markdown.
 
     Raises:
-        UsageError: a run cannot be done as asked, or a finished one's files are not as it wrote them or it was done
-            with other versions, on another machine or by other backends; found before the first one begins.
+        UsageError: a run cannot be done as asked, or a finished one's files are not as it wrote or read them or it was
+            done with other versions, on another machine or by other backends; found before the first one begins.
     """
     if not variants or not seeds:
         raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
@@ -110,7 +110,7 @@ def _check_finished(runs: Sequence[RunArguments]) -> None:
     for args in runs:
         directory = RunDirectory(args.output_dir)
         if args.resume and directory.is_finished:
-            records.append((f"run {directory.path.name}", args.kernels, directory.read_finished()))
+            records.append((f"run {directory.path.name}", args.kernels, directory.read_finished(asdict(args))))
         else:
             to_do[args.kernels] = args
     if records and to_do:

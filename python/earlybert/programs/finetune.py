@@ -37,6 +37,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         - `steps`: optimizer steps of `search` and `train`.
         - `parameters`: of the model as it was (`dense`) and as it was trained (`trained`).
         - `ticket`: kept heads and neurons per layer, None for a dense run.
+        - `inputs`: the SHA-256 of each file that the arguments name.
         - `warnings`: sentences on what makes the results doubtful.
         - `date`: when it was written (ISO 8601, UTC); `commit`, that of this library's checkout, if it is run from one.
         - `search`: whether the early bird was seen or the limit reached, at which step, and every comparison.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 import earlybert_kernels as ek
 
@@ -45,6 +46,8 @@ def predict(run: str, file: str, output: str, *, overwrite: bool = False, device
     path = check_output(Path(output), overwrite=overwrite)
     if path.suffix not in (".jsonl", ".tsv"):
         raise UsageError(f"{output}: expected a file named .jsonl or .tsv to write to")
+    if path == Path(file).resolve():
+        raise UsageError(f"{output}: the file of the texts; give another path to write to")
     task, encoded, outputs = _apply(run, file, labelled=False, device=device)
     answers = task.answers(outputs, encoded)
     write_bytes(path, render(task, answers, path.suffix))
@@ -75,16 +78,20 @@ def _apply(
     known = {field.name for field in fields(FinetuneArguments)}
     if metrics["task"] == "mlm":
         raise UsageError(f"{run}: expected a run of earlybert finetune, found one of earlybert pretrain")
-    args = FinetuneArguments(**{name: value for name, value in metrics["arguments"].items() if name in known})
-    task = task_of(args)
+    with reading(f"{directory.metrics}: expected the arguments of a run"):
+        args = FinetuneArguments(**{name: value for name, value in metrics["arguments"].items() if name in known})
+        task = task_of(args)
     if not directory.model.is_dir():
         raise MissingFileError(f"{directory.model}: no such folder; expected the model of the run")
     where = find_device(device)
-    with reading(f"{directory.model}: no model could be read there"):
-        model = task.model_class.from_pretrained(directory.model, dtype=torch.float32)
-    tokenizer = read_tokenizer(str(directory.model), model.config, "run")
-    task = task.of_model(model.config)
+    unread = f"{directory.model}: no model could be read there"
+    with reading(unread):
+        config = AutoConfig.from_pretrained(directory.model)
+    task = task.of_model(config)
     examples = check_some(task.read_file(Path(file), labelled=labelled), file)
+    tokenizer = read_tokenizer(str(directory.model), config, "run")
+    with reading(unread):
+        model = task.model_class.from_pretrained(directory.model, dtype=torch.float32)
     encoded = task.encode(tokenizer, examples, args.input_length)
     if args.kernels == "auto":
         model = ek.convert(model)

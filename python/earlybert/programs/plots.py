@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import earlybert_kernels as ek
 
+from ..errors import UsageError
 from ..files import replacing
 from ..run_directory import RunDirectory
 
@@ -24,7 +25,11 @@ def plot(path: str) -> list[Path]:
     directory = RunDirectory(path)
     metrics = directory.read_metrics()
     directory.check_read(directory.metrics, *([] if metrics["ticket"] is None else [directory.ticket]))
-    return plot_run(directory, metrics, None if metrics["ticket"] is None else directory.read_ticket())
+    ticket = None if metrics["ticket"] is None else directory.read_ticket()
+    try:
+        return plot_run(directory, metrics, ticket)
+    except (LookupError, TypeError) as error:  # of a folder without checksums
+        raise UsageError(f"{directory.metrics}: not as a run writes it: {type(error).__name__} {error}") from error
 
 
 def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket | None) -> list[Path]:

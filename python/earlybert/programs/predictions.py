@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from ..arguments import FinetuneArguments
 from ..errors import UsageError
 from ..tasks import Source, Task
 from ..tasks.base import Examples
+
+#: What a field of a .tsv cannot have within.
+_BREAKS = re.compile("[\t\n\r]")
 
 
 def read_tests(args: FinetuneArguments, task: Task, source: Source) -> dict[str, Examples]:
@@ -41,9 +45,13 @@ def check_some(examples: Examples, file: str) -> Examples:
 
 
 def render(task: Task, answers: Sequence[dict[str, Any]], suffix: str) -> bytes:
-    """The content of a file of answers, as `Task.answers` gives them: `.jsonl`, or `.tsv` as GLUE wants it."""
+    """The content of a file of answers, as `Task.answers` gives them: `.jsonl`, or `.tsv` as GLUE wants it.
+
+    A tab or the end of a line within an answer is a space in the latter, where it would begin a column or a row.
+    """
     if suffix == ".jsonl":
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
     else:
-        lines = ["index\tprediction", *(f"{i}\t{task.spell(answer)}" for i, answer in enumerate(answers))]
+        spelled = (_BREAKS.sub(" ", task.spell(answer)) for answer in answers)
+        lines = ["index\tprediction", *(f"{i}\t{answer}" for i, answer in enumerate(spelled))]
     return "".join(line + "\n" for line in lines).encode()

@@ -17,7 +17,7 @@ from earlybert_kernels.models import family_of_type
 from ..arguments import RunArguments
 from ..environment import describe_machine, versions
 from ..errors import MissingFileError, UsageError
-from ..loading import read_config, read_tokenizer
+from ..loading import first_line, read_config, read_tokenizer, reading
 from ..run_directory import RunDirectory
 from ..tasks import Source, Task, TaskData
 from .tracking import check_trackers
@@ -165,13 +165,15 @@ def backends_in_use(config: Any, device: torch.device, dtype: torch.dtype) -> di
     """Which backend will run each op of a converted model here: what a layer of its sizes does with four tokens.
 
     Raises:
-        UsageError: `EARLYBERT_BACKEND` names a backend that cannot.
+        UsageError: `EARLYBERT_BACKEND` names a backend that cannot, or the config says what no model can be.
     """
     small = copy.deepcopy(config.dense() if hasattr(config, "dense") else config)
     small.num_hidden_layers = 1
     small.vocab_size = (small.pad_token_id or 0) + 2
     small.max_position_embeddings = family_of_type(config.model_type).first_position(small) + 4
-    model = ek.convert(AutoModel.from_config(small)).to(device)
+    with reading("no model can be made of its config.json"):
+        model = AutoModel.from_config(small)
+    model = ek.convert(model).to(device)
     tokens = torch.arange(4, device=device)[None]
     offsets = {"cu_seq_lens_q": torch.tensor([0, 4], dtype=torch.int32, device=device), "max_length_q": 4}
     try:
@@ -196,6 +198,11 @@ def find_device(name: str | None) -> torch.device:
         raise UsageError(f"--device {name}: {error}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch finds no CUDA device here")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # as torch says that it is not built for one
+        raise UsageError(f"--device {name}: torch cannot use it here: {first_line(error)}") from None
     return device
 
 

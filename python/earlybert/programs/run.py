@@ -21,6 +21,7 @@ from ..environment import commit
 from ..errors import UsageError
 from ..files import json_bytes, write_bytes
 from ..loading import load_model
+from ..run_directory import input_sums
 from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
 from ..search.search import Search, SearchSettings
 from ..training.checkpoints import Checkpoints, fingerprint
@@ -57,6 +58,7 @@ class Run(ABC):
         self.interrupt = InterruptRequest()
         self.environment = prepared.environment
         self.commit = commit()  # now: the checkout may be another when the run is done
+        self.inputs = input_sums(asdict(self.args))
         self.tracking = Tracking(self.args.trackers, self.directory)
         self.seconds: dict[str, float] = {"train": 0.0}
         #: The records of the training stages that are done, their steps counted through.
@@ -98,7 +100,7 @@ class Run(ABC):
         """Does what is left to do, and returns what is in `metrics.json`."""
         if self.args.resume and self.directory.is_finished:
             logger.info("%s holds this run, finished", self.directory.path)
-            return self.directory.read_finished()
+            return self.directory.read_finished(asdict(self.args))
         with self.directory.released():
             return self.execute()
 
@@ -122,7 +124,7 @@ class Run(ABC):
         # Not before all is there that the run needs: this removes an earlier run.
         self.directory.start(asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir)
         if self.args.resume and self.directory.is_finished:  # by another process, while this one was loading
-            return self.directory.read_finished()
+            return self.directory.read_finished(asdict(self.args))
         self.checkpoints = Checkpoints(
             self.directory, self.interrupt, self.args.checkpoint_steps, inputs=inputs, environment=self.environment
         )
@@ -386,6 +388,7 @@ class Run(ABC):
                 "eval": {name or "dev": len(examples) for name, examples in self.prepared.data.evals.items()},
             },
             "arguments": asdict(args),
+            "inputs": self.inputs,
             **self.environment,
         }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 from datasets import ClassLabel, Dataset
 
 from ..errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 #: Where a cell can be a list, for messages.
 _WITH_LISTS = "lists are in .jsonl, .json and .parquet files and in saved datasets"
@@ -73,8 +76,10 @@ class Columns:
             labelled: whether that of the labels is read.
 
         Raises:
-            UsageError: one is not there, or a text or a label is missing.
+            UsageError: one is not there, there are no rows, or a text or a label is missing.
         """
+        if not len(dataset):
+            raise UsageError(f"{where}: expected at least one example, found none")
         texts = self.read_texts(dataset, where)
         if not labelled:
             return Table(texts, [])
@@ -83,13 +88,17 @@ class Columns:
 
     def read_texts(self, dataset: Dataset, where: str) -> list[tuple[str, ...]]:
         """The `texts` of `read`'s table."""
-        names = [_name(dataset, where, "--text-column", self.text, self.usual_texts)]
-        if self.pair is not None:
-            names.append(_name(dataset, where, "--text-pair-column", self.pair))
+        names = self.text_columns(dataset, where)
         columns = [dataset[name][:] for name in names]
         for values, name in zip(columns, names, strict=True):
             _check_values(values, where, name, str, "a text")
-        return list(zip(*columns, strict=True))
+        texts = list(zip(*columns, strict=True))
+        if empty := sum(not any(map(str.strip, row)) for row in texts):
+            found = f"{where}: {empty} of {len(texts)} texts in column {' and '.join(names)} are empty"
+            if empty == len(texts):
+                raise UsageError(found)
+            logger.warning("%s", found)
+        return texts
 
     def read_labels(
         self, dataset: Dataset, where: str, texts: list[tuple[str, ...]]
@@ -101,7 +110,8 @@ class Columns:
             texts: those of the table.
         """
         column = self.label_column(dataset, where)
-        labels = dataset[column][:]
+        # A file of strings has an empty one where a label is missing.
+        labels = [None if _is_blank(label) else label for label in dataset[column][:]]
         _check_values(labels, where, column, (str, int, float), "a label")
         names = _class_names(dataset.features[column])
         if names:
@@ -110,7 +120,21 @@ class Columns:
 
     def label_column(self, dataset: Dataset, where: str) -> str:
         """The name of the one that has the labels."""
-        return _name(dataset, where, "--label-column", self.label, self.usual_labels)
+        name = _name(dataset, where, "--label-column", self.label, self.usual_labels)
+        if name in self.text_columns(dataset, where):
+            raise UsageError(f"--label-column: expected another column of {where} than that of the texts, found {name}")
+        return name
+
+    def text_columns(self, dataset: Dataset, where: str) -> list[str]:
+        """The names of those that have the texts."""
+        names = [_name(dataset, where, "--text-column", self.text, self.usual_texts)]
+        if self.pair is not None:
+            names.append(_name(dataset, where, "--text-pair-column", self.pair))
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"--text-pair-column: expected another column of {where} than --text-column, found {self.pair}"
+            )
+        return names
 
 
 @dataclass(frozen=True)
@@ -133,16 +157,19 @@ class LabelSets(Columns):
             columns = [_name(dataset, where, "--label-columns", name) for name in self.each]
             rows = zip(*(_marks(dataset[name][:], where, name) for name in columns), strict=True)
             return [tuple(name for name, has in zip(columns, row, strict=True) if has) for row in rows], self.each
-        column = self.label_column(dataset, where)
-        lists = dataset[column][:]
         advice = f"; {_WITH_LISTS}; of other files name a column of 0 and 1 for each label with --label-columns"
+        try:
+            column = self.label_column(dataset, where)
+        except UsageError as error:
+            raise UsageError(f"{error}{advice}") from None
+        lists = dataset[column][:]
         _check_values(lists, where, column, list, "a list of labels", advice)
         names = _class_names(getattr(dataset.features[column], "feature", None))
         labels = []
         for number, row in enumerate(lists, 1):
             here = f"{where}, row {number}"
             for label in row:
-                if not isinstance(label, (str, int)) or isinstance(label, bool):
+                if not isinstance(label, (str, int)) or isinstance(label, bool) or _is_blank(label):
                     raise UsageError(
                         f"{here}: expected names or whole numbers of labels in column {column}, found {label!r:.60}"
                     )
@@ -166,7 +193,7 @@ class WordTags(Columns):
 
     def read_texts(self, dataset: Dataset, where: str) -> list[tuple[str, ...]]:
         """See `Columns.read_texts`."""
-        column = _name(dataset, where, "--text-column", self.text, self.usual_texts)
+        (column,) = self.text_columns(dataset, where)
         rows = dataset[column][:]
         _check_values(rows, where, column, list, "a list of words", f"; {_WITH_LISTS}, .conll files have a word a line")
         for number, row in enumerate(rows, 1):
@@ -194,7 +221,7 @@ class WordTags(Columns):
                 raise UsageError(f"{here}: expected a tag for each word, found {len(words)} words and {len(row)} tags")
             tags = [_named(tag, names, here, column) for tag in row] if names else row
             for tag in tags:
-                if not isinstance(tag, str):
+                if not isinstance(tag, str) or _is_blank(tag):
                     raise UsageError(
                         f"{here}: expected names of tags in column {column}, such as B-PER and O, found {tag!r:.60}; "
                         "only a saved dataset's ClassLabel says what numbers stand for: write the names"
@@ -232,6 +259,10 @@ def _name(dataset: Dataset, where: str, flag: str, given: str | None, usual: tup
         wanted = given or " or ".join(usual)
         raise UsageError(f"{flag}: expected a column of {where}, which has {listed}; found none named {wanted}")
     return found
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _check_values(values: Sequence[Any], where: str, column: str, kinds: Any, expected: str, advice: str = "") -> None:

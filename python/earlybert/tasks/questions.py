@@ -187,6 +187,14 @@ class QuestionAnsweringTask(Task):
 
     def score(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> Judgement:
         """See `Task.score`."""
+        files = self.said(outputs, encoded)
+        return Judgement(self.judge(files["predictions.json"], encoded.questions), files)
+
+    def said(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> dict[str, Any]:
+        """What a model says of each question, by file as `Judgement.files`; arguments and errors as of `score`.
+
+        The questions need no answers.
+        """
         self.check_finite(outputs)
         windows: list[list[int]] = [[] for _ in encoded.questions.items]
         for window, question in enumerate(encoded.question_of):
@@ -219,7 +227,7 @@ class QuestionAnsweringTask(Task):
         if self.unanswerable:
             # JSON has no infinity; no score of a model is near this one.
             files["null_odds.json"] = {key: min(value, 1e30) for key, value in null_odds.items()}
-        return Judgement(self.judge(predictions, encoded.questions), files)
+        return files
 
     def loss(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> float:
         """See `Task.loss`: cross-entropy of start and end over each window's own tokens, the mean over windows."""
@@ -232,7 +240,7 @@ class QuestionAnsweringTask(Task):
 
     def answers(self, outputs: Sequence[np.ndarray], encoded: EncodedWindows) -> list[dict[str, Any]]:
         """See `Task.answers`: `prediction_text` and the question's `id`."""
-        predictions = self.score(outputs, encoded).files["predictions.json"]
+        predictions = self.said(outputs, encoded)["predictions.json"]
         return [
             {"prediction_text": predictions[question.id], "id": question.id} for question in encoded.questions.items
         ]

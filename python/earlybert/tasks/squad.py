@@ -50,11 +50,15 @@ class SquadTask(QuestionAnsweringTask):
         return TaskData(train=questions, evals={"": held_out})
 
     def read_file(self, path: Path, *, labelled: bool) -> Questions:
-        """See `Task.read_file`; there is no file of questions without answers."""
-        return self.read(path)
+        """See `Task.read_file`."""
+        return self.read(path, labelled=labelled)
 
-    def read(self, path: Path) -> Questions:
+    def read(self, path: Path, *, labelled: bool = True) -> Questions:
         """Reads one file.
+
+        Args:
+            path: the file.
+            labelled: whether its answers are read; without, it needs none.
 
         Raises:
             MissingFileError: there is none.
@@ -62,7 +66,7 @@ class SquadTask(QuestionAnsweringTask):
                 `MOST_MISPLACED` of its answers are not where it says.
         """
         check_is_file(path)
-        return self._checked(_questions_of(path, read_json(path)), str(path))
+        return self._checked(_questions_of(path, read_json(path), labelled), str(path), labelled=labelled)
 
     def _find(self, folder: Path, split: str) -> Path:
         """The file of a split in a folder that may have those of both versions."""
@@ -83,7 +87,7 @@ class SquadTask(QuestionAnsweringTask):
     def _official(self, split: str) -> str:
         return f"{split}-v{self.version}{'.1' if self.version == '1' else '.0'}.json"
 
-    def _checked(self, questions: Iterator[Question], where: str) -> Questions:
+    def _checked(self, questions: Iterator[Question], where: str, *, labelled: bool = True) -> Questions:
         """The questions with the answers that are where they are said to be, the number of others in a warning."""
         kept: list[Question] = []
         ids: set[str] = set()
@@ -92,7 +96,7 @@ class SquadTask(QuestionAnsweringTask):
             if question.id in ids:
                 raise UsageError(f"{where}: expected ids that differ, found {question.id!r} twice")
             ids.add(question.id)
-            if not question.answers and not self.unanswerable:
+            if labelled and not question.answers and not self.unanswerable:
                 raise UsageError(
                     f"{where}: expected answers to every question, found none to {question.id!r}; is it a file of "
                     "SQuAD 2.0 (--task squad_v2)?"
@@ -132,8 +136,8 @@ def _question_of_row(row: dict[str, Any]) -> Question:
     return Question(row["id"], row["question"], row["context"], tuple(Answer(text, start) for text, start in pairs))
 
 
-def _questions_of(path: Path, content: Any) -> Iterator[Question]:
-    """The questions of a file, in its order."""
+def _questions_of(path: Path, content: Any, labelled: bool) -> Iterator[Question]:
+    """The questions of a file, in its order, without their answers if it is not `labelled`."""
     for article, where in _items(path, content, "data", ""):
         for paragraph, within in _items(path, article, "paragraphs", where):
             context = _text(path, paragraph, "context", within)
@@ -142,7 +146,7 @@ def _questions_of(path: Path, content: Any) -> Iterator[Question]:
                 impossible = qa.get("is_impossible", False)
                 if not isinstance(impossible, bool):
                     raise UsageError(f"{path}: {place}.is_impossible: expected true or false, found {impossible!r}")
-                items = () if impossible else _items(path, qa, "answers", place)
+                items = () if impossible or not labelled else _items(path, qa, "answers", place)
                 answers = tuple(
                     Answer(_text(path, item, "text", spot), _position(path, item, spot)) for item, spot in items
                 )

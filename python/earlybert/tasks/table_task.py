@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,8 @@ from .base import Source, Task, TaskData
 from .columns import Columns, Table
 from .metrics import less_is_better
 from .tables import read_table, read_tables
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class TableTask(Task):
         train: Table = splits["training"]
         labels = train.label_names or _sorted(train.labels_used())
         self.check_classes(labels, train)
+        _warn_of_look_alikes(labels)
         for name, table in splits.items():
             if strange := sorted(table.labels_used() - set(labels)):
                 raise UsageError(
@@ -115,6 +119,16 @@ class TableTask(Task):
             raise UsageError(
                 f"{path}: expected labels of the model, {', '.join(self.labels)}; found {', '.join(strange[:5])}"
             )
+
+
+def _warn_of_look_alikes(labels: tuple[str, ...]) -> None:
+    """Warns of classes that are most likely one, written in two ways."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(" ".join(label.casefold().split()), label)
+        if other != label:
+            logger.warning("labels %r and %r differ in case or spaces alone, and are two classes", other, label)
+            return
 
 
 def _sorted(names: set[str]) -> tuple[str, ...]:

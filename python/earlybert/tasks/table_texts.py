@@ -73,7 +73,10 @@ class ClassTask(_TextTask):
         """See `TableTask.check_classes`."""
         used = len(train.labels_used())
         if len(labels) < 2:
-            raise UsageError(f"--label-column: expected two classes at least, found only {', '.join(labels) or 'none'}")
+            raise UsageError(
+                f"--label-column: expected two classes at least, found only {', '.join(labels) or 'none'} in "
+                f"{len(train)} training examples"
+            )
         if used > max(2, _MOST_CLASSES * len(train)):
             raise UsageError(
                 f"--label-column: expected classes of several examples each, found {used} in {len(train)} examples; "

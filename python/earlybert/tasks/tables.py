@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from .reading import check_is_file, hold_out, read_hub
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 1000
 #: Bytes that Arrow parses at a time; a row must fit into them.
 _BLOCK_SIZE = 1 << 26
+#: What a file in UTF-16 begins with, as some spreadsheets and shells write it.
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_tables(source: Source, columns: Columns) -> tuple[Table, Table]:
@@ -100,14 +103,18 @@ def read_table(path: Path) -> Dataset:
         MissingFileError: there is no such file.
         UsageError: it is not what its name says.
     """
-    if path.suffix not in _READERS:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
         raise UsageError(f"{path}: expected a file named {', '.join(_READERS)}, to know its format")
     check_is_file(path)
     with _reading(path):
-        table = _READERS[path.suffix](path)
-        names = table.column_names
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UsageError(f"{path}: expected columns of different names, found two named {twice[0]}")
+        with path.open("rb") as file:
+            if file.read(2) in _UTF16:
+                raise UsageError(f"{path}: expected UTF-8, found UTF-16; iconv -f UTF-16 -t UTF-8 converts it")
+        table = _READERS[suffix](path)
+        name, count = max(Counter(table.column_names).items(), key=lambda item: item[1], default=("", 0))
+        if count > 1:
+            raise UsageError(f"{path}: expected columns of different names, found two named {name}")
         return Dataset(table)
 
 
@@ -147,11 +154,29 @@ def _read_json(path: Path) -> pa.Table:
     with path.open("rb") as file:
         is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     if not is_list:
-        return json_lines.read_json(path, read_options=json_lines.ReadOptions(block_size=_BLOCK_SIZE))
+        return _read_json_lines(path)
     rows = json.loads(path.read_text("utf-8-sig"))
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of rows, each of the form {column: value}")
     return pa.Table.from_pylist(rows)
+
+
+def _read_json_lines(path: Path) -> pa.Table:
+    """Strings as they are, those too that Arrow takes for times, which would not come back as they were written."""
+    options = json_lines.ReadOptions(block_size=_BLOCK_SIZE)
+    table = json_lines.read_json(path, read_options=options)
+    written = {field.name: _without_times(field.type) for field in table.schema}
+    if changed := [(name, type) for name, type in written.items() if type != table.schema.field(name).type]:
+        parsing = json_lines.ParseOptions(explicit_schema=pa.schema(changed))
+        table = json_lines.read_json(path, read_options=options, parse_options=parsing)
+    return table
+
+
+def _without_times(type: pa.DataType) -> pa.DataType:
+    """A type with strings in place of times, in lists too."""
+    if pa.types.is_list(type):
+        return pa.list_(_without_times(type.value_type))
+    return pa.string() if pa.types.is_timestamp(type) else type
 
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {

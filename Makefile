@@ -12,7 +12,7 @@ INSTALLED_FOR_TESTS := $(VENV)/.installed-for-tests
 SOURCES := pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*/*)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e
 
-.PHONY: help install install-for-tests demo test test-oldest test-peer lint sanitize clean
+.PHONY: help install install-for-tests demo test tests test-oldest test-peer lint sanitize clean
 
 help:
 	@sed -n '2,3s/^#//p' Makefile
@@ -52,8 +52,12 @@ lint: install-for-tests
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
+# Side by side: for most of a minute the type checker keeps one core busy and no more.
+test: install-for-tests
+	$(MAKE) --jobs=2 lint tests
+
 # A worker a core; threads that spin while they wait would take the cores from the others' tests.
-test: lint
+tests: install-for-tests
 	@echo "== Running the tests (without a GPU, those that need one are skipped and say so)"
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -rs -n logical --maxprocesses 8 --dist worksteal
 

@@ -32,7 +32,7 @@ def check_agreement(family: ModelFamily, model: nn.Module, base: PreTrainedModel
             "change one of them"
         )
     check_fields(base.config)
-    _check_not_shared(f"{family.encoder}.layer", layers)
+    _check_not_shared(family.layers, layers)
     checked = _built_by_transformers(model) if whole else []
     if not any(module.config is base.config for module in checked):
         checked.append(base)
@@ -106,7 +106,7 @@ def _check_attributes(family: ModelFamily, module: PreTrainedModel, built: nn.Mo
         if isinstance(theirs, nn.LayerNorm) and isinstance(ours, nn.LayerNorm) and ours.eps != theirs.eps:
             raise ValueError(f"{name}.eps is {ours.eps}, by the config {theirs.eps}: change one of them")
         if isinstance(theirs, attention) and isinstance(ours, attention):
-            mine, wanted = ours.attention_head_size, theirs.attention_head_size
+            mine, wanted = (getattr(each, family.layer.head_size) for each in (ours, theirs))
             if mine != wanted:
                 raise ValueError(
                     f"{name} has heads of {mine} values, and by the config (num_attention_heads="

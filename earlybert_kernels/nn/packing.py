@@ -90,6 +90,12 @@ class Packing(NamedTuple):
         """`(T, ...)` -> `(sequences, ...)`: the first real token of each sequence."""
         return x.index_select(0, self.cu_seqlens[:-1])
 
+    def means(self, x: Tensor) -> Tensor:
+        """`(T, E)` -> `(sequences, E)`: the mean of each sequence's tokens."""
+        _, sequence = self._token_sequences()
+        lengths = self.cu_seqlens.diff().unsqueeze(1)
+        return x.new_zeros(self.sequences, x.shape[1]).index_add(0, sequence, x) / lengths
+
     def positions(self) -> Tensor:
         """int64 `(T,)`: the place of each token in its own sequence."""
         tokens, sequence = self._token_sequences()

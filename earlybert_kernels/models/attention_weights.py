@@ -48,7 +48,7 @@ def _layer_weights(layer: Any, x: Tensor, packing: Packing, rotary: Mapping[str,
     real = _rows(packing, torch.ones(x.shape[0], 1, dtype=x.dtype, device=x.device))
     is_key = real.squeeze(-1)[:, None, None, :] != 0
     scores = (q @ k.transpose(-1, -2) * parts.head_size**-0.5).masked_fill(~is_key, torch.finfo(q.dtype).min)
-    if getattr(parts, "window", None) is not None:
+    if parts.window is not None:
         places = torch.arange(scores.shape[-1], device=scores.device)
         scores = scores.masked_fill((places[:, None] - places).abs() > parts.window, torch.finfo(q.dtype).min)
     probabilities = functional.softmax(scores, dim=-1)

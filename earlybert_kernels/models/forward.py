@@ -153,8 +153,8 @@ def encode(
     Raises:
         ValueError: not exactly one of the inputs was given, the batch is longer than the model has positions for, mask
             or offsets do not fit the batch, a row begins with padding or is nothing else where its first token is
-            needed, there is no such hidden state, or the batch has no columns or is on another device than the model;
-            or an attention was made causal or scaled.
+            needed, or has padding inside where layers have windows, there is no such hidden state, or the batch has no
+            columns or is on another device than the model; or an attention was made causal or scaled.
         TypeError: offsets are not int32, ids, types or positions neither int64 nor int32, or there is an argument
             that would change what is computed, or is unknown.
         RuntimeError: the model is traced, or exported with a mask.
@@ -201,6 +201,11 @@ def encode(
         raise ValueError(
             "the first token of a row is read, and in this batch a row begins with padding: pad on the right "
             "(tokenizer.padding_side = 'right')"
+        )
+    if packing.has_gaps and any(layer.parts.window is not None for layer in encoder.layer):
+        raise ValueError(
+            "a row has padding between its tokens, and layers of the model count how far these are apart: pad at the "
+            "end of rows"
         )
     is_packed = offsets["cu_seq_lens_q"] is not None
     positions = find_positions(family, base.config, packing, input_ids, position_ids, is_packed=is_packed)

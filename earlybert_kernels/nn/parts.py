@@ -34,7 +34,8 @@ class LayerParts(ABC):
     They stay the model's own; pruning swaps the Parameters inside them. Widths are read from the
     weights, so that uneven layers need nothing more. The units of a layer are its heads, `head_size` columns of
     `attention_output` each, and its neurons, one column of `output` each, and the rows that make those. Whether the
-    attention weights are dropped out is up to the mode of `self_attention`, as in transformers.
+    attention weights are dropped out is up to the mode of `self_attention`, as in transformers. `window` is that of
+    `ops.attention`.
     """
 
     self_attention: nn.Module
@@ -42,6 +43,8 @@ class LayerParts(ABC):
     output: nn.Linear
     head_size: int
     activation: str
+
+    window: int | None = None
 
     @property
     @abstractmethod
@@ -121,7 +124,6 @@ class PreNormParts(LayerParts):
         attention_norm: nothing in a first layer, whose input has been normalised.
         input_and_gate: makes the neurons' inputs, and behind them what multiplies their activations.
         neuron_dropout: of the products.
-        window: as in `ops.attention`.
         attention_dropout_p: of the attention weights.
         positions: the name of the rotary positions that queries and keys take.
     """
@@ -132,7 +134,6 @@ class PreNormParts(LayerParts):
     feed_forward_norm: nn.LayerNorm
     input_and_gate: nn.Linear
     neuron_dropout: nn.Dropout
-    window: int | None
     attention_dropout_p: float
     positions: str
 

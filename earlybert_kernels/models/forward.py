@@ -235,7 +235,7 @@ def _rotary(family: ModelFamily, base: PreTrainedModel, x: Tensor, positions: Te
     """What the layers' queries and keys take, by name, for packed tokens `(T, E)` at positions `(1, T)`."""
     if family.rotary is None:
         return None
-    names = sorted({layer.parts.positions for layer in family.layers_of(base)})  # type: ignore[union-attr]
+    names = sorted({layer.parts.positions for layer in family.encoder_of(base).layer})
     module = base.get_submodule(family.rotary)
     return {name: tuple(part.squeeze(0) for part in module(x, positions, name)) for name in names}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -62,7 +64,7 @@ class PreNormLayer(EncoderLayer):
         w_out, b_out = weights.attention[2:]
         first = cu_seqlens[:-1] if first_token_only else None
         q, k, v = self._heads(_norm(parts.attention_norm, x), weights, rotary, first)
-        packing = {}
+        packing: dict[str, Any] = {}
         if first is not None:
             x = x.index_select(0, first)
             starts = torch.arange(cu_seqlens.shape[0], dtype=torch.int32, device=x.device)

@@ -79,7 +79,7 @@ def _offsets(sequences: int) -> Tensor:
 
 @_workload
 def attention(everything: bool) -> None:
-    """Lengths on both sides of every tile's keys; one whose keys are divided up; first tokens that ask only; windows."""
+    """Lengths on both sides of every tile's keys; keys that are divided up; first tokens that ask only; windows."""
     options: dict[str, Any] = {"dropout_p": 0.1, "gated": True, "masked": True}
     if everything:
         cases = product((BF16, FP16, FP32), (32, 64, 80, 96, 128), (16, 32, 64, 128, 256, 512, 8192))

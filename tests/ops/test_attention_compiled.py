@@ -174,11 +174,12 @@ def test_interleaved_and_transposed_memory():
         assert torch.equal(ours, ek.ops.attention(*copies, **packing, backend="cpu"))
 
 
-def test_outputs_are_written_whole():
+@pytest.mark.parametrize("window", [-1, 0, 3])
+def test_outputs_are_written_whole(window):
     """What the kernel is handed is poisoned, so that an element it leaves out shows."""
     (q, k, v, gates), packing = inputs((5, 40), 2, 24)
     cu_seqlens = packing["cu_seqlens"]
-    sizes = (2, 2, 24, 45, 45, 40, 40)
+    sizes = (2, 2, 24, 45, 45, 40, 40, window)
     heads = [(t.data_ptr(), t.stride(0), t.stride(1)) for t in (q, k, v)]
     arguments = (sizes, cu_seqlens.data_ptr(), cu_seqlens.data_ptr(), heads, 0, gates.data_ptr(), 0, 0.0, 0.2)
     shapes = (q.shape, (2, 45), q.shape, q.shape, q.shape, (2, 2))

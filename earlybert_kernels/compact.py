@@ -18,8 +18,9 @@ from .models.compact_models import check_compactable, dense_stock, dense_ticket,
 from .models.layers import resized
 from .nn import LayerParts
 from .nn.cut import cut
+from .nn.parts import UnitParameter
 from .ticket import Ticket
-from .units import fold_gates, head_rows, unit_indices, unit_list
+from .units import fold_gates, head_rows, repeated, unit_indices, unit_list
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -90,25 +91,23 @@ def to_stock(model: nn.Module) -> PreTrainedModel:
     original = dense_ticket(family, base.config)
     layers = zip(layer_parts(model), layer_parts(stock), original.heads, original.neurons, strict=True)
     for (layer, parts), (_, dense_parts), heads, neurons in layers:
-        ours = _kept(
-            parts,
-            unit_list(getattr(layer, "active_heads", None), parts.num_heads),
-            unit_list(getattr(layer, "active_neurons", None), parts.num_neurons),
-        )
-        theirs = _kept(dense_parts, heads, neurons)
+        ours = {
+            "heads": unit_list(getattr(layer, "active_heads", None), parts.num_heads),
+            "neurons": unit_list(getattr(layer, "active_neurons", None), parts.num_neurons),
+        }
+        theirs = {"heads": [heads[unit] for unit in ours["heads"]], "neurons": [neurons[i] for i in ours["neurons"]]}
         gate_of = {
             parts.attention_output.weight: (getattr(layer, "head_gates", None), parts.head_size),
             parts.output.weight: (getattr(layer, "neuron_gates", None), 1),
         }
-        for (linear, attribute, dim, unit), (dense, *_) in zip(
-            parts.unit_parameters(), dense_parts.unit_parameters(), strict=True
-        ):
-            parameter = getattr(linear, attribute)
+        for own, dense in zip(parts.unit_parameters(), dense_parts.unit_parameters(), strict=True):
+            parameter = getattr(own.linear, own.name)
             gates, columns = gate_of.get(parameter, (None, 1))
             value = parameter if gates is None else fold_gates(parameter, gates, columns)
-            full = torch.zeros_like(getattr(dense, attribute), device=value.device, dtype=value.dtype)
-            places = theirs[unit].to(value.device)[ours[unit]]
-            state[names[parameter]] = full.index_copy(dim, places, value.index_select(dim, ours[unit]))
+            full = torch.zeros_like(getattr(dense.linear, dense.name), device=value.device, dtype=value.dtype)
+            here, there = _places(parts, own, ours[own.unit]), _places(dense_parts, dense, theirs[own.unit])
+            kept = value.index_select(own.dim, here.to(value.device))
+            state[names[parameter]] = full.index_copy(own.dim, there.to(value.device), kept)
     trained = dict(model.named_parameters(remove_duplicate=False))
     word: Any = base.get_input_embeddings()
     stock.to(device=word.weight.device)  # type: ignore[call-arg]  # a method that functools.wraps has hidden
@@ -119,10 +118,10 @@ def to_stock(model: nn.Module) -> PreTrainedModel:
     return stock.train(model.training)
 
 
-def _kept(parts: LayerParts, heads: Iterable[int], neurons: Iterable[int]) -> dict[str, Tensor]:
-    """int64 indices along the units' dimension that belong to the kept heads and neurons."""
-    device = parts.query.weight.device
-    return {"heads": head_rows(unit_indices(heads, device), parts.head_size), "neurons": unit_indices(neurons, device)}
+def _places(parts: LayerParts, parameter: UnitParameter, units: Iterable[int]) -> Tensor:
+    """int64 indices along the units' dimension of a Parameter that belong to these units."""
+    count, size = parts.sizes(parameter.unit)
+    return head_rows(repeated(unit_indices(units, torch.device("cpu")), parameter.times, count), size)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, base: nn.Module) -> None:

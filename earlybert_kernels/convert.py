@@ -10,11 +10,11 @@ from torch import nn
 
 from .models import find_base, layer_parts
 from .models.agreement import check_agreement
-from .models.checkpointed_layer import CheckpointedEncoderLayer
+from .models.checkpointed_layer import fused_layer
 from .models.checks import check_base, check_config, check_encoder, check_heads
 from .models.connections import Connection, connect, disconnect
 from .models.family import ModelFamily
-from .nn import EncoderLayer, LayerParts, PaddingFreeEncoder
+from .nn import EncoderLayer, LayerParts, PaddingFreeEncoder, PaddingFreeList
 from .nn.layer_gates import attach_gates, detach_gates
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,10 +71,11 @@ def convert(model: Model) -> Model:
         return model
     check_encoder(family, base)
     stock = family.encoder_of(base)
-    fused = [(layer, CheckpointedEncoderLayer(layer, parts)) for layer, parts in layer_parts(model)]
+    fused = [(layer, fused_layer(layer, parts)) for layer, parts in layer_parts(model)]
     for stock_layer, layer in fused:
         _hand_over(stock_layer, layer, layer.parts)
-    encoder = PaddingFreeEncoder(nn.ModuleList(layer for _, layer in fused))
+    fused_layers = nn.ModuleList(layer for _, layer in fused)
+    encoder = (PaddingFreeList if isinstance(stock, nn.ModuleList) else PaddingFreeEncoder)(fused_layers)
     base.set_submodule(family.encoder, encoder)
     _copy_mode(stock, encoder)
     layers = [(layer, stock_layer) for stock_layer, layer in fused]
@@ -102,8 +103,12 @@ def restore(model: Model) -> Model:
         raise ValueError("a ticket is applied, and stock layers cannot skip units: call clear_ticket or compact first")
     stock, stock_of = conversion.stock_encoder, dict(conversion.layers)
     stock_layers = [stock_of[layer] for layer in encoder.layer]
-    if stock_layers != list(stock.layer):
-        stock.layer = nn.ModuleList(stock_layers)
+    if stock_layers != list(_list_of(stock)):
+        stock_list = nn.ModuleList(stock_layers)
+        if isinstance(stock, nn.ModuleList):
+            stock = stock_list
+        else:
+            stock.layer = stock_list
     _copy_mode(encoder, stock)
     for stock_layer, layer in zip(stock_layers, encoder.layer, strict=True):
         _hand_over(layer, stock_layer, layer.parts)
@@ -140,7 +145,11 @@ def _check_fused(family: ModelFamily, base: nn.Module) -> None:
 
 
 def _copy_mode(source: Any, target: Any) -> None:
-    target.training, target.layer.training = source.training, source.layer.training
+    target.training, _list_of(target).training = source.training, _list_of(source).training
+
+
+def _list_of(encoder: Any) -> nn.ModuleList:
+    return encoder if isinstance(encoder, nn.ModuleList) else encoder.layer
 
 
 def _hand_over(source: nn.Module, target: nn.Module, parts: LayerParts) -> None:

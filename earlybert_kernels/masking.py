@@ -35,7 +35,7 @@ def apply_ticket(model: Model, ticket: Ticket) -> Model:
     layers = layer_parts(model)
     check_ticket(model, ticket)
     for (layer, parts), heads, neurons in zip(layers, ticket.heads, ticket.neurons, strict=True):
-        device = parts.query.weight.device
+        device = parts.output.weight.device
         layer.active_heads = _updated(layer.active_heads, heads, parts.num_heads, device)
         layer.active_neurons = _updated(layer.active_neurons, neurons, parts.num_neurons, device)
     return model
@@ -49,7 +49,7 @@ def clear_ticket(model: Model) -> Model:
     """
     if is_converted(model):
         for layer, parts in layer_parts(model):
-            device = parts.query.weight.device
+            device = parts.output.weight.device
             layer.active_heads = _updated(layer.active_heads, range(parts.num_heads), parts.num_heads, device)
             layer.active_neurons = _updated(layer.active_neurons, range(parts.num_neurons), parts.num_neurons, device)
     return model
@@ -78,7 +78,7 @@ def reserve_masks(model: Model) -> Model:
     for layer, parts in layer_parts(model):
         for name, units in (("active_heads", parts.num_heads), ("active_neurons", parts.num_neurons)):
             kept = unit_list(getattr(layer, name), units)
-            setattr(layer, name, _mask(kept, units).to(parts.query.weight.device))
+            setattr(layer, name, _mask(kept, units).to(parts.output.weight.device))
     return model
 
 

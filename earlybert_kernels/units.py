@@ -31,6 +31,16 @@ def unit_indices(units: Iterable[int], device: torch.device) -> Tensor:
     return torch.tensor(list(units), dtype=torch.long, device=device)
 
 
+def repeated(units: Tensor, times: int, count: int) -> Tensor:
+    """Where some of `count` units, int64 `(k,)`, are if all stand there so many times: `(times * k,)`.
+
+    As in a weight that is query, key and value, one behind the other, in each of which every head stands.
+    """
+    if times == 1:
+        return units
+    return (torch.arange(times, device=units.device)[:, None] * count + units).reshape(-1)
+
+
 def check_gate_dtype(gates: Tensor) -> Tensor:
     """Returns the gates, or raises TypeError if they were cast to half precision, in which they could not move."""
     if gates.dtype not in (torch.float32, torch.float64):

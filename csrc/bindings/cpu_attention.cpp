@@ -31,15 +31,15 @@ int64_t longest_of(const std::string& name, Address offsets, int64_t sequences, 
                               " in steps of 0 to " + std::to_string(most));
 }
 
-// sizes: sequences, heads, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q.
-AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+// sizes: sequences, heads, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q, window (-1 for none).
+AttentionInputs attention_inputs(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address cu_seqlens_q,
                                  const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
                                  double dropout_p, double scale) {
   const auto heads = [&](int which) {
     const auto& [address, token_stride, head_stride] = qkv[static_cast<std::size_t>(which)];
     return Heads{at<const float>(address), token_stride, head_stride};
   };
-  const auto& [sequences, head_count, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q] = sizes;
+  const auto& [sequences, head_count, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q, window] = sizes;
   const int64_t longest = longest_of("cu_seqlens", cu_seqlens, sequences, tokens, max_seqlen);
   const int64_t longest_q = longest_of("cu_seqlens_q", cu_seqlens_q, sequences, tokens_q, max_seqlen_q);
   return {sequences,
@@ -48,6 +48,7 @@ AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu
           tokens_q,
           longest,
           longest_q,
+          window < 0 ? std::max(longest, longest_q) : window,
           at<const int32_t>(cu_seqlens),
           at<const int32_t>(cu_seqlens_q),
           heads(0),
@@ -60,7 +61,7 @@ AttentionInputs attention_inputs(const std::array<int64_t, 7>& sizes, Address cu
           static_cast<float>(scale)};
 }
 
-void forward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+void forward(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address cu_seqlens_q,
              const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed, double dropout_p,
              double scale, Address out, Address logsumexp) {
   const AttentionInputs inputs =
@@ -69,7 +70,7 @@ void forward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu
   check(EARLYBERT_CALL(attention_forward, arguments));
 }
 
-void backward(const std::array<int64_t, 7>& sizes, Address cu_seqlens, Address cu_seqlens_q,
+void backward(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address cu_seqlens_q,
               const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed, double dropout_p,
               double scale, Address grad_out, Address logsumexp, Address grad_q, Address grad_k, Address grad_v,
               Address grad_gates) {

@@ -95,6 +95,24 @@ static inline Span span(const int32_t* cu_seqlens, int64_t sequence) {
   return {cu_seqlens[sequence], cu_seqlens[sequence + 1] - cu_seqlens[sequence]};
 }
 
+// Keys from `begin` to before `end`.
+struct Range {
+  int64_t begin, end;
+};
+
+// The keys, of so many in the sequence, that queries at places `first` to `last` of it attend to.
+static inline Range seen(const AttentionInputs& in, int64_t first, int64_t last, int64_t keys) {
+  const int64_t begin = first > in.window ? first - in.window : 0;
+  const int64_t end = keys - last > in.window + 1 ? last + in.window + 1 : keys;
+  return {begin < end ? begin : end, end};
+}
+
+// The same for a block of queries, from the beginning of a vector.
+static inline Range seen_by_block(const AttentionInputs& in, int64_t begin, int64_t count, int64_t keys) {
+  const Range range = seen(in, begin, begin + count - 1, keys);
+  return {range.begin / kVec * kVec, range.end};
+}
+
 static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles& t, int64_t sequence,
                          int64_t head) {
   const AttentionInputs& in = a.in;
@@ -104,7 +122,6 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
     for (int64_t i = 0; i < queries.length; ++i) a.logsumexp[head * in.tokens_q + queries.first + i] = 0.0f;
     return;
   }
-  const int64_t width = round_up(keys.length, kVec);
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
   copy_rows(in.k, head, keys.first, keys.length, in.head_size, t.size, t.k);
   transpose(t.k, keys.length, in.head_size, t.size, t.keys, t.k_columns);
@@ -113,12 +130,23 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
   for (int64_t begin = 0; begin < queries.length; begin += kQueries) {
     const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
     const int64_t first = queries.first + begin;
+    const Range block = seen_by_block(in, begin, count, keys.length);
+    const int64_t width = round_up(block.end - block.begin, kVec);
     copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
-    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
+    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns + block.begin, t.keys, t.scores, t.keys,
+               false);
     for (int64_t i = 0; i < count; ++i) {
       float* row = t.scores + i * t.keys;
-      // Columns behind the last key hold 0: put what can be no maximum there, and later no weight.
-      for (int64_t j = keys.length; j < width; ++j) row[j] = row[0];
+      const Range own = seen(in, begin + i, begin + i, keys.length);
+      const int64_t from = own.begin - block.begin, to = own.end - block.begin;
+      if (from >= to) {
+        for (int64_t j = 0; j < width; ++j) row[j] = 0.0f;
+        a.logsumexp[head * in.tokens_q + first + i] = 0.0f;
+        continue;
+      }
+      // Columns of other keys, and those behind the last one: put what can be no maximum there, and later no weight.
+      for (int64_t j = 0; j < from; ++j) row[j] = row[from];
+      for (int64_t j = to; j < width; ++j) row[j] = row[from];
       Vec largest = load(row) * in.scale;
       for (int64_t j = 0; j < width; j += kVec) {
         const Vec scaled = load(row + j) * in.scale;
@@ -127,7 +155,8 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
       }
       const float top = max_lanes(largest);
       for (int64_t j = 0; j < width; j += kVec) store(row + j, exp_negative(load(row + j) - top));
-      for (int64_t j = keys.length; j < width; ++j) row[j] = 0.0f;
+      for (int64_t j = 0; j < from; ++j) row[j] = 0.0f;
+      for (int64_t j = to; j < width; ++j) row[j] = 0.0f;
       Vec sums = {};
       for (int64_t j = 0; j < width; j += kVec) sums += load(row + j);
       const float total = sum_lanes(sums);
@@ -135,12 +164,13 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
       const float inverse = 1.0f / total;
       if (in.seed != nullptr) {
         dropout_row(in, dropout, head, first + i, keys.length, t.dropout);
-        for (int64_t j = 0; j < keys.length; ++j) row[j] *= t.dropout[j] * inverse;
+        for (int64_t j = from; j < to; ++j) row[j] *= t.dropout[block.begin + j] * inverse;
       } else {
         for (int64_t j = 0; j < width; j += kVec) store(row + j, load(row + j) * inverse);
       }
     }
-    small_gemm(count, t.size, keys.length, {t.scores, t.keys, 1}, t.v, t.size, t.rows, t.size, false);
+    small_gemm(count, t.size, block.end - block.begin, {t.scores, t.keys, 1}, t.v + block.begin * t.size, t.size,
+               t.rows, t.size, false);
     write_rows(t.rows, count, t.size, gate, in.heads, head, in.head_size, first, a.out);
   }
 }
@@ -160,7 +190,6 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
     if (a.grad_gates != nullptr) a.grad_gates[sequence * in.heads + head] = 0.0f;
     return;
   }
-  const int64_t width = round_up(keys.length, kVec);
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
   const Heads grad_out = {a.grad_out, in.heads * in.head_size, in.head_size};
   copy_rows(in.k, head, keys.first, keys.length, in.head_size, t.size, t.k);
@@ -168,13 +197,21 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
   copy_rows(in.v, head, keys.first, keys.length, in.head_size, t.size, t.v);
   transpose(t.v, keys.length, in.head_size, t.size, t.keys, t.v_columns);
 
+  // Where every block of queries sees all keys, the first one writes the gradients that the others add to.
+  const bool sees_all = in.window >= keys.length && in.window >= queries.length;
+  for (int64_t i = 0; i < (sees_all ? 0 : keys.length * t.size); ++i) t.grad_k[i] = t.grad_v[i] = 0.0f;
+
   for (int64_t begin = 0; begin < queries.length; begin += kQueries) {
     const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
     const int64_t first = queries.first + begin;
+    const Range block = seen_by_block(in, begin, count, keys.length);
+    const int64_t block_keys = block.end - block.begin, width = round_up(block_keys, kVec);
     copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
     copy_rows(grad_out, head, first, count, in.head_size, t.size, t.rows);
-    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns, t.keys, t.scores, t.keys, false);
-    small_gemm(count, width, in.head_size, {t.rows, t.size, 1}, t.v_columns, t.keys, t.grad_scores, t.keys, false);
+    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns + block.begin, t.keys, t.scores, t.keys,
+               false);
+    small_gemm(count, width, in.head_size, {t.rows, t.size, 1}, t.v_columns + block.begin, t.keys, t.grad_scores,
+               t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float *p = t.scores + i * t.keys, *grad = t.grad_scores + i * t.keys;
       const float logsumexp = a.logsumexp[head * in.tokens_q + first + i];
@@ -182,10 +219,13 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
       for (int64_t j = 0; j < width; j += kVec) {
         store(p + j, exp_negative(-max(Vec{}, splat(logsumexp) - load(p + j) * in.scale)));
       }
-      for (int64_t j = keys.length; j < width; ++j) p[j] = 0.0f;
+      const Range own = seen(in, begin + i, begin + i, keys.length);
+      const int64_t from = own.begin - block.begin, to = own.end - block.begin;
+      for (int64_t j = 0; j < from; ++j) p[j] = 0.0f;
+      for (int64_t j = to; j < width; ++j) p[j] = 0.0f;
       if (in.seed != nullptr) {
         dropout_row(in, dropout, head, first + i, keys.length, t.dropout);
-        for (int64_t j = 0; j < keys.length; ++j) grad[j] *= t.dropout[j];
+        for (int64_t j = from; j < to; ++j) grad[j] *= t.dropout[block.begin + j];
       }
       Vec sums = {};
       for (int64_t j = 0; j < width; j += kVec) sums += load(p + j) * load(grad + j);
@@ -193,13 +233,14 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
       grad_gate += g;
       for (int64_t j = 0; j < width; j += kVec) store(grad + j, load(p + j) * (load(grad + j) - g) * factor);
       if (in.seed != nullptr) {
-        for (int64_t j = 0; j < keys.length; ++j) p[j] *= t.dropout[j];
+        for (int64_t j = from; j < to; ++j) p[j] *= t.dropout[block.begin + j];
       }
     }
-    const bool accumulate = begin > 0;
-    small_gemm(keys.length, t.size, count, {t.scores, 1, t.keys}, t.rows, t.size, t.grad_v, t.size, accumulate);
-    small_gemm(keys.length, t.size, count, {t.grad_scores, 1, t.keys}, t.q, t.size, t.grad_k, t.size, accumulate);
-    small_gemm(count, t.size, keys.length, {t.grad_scores, t.keys, 1}, t.k, t.size, t.rows, t.size, false);
+    const bool accumulate = begin > 0 || !sees_all;
+    const int64_t at = block.begin * t.size;
+    small_gemm(block_keys, t.size, count, {t.scores, 1, t.keys}, t.rows, t.size, t.grad_v + at, t.size, accumulate);
+    small_gemm(block_keys, t.size, count, {t.grad_scores, 1, t.keys}, t.q, t.size, t.grad_k + at, t.size, accumulate);
+    small_gemm(count, t.size, block_keys, {t.grad_scores, t.keys, 1}, t.k + at, t.size, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, 1.0f, in.heads, head, in.head_size, first, a.grad_q);
   }
   write_rows(t.grad_k, keys.length, t.size, 1.0f, in.heads, head, in.head_size, keys.first, a.grad_k);

@@ -18,6 +18,7 @@ struct AttentionInputs {
   int64_t sequences, heads, head_size;
   int64_t tokens_q;
   int64_t longest, longest_q;  // keys and queries in the longest sequence that there is
+  int64_t window;  // a query attends to keys at most so many places away; longest or more: to all
   const int32_t *cu_seqlens, *cu_seqlens_q;  // (sequences + 1,)
   Heads q, k, v;
   const bool* head_mask;    // (heads,): false is not computed; or null: all are

@@ -29,6 +29,7 @@ class AttentionInputs(NamedTuple):
     seed: Tensor | None
     dropout_p: float
     scale: float
+    window: int | None
 
 
 class AttentionResults(NamedTuple):
@@ -55,6 +56,7 @@ class AttentionSaved(NamedTuple):
     seed: Tensor | None
     dropout_p: float
     scale: float
+    window: int | None
 
 
 class AttentionGrads(NamedTuple):

@@ -79,7 +79,7 @@ def _offsets(sequences: int) -> Tensor:
 
 @_workload
 def attention(everything: bool) -> None:
-    """Lengths on both sides of every tile's keys; one whose keys are divided up; first tokens that ask only."""
+    """Lengths on both sides of every tile's keys; keys that are divided up; first tokens that ask only; windows."""
     options: dict[str, Any] = {"dropout_p": 0.1, "gated": True, "masked": True}
     if everything:
         cases = product((BF16, FP16, FP32), (32, 64, 80, 96, 128), (16, 32, 64, 128, 256, 512, 8192))
@@ -97,6 +97,9 @@ def attention(everything: bool) -> None:
     _attention(FP16, 64, 512, **options)
     _attention(BF16, 64, 128)
     _attention(BF16, 64, 512, dropout_p=0.1)
+    for length in (64, 128, 512, 8192):
+        _attention(BF16, 64, length, window=64)
+    _attention(FP32, 64, 128, window=64)
 
 
 def _attention(
@@ -107,6 +110,7 @@ def _attention(
     dropout_p: float = 0.0,
     gated: bool = False,
     masked: bool = False,
+    window: int | None = None,
 ) -> None:
     """Forward and backward of 12 heads, in as many sequences of a length as a batch has: one if it is very long."""
     heads, sequences = 12, max(16384 // length, 32) if length < 8192 else 1
@@ -114,7 +118,7 @@ def _attention(
     q, k, v = (_empty(tokens, heads, size, dtype=dtype) for tokens in (queries, keys, keys))
     packing = (_offsets(sequences), length, _offsets(sequences), 1 if first_only else length)
     gates, mask = _empty(heads) if gated else None, _mask(heads) if masked else None
-    inputs = (q, k, v, *packing, mask, gates, _seed(dropout_p), dropout_p, size**-0.5)
+    inputs = (q, k, v, *packing, mask, gates, _seed(dropout_p), dropout_p, size**-0.5, window)
     out, logsumexp = attention_op.forward(*inputs)
     attention_op.backward(torch.empty_like(out), out, logsumexp, *inputs)
 

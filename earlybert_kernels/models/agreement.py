@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..nn import EncoderLayer
 from .checks import check_fields
 from .compact_classes import COMPACT_CLASSES
 from .compact_config import CompactConfig
@@ -32,7 +34,7 @@ def check_agreement(family: ModelFamily, model: nn.Module, base: PreTrainedModel
             "change one of them"
         )
     check_fields(base.config)
-    _check_not_shared(f"{family.encoder}.layer", layers)
+    _check_not_shared(family.layers, layers)
     checked = _built_by_transformers(model) if whole else []
     if not any(module.config is base.config for module in checked):
         checked.append(base)
@@ -102,16 +104,26 @@ def _check_attributes(family: ModelFamily, module: PreTrainedModel, built: nn.Mo
     """What no shape shows."""
     of, attention = dict(module.named_modules()), family.layer.classes[family.layer.parts["self_attention"]]
     for name, theirs in built.named_modules():
+        if type(theirs) is family.layer.classes[""] and name in of:
+            wanted, mine = (_places(family, each) for each in (theirs, of[name]))
+            if mine != wanted:
+                raise ValueError(f"{name} has {mine}, and by the config {wanted}: change one of them")
         ours = of.get(name)
         if isinstance(theirs, nn.LayerNorm) and isinstance(ours, nn.LayerNorm) and ours.eps != theirs.eps:
             raise ValueError(f"{name}.eps is {ours.eps}, by the config {theirs.eps}: change one of them")
         if isinstance(theirs, attention) and isinstance(ours, attention):
-            mine, wanted = ours.attention_head_size, theirs.attention_head_size
+            mine, wanted = (getattr(each, family.layer.head_size) for each in (ours, theirs))
             if mine != wanted:
                 raise ValueError(
                     f"{name} has heads of {mine} values, and by the config (num_attention_heads="
                     f"{module.config.num_attention_heads}) they have {wanted}: change one of them"
                 )
+
+
+def _places(family: ModelFamily, layer: nn.Module) -> dict[str, Any]:
+    """Which tokens a layer, stock or converted, attends to, and the positions that it takes."""
+    facts = vars(layer.parts) if isinstance(layer, EncoderLayer) else family.layer.facts(layer)
+    return {name: facts.get(name) for name in ("window", "positions")}
 
 
 def _check_ties(module: PreTrainedModel, built: nn.Module) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..nn.plain import extension
-from .family import ModelFamily, Rows
+from .family import Layer, ModelFamily, Rows
 from .registry import family_of_type
 
 
@@ -77,12 +77,12 @@ def check_fields(config: PreTrainedConfig) -> None:
         )
 
 
-def check_attention(name: str, attention: Any) -> None:
+def check_attention(of: Layer, name: str, attention: Any) -> None:
     """Raises ValueError unless a self-attention computes what the fused one does: bidirectional, scores as usual."""
     if attention.is_causal or getattr(attention, "is_decoder", False):
         raise ValueError(f"{name} is causal, and the fused attention is bidirectional: restore the model first")
-    usual = attention.attention_head_size**-0.5
-    if attention.scaling != usual:
+    usual = getattr(attention, of.head_size) ** -0.5
+    if getattr(attention, "scaling", usual) != usual:
         raise ValueError(
             f"{name}.scaling is {attention.scaling}, and the fused attention scales by {usual}: scale the query's "
             "weight and bias instead"

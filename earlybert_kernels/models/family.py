@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..nn import LayerParts, PostNormParts
+
 
 def compact_type(model_type: str) -> str:
     """The model type of a family's compact models, by that of the stock ones."""
@@ -67,6 +69,7 @@ class Head:
         decoder: of a masked language model.
         takes_packed: whether a packed batch has a meaning for it.
         classifier: of a classifier, path in the model of the linear layer with a row for each label.
+        averages: whether a model of this config reads the mean of all tokens, where `rows` says the first one.
     """
 
     stock: type[PreTrainedModel]
@@ -76,6 +79,7 @@ class Head:
     decoder: Decoder | None = None
     takes_packed: bool = True
     classifier: str = "classifier"
+    averages: Callable[[Any], bool] = lambda config: False
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,14 @@ class Embeddings:
 
     Attributes:
         stock: their class.
-        word, position, norm, dropout: its children of these names.
+        word, norm, dropout: its children of these names.
+        position: the second table; None where layers take positions by themselves.
         token_type: the third table; None where there are no token types, and any that are given change nothing.
     """
 
     stock: type[nn.Module]
     word: str = "word_embeddings"
-    position: str = "position_embeddings"
+    position: str | None = "position_embeddings"
     token_type: str | None = "token_type_embeddings"
     norm: str = "LayerNorm"
     dropout: str = "dropout"
@@ -102,18 +107,24 @@ class Layer:
 
     Attributes:
         classes: the very class of each module that is no part: the layer itself at `""`, and what holds its parts.
-        parts: the modules that `nn.LayerParts` names, by its names; their classes are those that it states. A dropout
+        parts: the modules that `kind` names, by its names; their classes are those that it states. A dropout
             that the family does not have is left out.
         activation: the module that computes the feed-forward's activation.
-        heads: attribute of the self-attention that says how many heads it has.
-        width: attribute of it that says how wide they are together.
+        kind: what the layer is made of, as a class.
+        facts: of a stock layer, the parts that are no modules, besides the head size and the activation.
+        head_size: attribute of the self-attention that says how many values a head has.
+        heads: attribute of it that says how many heads it has; None where it has none.
+        width: attribute of it that says how wide they are together; None where it has none.
     """
 
     classes: Mapping[str, type[nn.Module]]
     parts: Mapping[str, str]
     activation: str
-    heads: str = "num_attention_heads"
-    width: str = "all_head_size"
+    kind: type[LayerParts] = PostNormParts
+    facts: Callable[[Any], dict[str, Any]] = lambda layer: {}
+    head_size: str = "attention_head_size"
+    heads: str | None = "num_attention_heads"
+    width: str | None = "all_head_size"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,10 +137,13 @@ class ModelFamily:
         tokenizer: the class that `AutoTokenizer` takes for compact models.
         pretrained: the class that its models derive from.
         base: its base model, embeddings and encoder.
-        encoder: path in the base model of the module that runs the layers, registered in it as `layer`.
-        encoder_class: the very class of that module.
+        encoder: path in the base model of the module that runs the layers, registered in it as `layer`; or of the list
+            of them, where there is no such module.
+        encoder_class: the very class of that module, or of the list.
         layer: what a layer is made of.
         embeddings: what the fused op computes; None where it does not, and the base model's own are called.
+        rotary: path in the base model of the module that makes rotary positions, of the name that a layer has for them.
+        final_norm: path in it of the norm behind the last layer, in models that have it.
         embeddings_projection: the layer of the base model that the embeddings go through, in models that have it.
         counts_tokens: whether positions count the tokens that are not config.pad_token_id, from that number + 1 on,
             those standing at the number itself; else they are columns, from 0 on.
@@ -150,6 +164,8 @@ class ModelFamily:
     layer: Layer
     embeddings: Embeddings | None
     embeddings_projection: str | None = None
+    rotary: str | None = None
+    final_norm: str | None = None
     counts_tokens: bool = False
     needed: Mapping[str, Any] = field(default_factory=dict)
     activations: Mapping[str, str]
@@ -187,6 +203,11 @@ class ModelFamily:
         """The position of the first token of a sequence."""
         return config.pad_token_id + 1 if self.counts_tokens else 0
 
+    @property
+    def layers(self) -> str:
+        """Path in a base model of the list of its layers."""
+        return self.encoder if issubclass(self.encoder_class, nn.ModuleList) else f"{self.encoder}.layer"
+
     def longest(self, config: Any) -> int:
         """Tokens of the longest sequence that a model has positions for."""
         return config.max_position_embeddings - self.first_position(config)
@@ -197,11 +218,11 @@ class ModelFamily:
 
     def layers_of(self, base: nn.Module) -> nn.ModuleList:
         """The encoder layers of a base model."""
-        return self.encoder_of(base).layer
+        return base.get_submodule(self.layers)  # type: ignore[return-value]
 
     def named_layers_of(self, base: nn.Module) -> list[tuple[str, nn.Module]]:
         """The encoder layers of a base model, each with its path in it."""
-        return [(f"{self.encoder}.layer.{number}", layer) for number, layer in enumerate(self.layers_of(base))]
+        return [(f"{self.layers}.{number}", layer) for number, layer in enumerate(self.layers_of(base))]
 
     def head_of(self, module: nn.Module) -> Head | None:
         """The head that `module` is, by its class and by the forward of its class; None if it is none."""

@@ -13,6 +13,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .. import ops
 from ..nn import Packing, PaddingFreeEncoder
 from ..nn.plain import extension
+from ..nn.rotary import Rotary
 from .attention_weights import attention_weights
 from .batch_arguments import OFFSETS, find_packing, read_offsets, refuse_tracing
 from .checks import check_attention
@@ -38,6 +39,7 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     use_cache: bool | None = None,
     first_token_only: bool = False,
     pooled_is_read: bool = False,
+    mean_only: bool = False,
     **kwargs: Unpack[TransformersKwargs],
 ) -> BaseModelOutputWithPoolingAndCrossAttentions:
     """A base model's forward without padding: same arguments, same outputs at every real token, zeros elsewhere.
@@ -49,6 +51,8 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     Args:
         first_token_only: what a head that reads only the first token sets, pooled or not: `last_hidden_state` is
             `(sequences, 1, E)`, and the last layer computes no other token, unless hidden states are asked for.
+        mean_only: what a head that reads the mean of all tokens sets for a packed batch: `last_hidden_state` is
+            `(sequences, 1, E)`, each sequence's mean.
         pooled_is_read: whether a head needs the pooled token. Where none does and a row begins with padding, or is
             nothing else, `pooler_output` is None.
 
@@ -84,6 +88,8 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     first: Tensor | None
     if first_token_only:
         sequence_output = first = (x if hidden_states is None else packing.first_tokens(x)).unsqueeze(1)
+    elif mean_only:
+        sequence_output, first = packing.means(x).unsqueeze(1), None
     else:
         (sequence_output,) = packing.pad(x)
         first = None if pooler is None else packing.first_tokens(x).unsqueeze(1)
@@ -147,8 +153,8 @@ def encode(
     Raises:
         ValueError: not exactly one of the inputs was given, the batch is longer than the model has positions for, mask
             or offsets do not fit the batch, a row begins with padding or is nothing else where its first token is
-            needed, there is no such hidden state, or the batch has no columns or is on another device than the model;
-            or an attention was made causal or scaled.
+            needed, or has padding inside where layers have windows, there is no such hidden state, or the batch has no
+            columns or is on another device than the model; or an attention was made causal or scaled.
         TypeError: offsets are not int32, ids, types or positions neither int64 nor int32, or there is an argument
             that would change what is computed, or is unknown.
         RuntimeError: the model is traced, or exported with a mask.
@@ -159,7 +165,7 @@ def encode(
         token_type_ids = None  # stock does not look at them
     encoder = family.encoder_of(base)
     for layer in encoder.layer:
-        check_attention(family.layer.parts["self_attention"], layer.parts.self_attention)
+        check_attention(family.layer, family.layer.parts["self_attention"], layer.parts.self_attention)
     if output_attentions is None:
         output_attentions = base.config.output_attentions
     if output_hidden_states is None:
@@ -196,6 +202,11 @@ def encode(
             "the first token of a row is read, and in this batch a row begins with padding: pad on the right "
             "(tokenizer.padding_side = 'right')"
         )
+    if packing.has_gaps and any(layer.parts.window is not None for layer in encoder.layer):
+        raise ValueError(
+            "a row has padding between its tokens, and layers of the model count how far these are apart: pad at the "
+            "end of rows"
+        )
     is_packed = offsets["cu_seq_lens_q"] is not None
     positions = find_positions(family, base.config, packing, input_ids, position_ids, is_packed=is_packed)
     named = {
@@ -211,8 +222,22 @@ def encode(
     if family.embeddings_projection is not None and hasattr(base, family.embeddings_projection):
         x = base.get_submodule(family.embeddings_projection)(x)
     states: list[Tensor] | None = [] if selection or output_attentions else None
-    x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states)
-    return _encoded(encoder, packing, x, states, selection, output_attentions)
+    rotary = _rotary(family, base, x, inputs["position_ids"])
+    x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states, rotary=rotary)
+    if family.final_norm is not None:
+        x = base.get_submodule(family.final_norm)(x)
+        if states is not None:
+            states[-1] = x
+    return _encoded(encoder, packing, x, states, selection, output_attentions, rotary)
+
+
+def _rotary(family: ModelFamily, base: PreTrainedModel, x: Tensor, positions: Tensor) -> dict[str, Rotary] | None:
+    """What the layers' queries and keys take, by name, for packed tokens `(T, E)` at positions `(1, T)`."""
+    if family.rotary is None:
+        return None
+    names = sorted({layer.parts.positions for layer in family.encoder_of(base).layer})
+    module = base.get_submodule(family.rotary)
+    return {name: tuple(part.squeeze(0) for part in module(x, positions, name)) for name in names}
 
 
 def _check_options(kwargs: dict) -> None:
@@ -245,6 +270,7 @@ def _encoded(
     states: list[Tensor] | None,
     selection: set[int],
     output_attentions: bool | None,
+    rotary: dict[str, Rotary] | None,
 ) -> Encoded:
     """Puts padding back into what was asked for.
 
@@ -259,7 +285,7 @@ def _encoded(
         padded = iter(packing.pad(*(state for number, state in enumerate(states) if number in selection)))
         hidden_states = tuple(next(padded) if number in selection else None for number in range(len(states)))
     if output_attentions:
-        attentions = attention_weights(encoder.layer, states, packing)
+        attentions = attention_weights(encoder.layer, states, packing, rotary)
     return Encoded(packing, x, hidden_states, attentions)
 
 
@@ -274,25 +300,30 @@ def _embed(
     """`(1, T)` inputs -> `(T, E)`."""
     if fused is None or input_ids is None or not _is_plain(fused, embeddings):
         given = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return embeddings(input_ids, inputs_embeds=inputs_embeds, position_ids=position_ids, **given).squeeze(0)
-    names = (fused.word, fused.position, fused.norm, fused.dropout)
-    word, position, norm, dropout = (getattr(embeddings, name) for name in names)
-    if fused.token_type is None:
-        types_table = word.weight.new_zeros(1, word.weight.shape[1])
-    else:
-        types_table = getattr(embeddings, fused.token_type).weight
+        if fused is None or fused.position is not None:
+            given["position_ids"] = position_ids
+        return embeddings(input_ids, inputs_embeds=inputs_embeds, **given).squeeze(0)
+    word, norm, dropout = (getattr(embeddings, name) for name in (fused.word, fused.norm, fused.dropout))
+    nothing = word.weight.new_zeros(1, word.weight.shape[1])
+    types_table = nothing if fused.token_type is None else getattr(embeddings, fused.token_type).weight
     if token_type_ids is None:
         token_type_ids = torch.zeros_like(input_ids)
+    position_table = nothing
+    if fused.position is None:
+        position_ids = torch.zeros_like(input_ids)
+    else:
+        position = getattr(embeddings, fused.position)
+        position_table = _without_gradient(position.weight, position.padding_idx)
     ids, positions, types = (each.squeeze(0).long() for each in (input_ids, position_ids, token_type_ids))
     return ops.embedding_layer_norm(
         ids,
         positions,
         types,
         word.weight,
-        _without_gradient(position.weight, position.padding_idx),
+        position_table,
         types_table,
         norm.weight,
-        norm.bias,
+        torch.zeros_like(norm.weight) if norm.bias is None else norm.bias,
         padding_id=word.padding_idx,
         dropout_p=dropout.p if dropout.training else 0.0,
         eps=norm.eps,

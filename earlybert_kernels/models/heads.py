@@ -61,8 +61,10 @@ def prepare(names: tuple[str, ...], head: nn.Module, args: tuple, kwargs: dict) 
     offsets = kwargs.get("cu_seq_lens_q")
     if offsets is not None and not kind.takes_packed:
         raise ValueError(f"{kind.stock.__name__} takes no packed batch, in which its choices could not be told apart")
-    if kind.rows is Rows.FIRST:
+    if kind.rows is Rows.FIRST and not kind.averages(head.config):
         kwargs["first_token_only"] = True
+    elif kind.rows is Rows.FIRST and offsets is not None:
+        kwargs["mean_only"] = True
     if kind.rows is Rows.ALL_AND_POOLED:
         kwargs["pooled_is_read"] = True
     if kind.labels in (Labels.TOKEN, Labels.NEXT_TOKEN):

@@ -13,8 +13,6 @@ from .checks import check_attention, check_plain
 from .family import ModelFamily
 from .registry import find_base
 
-_CLASSES = typing.get_type_hints(LayerParts)
-
 
 def layer_parts(model: nn.Module) -> list[tuple[Any, LayerParts]]:
     """Every encoder layer of `model`, converted (an `EncoderLayer`) or stock, with its parts.
@@ -38,22 +36,27 @@ def parts(family: ModelFamily, layer: nn.Module, name: str) -> LayerParts:
         ValueError: the attention is causal or scales its scores in a way of its own.
     """
     of = family.layer
+    classes = typing.get_type_hints(of.kind)
     for path, cls in of.classes.items():
         check_plain(f"{name}.{path}".rstrip("."), layer.get_submodule(path), cls)
     modules: dict[str, Any] = {field: layer.get_submodule(path) for field, path in of.parts.items()}
     for field, path in of.parts.items():
         if path not in of.classes:
-            cls, *_ = typing.get_args(_CLASSES[field]) or (_CLASSES[field],)  # the one that may be left out: X | None
-            check_plain(f"{name}.{path}", modules[field], cls)
+            first, *others = typing.get_args(classes[field]) or (classes[field],)  # X | None, or X | Y
+            check_plain(f"{name}.{path}", modules[field], next((c for c in others if type(modules[field]) is c), first))
     attention = modules["self_attention"]
     activation = getattr(attention.config, family.activation_field)
     check_plain(f"{name}.{of.activation}", layer.get_submodule(of.activation), type(ACT2FN[activation]))
-    check_attention(f"{name}.{of.parts['self_attention']}", attention)
-    return LayerParts(**modules, head_size=attention.attention_head_size, activation=family.activations[activation])
+    check_attention(of, f"{name}.{of.parts['self_attention']}", attention)
+    facts = {"head_size": getattr(attention, of.head_size), "activation": family.activations[activation]}
+    return of.kind(**modules, **facts, **of.facts(layer))
 
 
 def resized(family: ModelFamily, layer: nn.Module, layer_parts: LayerParts) -> None:
     """Tells the modules of a layer, stock or converted, how many heads it has after a cut."""
     attention = layer_parts.self_attention
-    setattr(attention, family.layer.heads, layer_parts.num_heads)
-    setattr(attention, family.layer.width, layer_parts.num_heads * layer_parts.head_size)
+    counts = {family.layer.heads: layer_parts.num_heads}
+    counts[family.layer.width] = layer_parts.num_heads * layer_parts.head_size
+    for name, count in counts.items():
+        if name is not None:
+            setattr(attention, name, count)

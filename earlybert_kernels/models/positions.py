@@ -44,7 +44,7 @@ def find_positions(
         if is_packed and first:
             return position_ids - _at_start(packing, position_ids.reshape(-1)) + first
         return position_ids
-    if not is_packed and packing.max_seqlen > family.longest(config):
+    if not is_packed and family.rotary is None and packing.max_seqlen > family.longest(config):
         raise ValueError(
             f"a sequence of {packing.max_seqlen} tokens is longer than the {family.longest(config)} that the model has "
             "positions for: cut it (truncation=True, max_length=...)"

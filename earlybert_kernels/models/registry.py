@@ -13,7 +13,7 @@ from .family import Head, ModelFamily, compact_type
 
 #: The model types of stock models that there is a family for. Adding one is writing down its value, `FAMILY`, in a
 #: module that is named after it, as transformers names its own, and naming it here.
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert")
 
 _loaded: dict[str, ModelFamily] = {}
 _on_load: list[Callable[[ModelFamily], None]] = []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ticket import Ticket
-from ..units import unit_indices
+from ..units import repeated, unit_indices
 from .parts import LayerParts
 
 
@@ -34,14 +34,15 @@ def cut(
     states = {} if optimizer is None else optimizer.state
     slots, pieces = [], []
     for (_, parts), heads, neurons in zip(layers, ticket.heads, ticket.neurons, strict=True):
-        device = parts.query.weight.device
-        kept = {"heads": (unit_indices(heads, device), parts.head_size), "neurons": (unit_indices(neurons, device), 1)}
-        for linear, name, dim, unit in parts.unit_parameters():
+        device = parts.output.weight.device
+        kept = {"heads": unit_indices(heads, device), "neurons": unit_indices(neurons, device)}
+        for linear, name, dim, unit, times in parts.unit_parameters():
             old = getattr(linear, name)
             slots.append((linear, name, old))
             followers = [value for value in states.get(old, {}).values() if _follows(value, old)]
             tensors = [old, *([] if old.grad is None else [old.grad]), *followers]
-            pieces += [_Piece(tensor, *kept[unit], dim) for tensor in tensors]
+            count, size = parts.sizes(unit)
+            pieces += [_Piece(tensor, repeated(kept[unit], times, count), size, dim) for tensor in tensors]
     cuts = iter(_gathered(pieces))
     for linear, name, old in slots:
         new = nn.Parameter(next(cuts), requires_grad=old.requires_grad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from .encoder_layer import EncoderLayer
 from .gathered_weights import gather_weights, gathers
 from .packing import Packing
 from .plain import extension
+from .rotary import Rotary
 
 
 class PaddingFreeEncoder(nn.Module):
@@ -25,7 +27,13 @@ class PaddingFreeEncoder(nn.Module):
         self.layer = layers
 
     def forward(
-        self, x: Tensor, packing: Packing, *, first_token_only: bool = False, hidden_states: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        packing: Packing,
+        *,
+        first_token_only: bool = False,
+        hidden_states: list[Tensor] | None = None,
+        rotary: Mapping[str, Rotary] | None = None,
     ) -> Tensor:
         """Runs all layers.
 
@@ -34,6 +42,7 @@ class PaddingFreeEncoder(nn.Module):
             packing: where the sequences are.
             first_token_only: return the first token of each sequence, and compute no other in the last layer.
             hidden_states: a list to which x and the output of every layer are added, `(T, E)` each.
+            rotary: what layers with rotary positions take, by the name that their parts have for them.
 
         Returns:
             `(T, E)`, or `(B, E)` when `first_token_only`.
@@ -47,11 +56,26 @@ class PaddingFreeEncoder(nn.Module):
         hands_on, x_low = all(map(_hands_on, self.layer)), None
         for number, layer in enumerate(self.layer):
             first_only, return_low = first_token_only and number == last, hands_on and number < last
-            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, weights[number], x_low, return_low)
+            low = (x_low, return_low) if hands_on else ()
+            turned = {} if rotary is None else {"rotary": rotary[layer.parts.positions]}
+            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, weights[number], *low, **turned)
             x, x_low = x if return_low else (x, None)
             if hidden_states is not None:
                 hidden_states.append(x)
         return x
+
+
+class PaddingFreeList(nn.ModuleList, PaddingFreeEncoder):
+    """The same where a model has its layers in a list and no module around it: the list itself."""
+
+    def __init__(self, layers: Iterable[nn.Module] = ()) -> None:
+        nn.Module.__init__(self)
+        self.extend(layers)
+
+    @property
+    def layer(self) -> Any:
+        """The layers."""
+        return self
 
 
 def _hands_on(layer: EncoderLayer) -> bool:
@@ -59,4 +83,4 @@ def _hands_on(layer: EncoderLayer) -> bool:
 
     Hooks see the tensors that they know, and may change them; one that is checkpointed is not to keep a copy.
     """
-    return extension(layer) is None and not (layer.gradient_checkpointing and layer.training)
+    return layer.takes_low and extension(layer) is None and not (layer.gradient_checkpointing and layer.training)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
-from ..ops.dispatch import gathers_units
-from .encoder_layer import EncoderLayer, LayerWeights, own_weights
+from ..units import indices, repeated
+from .encoder_layer import EncoderLayer, LayerWeights
 
 
 def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
@@ -24,9 +23,7 @@ def gathers(layers: Sequence[EncoderLayer], x: Tensor) -> bool:
         return False
     if any(layer.gradient_checkpointing and layer.training for layer in layers):
         return False
-    first, norm = own_weights(layers[0]), layers[0].parts.output_norm
-    given = (*first.feed_forward, norm.weight, norm.bias, first.active_neurons, first.neuron_gates)
-    return gathers_units("feed_forward_sublayer", x, *given, size=x.shape[0])
+    return layers[0].gathers_units(x)
 
 
 def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:
@@ -34,23 +31,41 @@ def gather_weights(layers: Sequence[EncoderLayer]) -> list[LayerWeights]:
 
     With them a masked layer is a compact one. Their gradients go back to the Parameters in one call as well.
     """
-    slots = []
+    slots, tensors, units, dims, sizes, gates = [], [], [], [], [], []
     for layer in layers:
-        parts = layer.parts
         of = {
-            "heads": (layer.active_heads, parts.head_size, layer.head_gates),
-            "neurons": (layer.active_neurons, 1, layer.neuron_gates),
+            "heads": _chosen(layer.active_heads, layer.head_gates),
+            "neurons": _chosen(layer.active_neurons, layer.neuron_gates),
         }
-        for linear, name, dim, unit in parts.unit_parameters():
-            chosen, size, own = of[unit]
-            slots.append((getattr(linear, name), chosen, dim, size, own if dim == 1 else None))
-    changed = [slot for slot in slots if slot[1] is not None or slot[4] is not None]
-    tensors, units, dims, sizes, gates = (list(column) for column in zip(*changed, strict=True))
-    gathered = iter(ops.gather_units(tensors, units, dims, sizes=sizes, gates=gates))
-    weights = iter([slot[0] if slot[1] is None and slot[4] is None else next(gathered) for slot in slots])
-    results = []
-    for layer in layers:
-        attention, feed_forward = tuple(islice(weights, 7)), tuple(islice(weights, 3))
-        biases = layer.parts.attention_output.bias, layer.parts.output.bias
-        results.append(LayerWeights((*attention, biases[0]), (*feed_forward, biases[1])))
-    return results
+        for linear, name, dim, unit, times in layer.parts.unit_parameters():
+            (chosen, own), (count, size) = of[unit], layer.parts.sizes(unit)
+            own = own if dim == 1 else None
+            if chosen is None and own is None:
+                continue
+            slots.append((linear, name))
+            tensors.append(getattr(linear, name))
+            units.append(None if chosen is None else repeated(chosen, times, count))
+            dims.append(dim)
+            sizes.append(size)
+            gates.append(own)
+    gathered = dict(zip(slots, ops.gather_units(tensors, units, dims, sizes=sizes, gates=gates), strict=True))
+
+    def weights(linears: Sequence[nn.Linear]) -> tuple[Tensor | None, ...]:
+        return tuple(
+            gathered.get((linear, name), getattr(linear, name)) for linear in linears for name in ("weight", "bias")
+        )
+
+    of_layers = [layer.parts for layer in layers]
+    return [LayerWeights(weights(own.attention_linears), weights(own.feed_forward_linears)) for own in of_layers]
+
+
+def _chosen(active: Tensor | None, gates: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The active units as indices, and the gates.
+
+    Of a mask on a GPU the host does not know how many it keeps: there it makes gates of 0, and nothing is left out.
+    """
+    if active is None or active.dtype != torch.bool:
+        return active, gates
+    if active.device.type == "cpu" and not torch.compiler.is_compiling():
+        return indices(active), gates
+    return None, active.float() if gates is None else active * gates

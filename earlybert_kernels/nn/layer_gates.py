@@ -15,7 +15,7 @@ from .parts import LayerParts
 def add_gates(layer: nn.Module, parts: LayerParts) -> None:
     """Gives a layer gates of 1, unless it has some."""
     if getattr(layer, "head_gates", None) is None:
-        weight = parts.query.weight
+        weight = parts.output.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         heads, neurons = (
             nn.Parameter(torch.ones(units, dtype=dtype, device=weight.device))

@@ -23,6 +23,7 @@ class Packing(NamedTuple):
         max_seqlen: at least the real tokens of the longest sequence.
         starts_with_padding: whether a sequence's row begins with padding.
         has_empty: whether a sequence is known to hold no token.
+        has_gaps: whether padding stands between real tokens of a row.
     """
 
     batch: int
@@ -32,6 +33,7 @@ class Packing(NamedTuple):
     max_seqlen: int
     starts_with_padding: bool = False
     has_empty: bool = False
+    has_gaps: bool = False
 
     @classmethod
     def from_mask(cls, mask: Tensor | None, batch: int, seq: int, device: torch.device) -> Packing:
@@ -48,13 +50,14 @@ class Packing(NamedTuple):
         if mask is not None and mask.numel():
             mask = mask != 0
             lengths = mask.sum(1, dtype=torch.int32)
-            counts = torch.stack([lengths.sum(), lengths.max(), lengths.min(), (~mask[:, 0]).sum()])
-            tokens, longest, shortest, empty_starts = counts.tolist()
+            begins = mask[:, 0] + (mask[:, 1:] & ~mask[:, :-1]).sum(1)  # of runs of real tokens
+            counts = torch.stack([lengths.sum(), lengths.max(), lengths.min(), (~mask[:, 0]).sum(), begins.max()])
+            tokens, longest, shortest, empty_starts, runs = counts.tolist()
             if tokens < batch * seq:
                 index = torch.nonzero_static(mask.reshape(-1), size=tokens).squeeze(1)
                 cu_seqlens = functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
                 index, cu_seqlens = (t.to(device, non_blocking=True) for t in (index, cu_seqlens))
-                return cls(batch, seq, index, cu_seqlens, longest, empty_starts > 0, shortest == 0)
+                return cls(batch, seq, index, cu_seqlens, longest, empty_starts > 0, shortest == 0, runs > 1)
         cu_seqlens = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=device)
         return cls(batch, seq, None, cu_seqlens, seq)
 
@@ -89,6 +92,12 @@ class Packing(NamedTuple):
     def first_tokens(self, x: Tensor) -> Tensor:
         """`(T, ...)` -> `(sequences, ...)`: the first real token of each sequence."""
         return x.index_select(0, self.cu_seqlens[:-1])
+
+    def means(self, x: Tensor) -> Tensor:
+        """`(T, E)` -> `(sequences, E)`: the mean of each sequence's tokens."""
+        _, sequence = self._token_sequences()
+        lengths = self.cu_seqlens.diff().unsqueeze(1)
+        return x.new_zeros(self.sequences, x.shape[1]).index_add(0, sequence, x) / lengths
 
     def positions(self) -> Tensor:
         """int64 `(T,)`: the place of each token in its own sequence."""

@@ -35,6 +35,7 @@ def attention(
     head_gates: Tensor | None = None,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
+    window: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Bidirectional attention in which each token attends within its own sequence.
@@ -55,9 +56,12 @@ def attention(
         dropout_p: probability of dropping an attention weight; applied whenever it is above 0, so pass 0 to
             evaluate.
         softmax_scale: factor on the scores; default `D ** -0.5`.
+        window: a token attends to those that are at most so many places away in its sequence; None: to all. With
+            `cu_seqlens_q` the queries of a sequence stand at its places from the first one on. A query that no key is
+            near gets 0.
         backend: one of `ops.backends("attention")`; default: the best that takes these tensors. `cpu` takes
             float32; `cuda` float16 and bfloat16, heads of 32 or 64 values, sequences of up to 512 tokens (heads of 64
-            values: 256 where a block has no more than 99 KiB of shared memory).
+            values: 256 where a block has no more than 99 KiB of shared memory), no window.
 
     Returns:
         `(T, H, D)` like q.
@@ -84,11 +88,14 @@ def attention(
     check_mask(_OP, "head_mask", head_mask, heads)
     check_gates(_OP, "head_gates", head_gates, heads)
     check_probability(_OP, "dropout_p", dropout_p)
+    if window is not None and window < 0:
+        raise ValueError(f"{_OP}: window is {window}, expected 0 places or more")
     offsets = {"cu_seqlens": cu_seqlens, "cu_seqlens_q": cu_seqlens_q}
     check_same_device(_OP, q=q, k=k, v=v, **offsets, head_mask=head_mask, head_gates=head_gates)
     tensors = (q, k, v, cu_seqlens, head_mask, head_gates)
     longest = max_seqlen if max_seqlen_q is None else max(max_seqlen, max_seqlen_q)
-    run = choose(_OP, backend, *tensors, size=longest, max_seqlen=longest)
+    windowed = {} if window is None else {"window": window}
+    run = choose(_OP, backend, *tensors, size=longest, max_seqlen=longest, **windowed)
     return run(
         q,
         k,
@@ -101,6 +108,7 @@ def attention(
         head_gates=head_gates,
         dropout_p=dropout_p,
         softmax_scale=softmax_scale,
+        window=window,
     )
 
 
@@ -119,6 +127,7 @@ def _run_compiled(
     head_gates: Tensor | None,
     dropout_p: float,
     softmax_scale: float | None,
+    window: int | None,
 ) -> Tensor:
     if cu_seqlens_q is None:
         cu_seqlens_q, max_seqlen_q = cu_seqlens, max_seqlen
@@ -126,7 +135,7 @@ def _run_compiled(
     q, k, v = autocast(q, k, v)
     seed = draw_seed(dropout_p, q.device)
     packing = (cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q)
-    return compiled(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale)[0]
+    return compiled(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale, window)[0]
 
 
 def _shapes(backend: Backend) -> Halves:
@@ -145,7 +154,8 @@ def _shapes(backend: Backend) -> Halves:
 def _flops(products: int, own: AttentionInputs | AttentionSaved) -> int:
     """Of so many products of the size of the scores."""
     size = active_units(own.head_mask, own.q.shape[1]) * own.q.shape[2]
-    return attention_flops(own.cu_seqlens, own.max_seqlen, own.cu_seqlens_q, own.max_seqlen_q, size, products)
+    offsets = (own.cu_seqlens, own.max_seqlen, own.cu_seqlens_q, own.max_seqlen_q)
+    return attention_flops(*offsets, size, products, own.window)
 
 
 declare(

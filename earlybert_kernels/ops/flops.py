@@ -24,6 +24,7 @@ def attention_flops(
     max_seqlen_q: int | None,
     size: int,
     products: int,
+    window: int | None = None,
 ) -> int:
     """FLOPs of attention over packed sequences.
 
@@ -33,10 +34,17 @@ def attention_flops(
         cu_seqlens_q, max_seqlen_q: where the queries are, or None where the keys are.
         size: active heads times head size.
         products: 2 forward; 5 backward, which computes the scores once more, as torch's fused attention does.
+        window: as in `ops.attention`.
     """
     keys = _lengths(cu_seqlens, max_seqlen)
     queries = keys if cu_seqlens_q is None or max_seqlen_q is None else _lengths(cu_seqlens_q, max_seqlen_q)
-    return 2 * products * size * sum(q * k for q, k in zip(queries, keys, strict=True))
+    return 2 * products * size * sum(_scores(q, k, window) for q, k in zip(queries, keys, strict=True))
+
+
+def _scores(queries: int, keys: int, window: int | None) -> int:
+    if window is None:
+        return queries * keys
+    return sum(max(0, min(keys, place + window + 1) - max(0, place - window)) for place in range(queries))
 
 
 def _lengths(offsets: Tensor, longest: int) -> list[int]:

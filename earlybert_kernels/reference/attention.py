@@ -20,6 +20,7 @@ def attention(
     head_gates: Tensor | None = None,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """The definition of `ops.attention`, which documents the arguments: pad, attend, un-pad."""
     if head_mask is not None:
@@ -35,6 +36,7 @@ def attention(
             head_gates=None if head_gates is None else head_gates[kept],
             dropout_p=dropout_p,
             softmax_scale=softmax_scale,
+            window=window,
         )
         return context.new_zeros(q.shape).index_copy(1, kept, context)
 
@@ -42,15 +44,26 @@ def attention(
     queries = keys if cu_seqlens_q is None or max_seqlen_q is None else _Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
     padded = queries.pad(q), keys.pad(k), keys.pad(v)
     if all(t.numel() for t in padded):
-        context = F.scaled_dot_product_attention(
-            *padded, attn_mask=keys.mask(), dropout_p=dropout_p, scale=softmax_scale
-        )
+        mask, some = keys.mask(), None
+        if window is not None:
+            near = _near(padded[0].shape[2], padded[1].shape[2], window, q.device)
+            mask = near if mask is None else mask & near
+            some = mask.any(-1, keepdim=True)
+            mask = mask | ~some  # a query without keys is asked to attend to all: its result is not used
+        context = F.scaled_dot_product_attention(*padded, attn_mask=mask, dropout_p=dropout_p, scale=softmax_scale)
+        if some is not None:
+            context = torch.where(some, context, 0.0)
     else:  # no query, or no key: zeros for every query. Not every release of torch survives being asked for that.
         context = padded[0] @ padded[1].mT @ padded[2]
     context = queries.unpad(context)
     if head_gates is not None:
         context = (context * head_gates.unsqueeze(-1)).to(context.dtype)
     return context
+
+
+def _near(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """Which places are at most `window` apart, `(queries, keys)`."""
+    return (torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device)).abs() <= window
 
 
 class _Padding:

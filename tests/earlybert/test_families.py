@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     DistilBertModel,
     ElectraModel,
+    ModernBertModel,
     RobertaModel,
 )
 
@@ -29,7 +30,7 @@ from tests.helpers.toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS
 Make = Callable[..., FinetuneArguments]
 
 
-@pytest.fixture(params=[RobertaModel, DistilBertModel, ElectraModel])
+@pytest.fixture(params=[RobertaModel, DistilBertModel, ElectraModel, ModernBertModel])
 def folder(request: pytest.FixtureRequest, tiny_bert: str, tmp_path: Path) -> str:
     """A small model of another family, without dropout, and the toy BERT's tokenizer."""
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))

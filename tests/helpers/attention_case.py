@@ -15,7 +15,19 @@ SEED = 0x123456789ABCDEF
 class Case:
     """Inputs of both passes on the CPU in float64, exactly representable in `dtype`, and what they should give."""
 
-    def __init__(self, lengths, heads=2, size=32, dtype=torch.float32, lengths_q=None, mask=None, gates=None, p=0.0):
+    def __init__(
+        self,
+        lengths,
+        heads=2,
+        size=32,
+        dtype=torch.float32,
+        lengths_q=None,
+        mask=None,
+        gates=None,
+        p=0.0,
+        window=None,
+    ):
+        self.window = window
         self.lengths, self.lengths_q, self.dtype, self.p = lengths, lengths_q or lengths, dtype, p
         shapes = [(sum(n), heads, size) for n in (self.lengths_q, lengths, lengths, self.lengths_q)]
         *self.qkv, self.grad_out = (torch.randn(shape).to(dtype).double() for shape in shapes)
@@ -29,7 +41,8 @@ class Case:
         if self.gates is not None:
             leaves.append(self.gates.double().requires_grad_())
         present = [(n, n_q) for n, n_q in zip(self.lengths, self.lengths_q, strict=True) if n]
-        out = oracles.attention(*leaves[:3], *zip(*present, strict=True), *leaves[3:], keep=self.keep, dropout_p=self.p)
+        options = {"keep": self.keep, "dropout_p": self.p, "window": self.window}
+        out = oracles.attention(*leaves[:3], *zip(*present, strict=True), *leaves[3:], **options)
         if self.mask is not None:
             out = out * self.mask[:, None]
         return out, *torch.autograd.grad(out, leaves, self.grad_out.to(dtype))
@@ -43,7 +56,7 @@ class Case:
         mask, gates = (None if t is None else t.to(DEVICE) for t in (self.mask, self.gates))
         seed = torch.tensor(SEED, device=DEVICE) if self.p else None
         packing = (cu_seqlens, max(self.lengths), cu_seqlens_q, max(self.lengths_q))
-        return grad_out, [*qkv, *packing, mask, gates, seed, self.p, qkv[0].shape[2] ** -0.5]
+        return grad_out, [*qkv, *packing, mask, gates, seed, self.p, qkv[0].shape[2] ** -0.5, self.window]
 
     def check(self, results):
         """`results`, output and gradients, are as exact as plain PyTorch is in this dtype."""

@@ -9,9 +9,10 @@ import torch
 from earlybert_kernels.reference.counter_rng import kept_scale
 
 
-def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None, keep=None, dropout_p=0.0):
+def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None, keep=None, dropout_p=0.0, window=None):
     """Softmax attention of each sequence and head alone; `lengths` are host integers.
 
+    With a `window` every query has to see a key.
     `keep`, bool (heads, queries, keys of the longest sequence or more), says which weights dropout keeps.
     """
     heads, size = q.shape[1:]
@@ -22,6 +23,9 @@ def attention(q, k, v, lengths, lengths_q=None, gates=None, scale=None, keep=Non
         per_head = []
         for h in range(heads):
             scores = q[start_q : start_q + length_q, h] @ k[start : start + length, h].T * scale
+            if window is not None:
+                near = (torch.arange(length_q)[:, None] - torch.arange(length)).abs() <= window
+                scores = scores.masked_fill(~near, -math.inf)
             weights = torch.exp(scores - scores.max(dim=1, keepdim=True).values)
             weights = weights / weights.sum(dim=1, keepdim=True)
             if keep is not None:

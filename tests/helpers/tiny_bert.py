@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.models.modernbert import modeling_modernbert
 
 import earlybert_kernels as ek
 from earlybert_kernels.models import find_base
@@ -30,12 +31,19 @@ ODD = {
 }
 
 
-#: What DistilBERT calls the fields of a BERT's config; it has another dropout in two of its heads.
-DISTILBERT = {
-    "hidden_dropout_prob": ("dropout", "seq_classif_dropout", "qa_dropout"),
-    "attention_probs_dropout_prob": ("attention_dropout",),
-    "intermediate_size": ("hidden_dim",),
-    "hidden_act": ("activation",),
+#: What other families call the fields of a BERT's config; DistilBERT has another dropout in two of its heads.
+NAMES = {
+    "distilbert": {
+        "hidden_dropout_prob": ("dropout", "seq_classif_dropout", "qa_dropout"),
+        "attention_probs_dropout_prob": ("attention_dropout",),
+        "intermediate_size": ("hidden_dim",),
+        "hidden_act": ("activation",),
+    },
+    "modernbert": {
+        "hidden_dropout_prob": ("mlp_dropout", "embedding_dropout", "classifier_dropout"),
+        "attention_probs_dropout_prob": ("attention_dropout",),
+        "hidden_act": ("hidden_activation",),
+    },
 }
 #: What other families need besides: the padding of `batch` is 0 everywhere.
 _ROBERTA = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -44,6 +52,17 @@ BESIDES = {
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "electra": {"embedding_size": 8},
+    # Windows smaller than most sequences; biases, which the models that there are lack.
+    "modernbert": {
+        **_ROBERTA,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "local_attention": 4,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "norm_bias": True,
+        "classifier_bias": True,
+    },
 }
 
 
@@ -51,9 +70,19 @@ def tiny_config(shape: str = "small", dropout: float = 0.0, cls=BertConfig, **mo
     fields = {"vocab_size": 50, "max_position_embeddings": 24, "num_labels": 3, "initializer_range": 0.3}
     dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
     fields = {**fields, **ODD[shape], **dropouts, **BESIDES.get(cls.model_type, {}), **more}
-    if cls.model_type == "distilbert":
-        fields = {name: value for field, value in fields.items() for name in DISTILBERT.get(field, (field,))}
+    names = NAMES.get(cls.model_type, {})
+    fields = {name: value for field, value in fields.items() for name in names.get(field, (field,))}
     return cls(**fields)
+
+
+def _rotated(q, k, cos, sin, unsqueeze_dim=1):
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    turn = modeling_modernbert.rotate_half
+    return tuple((each * cos + turn(each) * sin).to(each.dtype) for each in (q, k))
+
+
+# Stock rounds queries and keys to float32 here, whatever their dtype, and what is compared in float64 would show that.
+modeling_modernbert.apply_rotary_pos_emb = _rotated
 
 
 def tiny_model(shape: str = "small", cls=BertForSequenceClassification, dropout: float = 0.0, **more):

@@ -7,7 +7,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 import earlybert_kernels as ek
-from earlybert_kernels.nn import encoder_layer
+from earlybert_kernels.nn import post_norm_layer
 from tests.helpers.tiny_bert import batch, tiny_config, tiny_model
 
 SENTENCES = [
@@ -184,8 +184,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(monkeypatc
     calls = []
     for layer in model.bert.encoder.layer:
         layer.gradient_checkpointing = True
-    own_weights = encoder_layer.own_weights
-    monkeypatch.setattr(encoder_layer, "own_weights", lambda layer: calls.append(1) or own_weights(layer))
+    own_weights = post_norm_layer.own_weights
+    monkeypatch.setattr(post_norm_layer, "own_weights", lambda layer: calls.append(1) or own_weights(layer))
     torch.manual_seed(4)
     checkpointed = gradients(model, inputs)
     assert len(calls) == 6  # three layers, each run again in the backward pass

@@ -13,7 +13,6 @@ from transformers.models.auto import modeling_auto
 from earlybert_kernels.models import families
 from earlybert_kernels.models.family import ModelFamily
 from earlybert_kernels.models.layers import parts
-from earlybert_kernels.nn import LayerParts
 from tests.helpers.family_checks import TABLE, row
 
 pytestmark = pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
@@ -36,15 +35,16 @@ def test_paths_and_fields_are_those_of_a_stock_model(family: ModelFamily) -> Non
     config = family.config()
     with torch.device("meta"):
         base = family.base(config)
-    named = [field.name for field in dataclasses.fields(LayerParts)]
     for path, layer in family.named_layers_of(base):
         assert base.get_submodule(path) is layer
         found = parts(family, layer, path)
+        named = [field.name for field in dataclasses.fields(found)]
         modules = [name for name in named if isinstance(getattr(found, name), torch.nn.Module)]
         assert sorted(modules) == sorted(family.layer.parts)
         assert (found.num_heads, found.num_neurons) == (config.num_attention_heads, family.neurons(config))
-        assert getattr(found.self_attention, family.layer.heads) == found.num_heads
-        assert getattr(found.self_attention, family.layer.width) == found.num_heads * found.head_size
+        assert found.num_heads * found.head_size == config.hidden_size
+        for name, count in ((family.layer.heads, found.num_heads), (family.layer.width, config.hidden_size)):
+            assert name is None or getattr(found.self_attention, name) == count
     assert all(hasattr(config, field) for field in family.size_fields.values())
     for head in family.heads:
         if head.decoder is not None:

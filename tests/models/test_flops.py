@@ -117,8 +117,16 @@ def test_ops_by_themselves(active):
 def test_tensors_without_values_count_as_the_longest_they_may_be():
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         q, offsets, mask = torch.empty(6, 4, 8), torch.empty(3, dtype=torch.int32), torch.ones(4, dtype=torch.bool)
-        torch.ops.earlybert.attention.cpu(q, q, q, offsets, 4, offsets, 4, mask, None, None, 0.0, 1.0)
+        torch.ops.earlybert.attention.cpu(q, q, q, offsets, 4, offsets, 4, mask, None, None, 0.0, 1.0, None)
     assert counter.get_total_flops() == 2 * (2 * 4 * 8 * 4 * 4) * 2
+
+
+@pytest.mark.parametrize(("window", "scores"), [(0, 6), (1, 10 + 4), (2, 14 + 4), (9, 16 + 4)])
+def test_with_a_window_the_scores_of_near_tokens_count(window, scores):
+    q, offsets = torch.randn(6, 4, 8), torch.tensor([0, 4, 6], dtype=torch.int32)
+    with FlopCounterMode(display=False) as counter:
+        ek.ops.attention(q, q, q, offsets, 4, window=window, backend="cpu")
+    assert counter.get_total_flops() == 2 * (2 * 4 * 8) * scores
 
 
 def test_every_op_with_products_has_a_formula():

@@ -8,7 +8,7 @@ import torch
 import earlybert_kernels as ek
 from earlybert_kernels import ops
 from earlybert_kernels.backends import cuda
-from earlybert_kernels.nn import Packing, encoder, gathered_weights
+from earlybert_kernels.nn import Packing, encoder, gathered_weights, post_norm_layer
 from tests.helpers.accuracy import assert_as_exact_as_pytorch
 from tests.helpers.targets import device_of, targets_of
 from tests.helpers.tiny_bert import batch, packed, set_gates, some_ticket, tiny_model
@@ -131,7 +131,7 @@ def test_when_they_are_gathered(monkeypatch):
     layers, x, ticket = model.bert.encoder.layer, torch.randn(3, 24), some_ticket(model)
     ek.apply_ticket(model, ticket)
     assert not gathered_weights.gathers(layers, x)  # the CPU's sublayers choose units as they compute
-    monkeypatch.setattr(gathered_weights, "gathers_units", lambda op, *tensors, size: True)
+    monkeypatch.setattr(post_norm_layer, "gathers_units", lambda op, *tensors, size: True)
     assert gathered_weights.gathers(layers, x)
     assert not gathered_weights.gathers(ek.clear_ticket(copy.deepcopy(model)).bert.encoder.layer, x)
     assert not gathered_weights.gathers(ek.reserve_masks(copy.deepcopy(model)).bert.encoder.layer, x)

@@ -33,6 +33,40 @@ def test_output_and_gradients_match_the_definition(lengths, scale):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("window", [0, 2, 40])
+def test_with_a_window_only_near_tokens_count(lengths, window):
+    q, k, v, cu_seqlens, longest = inputs(lengths)
+    gates = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    out = ek.ops.attention(q, k, v, cu_seqlens, longest, head_gates=gates, window=window)
+    truth = oracles.attention(q, k, v, [n for n in lengths if n], gates=gates, window=window)
+    torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients(out, q, k, v, gates), gradients(truth, q, k, v, gates), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", [b for b in ek.ops.backends("attention") if b != "cuda"])
+def test_a_query_that_no_key_is_near_gets_zero(backend):
+    _, k, v, cu_seqlens, _ = inputs((2, 40), dtype=torch.float32)
+    q = torch.randn(74, 3, 4, requires_grad=True)
+    queries = {"cu_seqlens_q": torch.tensor([0, 34, 74], dtype=torch.int32), "max_seqlen_q": 40}
+    out = ek.ops.attention(q, k, v, cu_seqlens, 40, **queries, window=3, backend=backend)
+    grads = torch.autograd.grad(out.sum() + out.square().sum(), (q, k, v))
+    truth = oracles.attention(torch.cat([q[:5], q[34:]]), k, v, (2, 40), (5, 40), window=3)
+    torch.testing.assert_close(torch.cat([out[:5], out[34:]]), truth)
+    assert not out[5:34].any() and not grads[0][5:34].any()
+    for ours, theirs in zip(grads, torch.autograd.grad(truth.sum() + truth.square().sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_backend_without_windows_says_so():
+    if "cuda" not in ek.ops.backends("attention"):
+        pytest.skip("there is no CUDA backend here")
+    q, k, v, cu_seqlens, longest = inputs((2, 3))
+    with pytest.raises(RuntimeError, match="it has no attention with a window"):
+        ek.ops.attention(q, k, v, cu_seqlens, longest, window=1, backend="cuda")
+
+
 @pytest.mark.parametrize("kept", [[1], [0, 2], [], [0, 1, 2]])
 def test_masked_heads_are_zero_and_get_zero_gradients(kept):
     lengths = (4, 2, 6)
@@ -136,6 +170,7 @@ def test_dropout_is_off_at_zero_unbiased_above_and_seeded():
         ({"k": torch.zeros(5, 3, 3, dtype=torch.float64)}, ValueError, "k has shape"),
         ({"v": torch.zeros(5, 3, 4)}, TypeError, "expected one dtype"),
         ({"max_seqlen_q": 1}, ValueError, "together"),
+        ({"window": -1}, ValueError, "window is -1, expected 0 places or more"),
         ({"backend": "cuda"}, RuntimeError, "'cuda' was asked for but cannot run"),
         ({"backend": "fast"}, ValueError, "no backend named 'fast'"),
     ],

@@ -37,12 +37,12 @@ def inputs(lengths, heads, size, lengths_q=None):
     return [t.requires_grad_() for t in (*tensors, gates)], packing
 
 
-def with_seed(q, k, v, gates, packing, dropout_p, mask=None):
+def with_seed(q, k, v, gates, packing, dropout_p, mask=None, window=None):
     """The dispatcher's op under a known seed."""
     cu_seqlens, longest = packing["cu_seqlens"], packing["max_seqlen"]
     queries = packing.get("cu_seqlens_q", cu_seqlens), packing.get("max_seqlen_q", longest)
     arguments = (q, k, v, cu_seqlens, longest, *queries, mask, gates, torch.tensor(SEED), dropout_p)
-    return torch.ops.earlybert.attention.cpu(*arguments, q.shape[2] ** -0.5)[0]
+    return torch.ops.earlybert.attention.cpu(*arguments, q.shape[2] ** -0.5, window)[0]
 
 
 def known_keep(q, longest, dropout_p):
@@ -64,6 +64,42 @@ def test_output_and_gradients(isa, case, dropout_p):
         if dropout_p:
             return with_seed(q, k, v, gates, packing, dropout_p)
         return ek.ops.attention(q, k, v, **packing, head_gates=gates, backend="cpu")
+
+    ours = results(compiled, tensors, torch.float32)
+    assert_as_exact_as_pytorch(ours, results(defined, tensors, torch.float32), results(defined, tensors, torch.float64))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("case", "window"),
+    [
+        ("one token", 1),
+        ("mixed", 1),
+        ("mixed", 5),
+        ("bert", 5),
+        ("bert", 31),
+        ("bert", 64),
+        ("long", 64),
+        ("long", 200),
+        ("odd head size", 3),
+        ("empty sequence", 1),
+        ("first tokens", 5),
+    ],
+)
+def test_with_a_window(isa, case, window, dropout_p):
+    lengths, _, _, lengths_q = CASES[case]
+    tensors, packing = inputs(*CASES[case])
+    keep = known_keep(tensors[0], max(lengths), dropout_p) if dropout_p else None
+
+    def defined(q, k, v, gates):
+        real = [n for n in lengths if n]
+        options = {"gates": gates, "keep": keep, "dropout_p": dropout_p, "window": window}
+        return oracles.attention(q, k, v, real, lengths_q, **options)
+
+    def compiled(q, k, v, gates):
+        if dropout_p:
+            return with_seed(q, k, v, gates, packing, dropout_p, window=window)
+        return ek.ops.attention(q, k, v, **packing, head_gates=gates, window=window, backend="cpu")
 
     ours = results(compiled, tensors, torch.float32)
     assert_as_exact_as_pytorch(ours, results(defined, tensors, torch.float32), results(defined, tensors, torch.float64))
@@ -138,11 +174,12 @@ def test_interleaved_and_transposed_memory():
         assert torch.equal(ours, ek.ops.attention(*copies, **packing, backend="cpu"))
 
 
-def test_outputs_are_written_whole():
+@pytest.mark.parametrize("window", [-1, 0, 3])
+def test_outputs_are_written_whole(window):
     """What the kernel is handed is poisoned, so that an element it leaves out shows."""
     (q, k, v, gates), packing = inputs((5, 40), 2, 24)
     cu_seqlens = packing["cu_seqlens"]
-    sizes = (2, 2, 24, 45, 45, 40, 40)
+    sizes = (2, 2, 24, 45, 45, 40, 40, window)
     heads = [(t.data_ptr(), t.stride(0), t.stride(1)) for t in (q, k, v)]
     arguments = (sizes, cu_seqlens.data_ptr(), cu_seqlens.data_ptr(), heads, 0, gates.data_ptr(), 0, 0.0, 0.2)
     shapes = (q.shape, (2, 45), q.shape, q.shape, q.shape, (2, 2))
@@ -172,7 +209,8 @@ def test_opcheck(dropout_p, masked):
     mask = torch.tensor([True, False]) if masked else None
     seed = torch.tensor(SEED) if dropout_p else None
     arguments = (q, k, v, cu_seqlens, 5, cu_seqlens, 5, mask, gates if masked else None, seed, dropout_p, 0.5)
-    torch.library.opcheck(torch.ops.earlybert.attention.cpu, arguments)
+    torch.library.opcheck(torch.ops.earlybert.attention.cpu, (*arguments, None))
+    torch.library.opcheck(torch.ops.earlybert.attention.cpu, (*arguments, 2))
 
 
 def test_compiles_into_one_graph():

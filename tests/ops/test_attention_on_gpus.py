@@ -43,6 +43,15 @@ def test_output_and_gradients_match_the_definition(kernel, lengths):
     case.check(run(op, *case.inputs()))
 
 
+@pytest.mark.parametrize("window", [1, 6, 32, 80])
+@pytest.mark.parametrize(("lengths", "lengths_q"), [((17, 1, 5), None), ((70, 50), None), ((40, 3), (9, 1))])
+def test_with_a_window_only_near_tokens_count(window, lengths, lengths_q):
+    if triton.unavailable() is not None:
+        pytest.skip(f"triton: {triton.unavailable()}")
+    case = Case(lengths, lengths_q=lengths_q, gates=[1.5, 0.5], p=0.2, window=window)
+    case.check(run(triton_attention, *case.inputs()))
+
+
 @pytest.mark.parametrize("lengths", [(13, 2), (30, 9), (50, 3), (70, 6)])
 def test_dropout_keeps_what_the_shared_rule_keeps(one_kernel, lengths):
     # Small weights and plain values: what is kept or dropped wrongly shows far above rounding.

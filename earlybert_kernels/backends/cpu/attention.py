@@ -23,12 +23,14 @@ def _arguments(
     seed: Tensor | None,
     dropout_p: float,
     scale: float,
+    window: int | None = None,
 ) -> tuple[tuple, tuple[Tensor | None, ...]]:
     """What the extension takes, and the tensors behind the addresses in it, to be kept until it returns."""
     qkv = tuple(t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v))
     others = tuple(None if t is None else t.contiguous() for t in (cu_seqlens, cu_seqlens_q, head_mask, head_gates))
     cu, cu_q, mask, gates = map(address, others)
-    sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], k.shape[0], max_seqlen, max_seqlen_q)
+    longest = (max_seqlen, max_seqlen_q, -1 if window is None else window)
+    sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], k.shape[0], *longest)
     heads = tuple((t.data_ptr(), t.stride(0), t.stride(1)) for t in qkv)
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 

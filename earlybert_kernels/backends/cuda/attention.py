@@ -13,8 +13,12 @@ from .. import address, cuda
 HEAD_SIZES = (32, 64)
 
 
-def refuses(q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None, max_seqlen: int) -> str | None:
-    """Why these tensors cannot be taken (device, dtype, sizes), or None."""
+def refuses(
+    q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None, max_seqlen: int, window: int | None = None
+) -> str | None:
+    """Why these tensors cannot be taken (device, dtype, sizes) or there is no such attention, or None."""
+    if window is not None:
+        return "it has no attention with a window"
     return cuda.refuses(q, k, v, *others) or refuses_sizes(q, q.shape[2], max_seqlen)
 
 
@@ -53,6 +57,7 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     scale: float,
+    window: None = None,
     *,
     zero_pruned: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -88,6 +93,7 @@ def backward(
     seed: Tensor | None,
     dropout_p: float,
     scale: float,
+    window: None = None,
     *,
     zero_pruned: bool = True,
     grads: tuple[Tensor, Tensor, Tensor] | None = None,

@@ -117,6 +117,7 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     scale: float,
+    window: int | None = None,
     *,
     zero_pruned: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -125,6 +126,7 @@ def forward(
     Args:
         q, k, v: float32, float16 or bfloat16, strided in any way that leaves a head's values side by side.
         seed: int64, 0-d, or None to drop nothing.
+        window: as in `ops.attention`.
         zero_pruned: write zeros for a pruned head; otherwise its part of `out` is left as it was allocated.
 
     Raises:
@@ -152,7 +154,7 @@ def forward(
         (sequences * blocks * heads,),
         *(q, k, v, out, logsumexp, cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
         *_steps(q, k, v),
-        *(heads, tokens_q, blocks, scale),
+        *(heads, tokens_q, blocks, scale, window),
         STAY=stay,
         **constants,
     )
@@ -175,6 +177,7 @@ def backward(
     seed: Tensor | None,
     dropout_p: float,
     scale: float,
+    window: int | None = None,
     *,
     zero_pruned: bool = True,
     grads: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -220,7 +223,7 @@ def backward(
         *(grad_out, out, logsumexp, q, k, v, grad_q, grad_k, grad_v, grad_gates, partial_q, stats),
         *(cu_seqlens, cu_seqlens_q, head_mask, head_gates, seed),
         *_steps(grad_out, q, k, v, grad_q, grad_k, grad_v),
-        *(heads, tokens_q, shares, share_keys, stat_blocks, scale),
+        *(heads, tokens_q, shares, share_keys, stat_blocks, scale, window),
         ONE_TILE=one_block and queries <= tiles.queries,
         **constants,
     )

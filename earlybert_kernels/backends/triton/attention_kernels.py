@@ -73,10 +73,25 @@ def _drop(weights, seed, row, cols, scale, THRESHOLD: tl.constexpr):
 
 
 @triton.jit
-def _attend(queries, keys, values, there, scale, seed, row, BLOCK_N: tl.constexpr, THRESHOLD: tl.constexpr):
+def _seen(rows, cols, count, window):
+    """Which of `count` keys, those at places `cols`, the queries at places `rows` attend to: `(ROWS or 1, COLS)`."""
+    seen = (cols < count)[None, :]
+    if window is not None:
+        seen = seen & (tl.abs(rows[:, None] - cols[None, :]) <= window)
+    return seen
+
+
+@triton.jit
+def _finite(top, window):
+    """The top scores, of which those of queries that see no key are -inf, as numbers that can be subtracted."""
+    return top if window is None else tl.maximum(top, -1e30)
+
+
+@triton.jit
+def _attend(queries, keys, values, seen, window, scale, seed, row, BLOCK_N: tl.constexpr, THRESHOLD: tl.constexpr):
     """Attention to all keys at once: values' sums by unnormalised weights, the weights' sums, and the top scores."""
-    scores = tl.where(there[None, :], _dot(queries, tl.trans(keys), None) * scale, float("-inf"))
-    top = tl.max(scores, 1)
+    scores = tl.where(seen, _dot(queries, tl.trans(keys), None) * scale, float("-inf"))
+    top = _finite(tl.max(scores, 1), window)
     weights = tl.exp2(scores - top[:, None])
     total = tl.sum(weights, 1)
     weights = _drop(weights, seed, row, tl.arange(0, BLOCK_N), scale, THRESHOLD)
@@ -94,9 +109,12 @@ def _store_result(
     total,
     top,
     factor,
+    window,
     HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    if window is not None:
+        total = tl.where(total > 0, total, 1.0)
     _store_rows(out, rows, count, stride, result * (factor / total)[:, None], HEAD_SIZE, BLOCK_D)
     tl.store(logsumexp + rows, (top + tl.log2(total)) * _LN_2, mask=rows < count)
 
@@ -123,6 +141,7 @@ def forward(
     tokens_q,
     blocks,
     scale,
+    window,
     HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -177,7 +196,6 @@ def forward(
     rows = begin + tl.arange(0, BLOCK_M)
     if ONE_BLOCK:
         cols = tl.arange(0, BLOCK_N)
-        there = cols < count_k
         keys = _load_rows(k, cols, count_k, k_token, HEAD_SIZE, BLOCK_D)
         values = _load_rows(v, cols, count_k, v_token, HEAD_SIZE, BLOCK_D)
         if STAY:
@@ -185,25 +203,37 @@ def forward(
                 rows = start + tl.arange(0, BLOCK_M)
                 queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
                 drawn = _drawn_row(head, first_q, rows, tokens_q)
-                result, total, top = _attend(queries, keys, values, there, scale, seed_value, drawn, BLOCK_N, THRESHOLD)
-                _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
+                seen = _seen(rows, cols, count_k, window)
+                result, total, top = _attend(
+                    queries, keys, values, seen, window, scale, seed_value, drawn, BLOCK_N, THRESHOLD
+                )
+                _store_result(
+                    out, logsumexp, rows, count_q, step, result, total, top, factor, window, HEAD_SIZE, BLOCK_D
+                )
         else:
             queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
             drawn = _drawn_row(head, first_q, rows, tokens_q)
-            result, total, top = _attend(queries, keys, values, there, scale, seed_value, drawn, BLOCK_N, THRESHOLD)
-            _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
+            seen = _seen(rows, cols, count_k, window)
+            result, total, top = _attend(
+                queries, keys, values, seen, window, scale, seed_value, drawn, BLOCK_N, THRESHOLD
+            )
+            _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, window, HEAD_SIZE, BLOCK_D)
     else:
         queries = _load_rows(q, rows, count_q, q_token, HEAD_SIZE, BLOCK_D)
         drawn = _drawn_row(head, first_q, rows, tokens_q)
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for start in range(0, count_k, BLOCK_N):
+        first_key, last_key = 0, count_k
+        if window is not None:
+            first_key = tl.maximum(begin - window, 0) // BLOCK_N * BLOCK_N
+            last_key = tl.minimum(begin + BLOCK_M + window, count_k)
+        for start in range(first_key, last_key, BLOCK_N):
             cols = start + tl.arange(0, BLOCK_N)
             keys = _load_rows(k, cols, count_k, k_token, HEAD_SIZE, BLOCK_D)
             scores = _dot(queries, tl.trans(keys), None) * scale
-            scores = tl.where((cols < count_k)[None, :], scores, float("-inf"))
-            new_top = tl.maximum(top, tl.max(scores, 1))
+            scores = tl.where(_seen(rows, cols, count_k, window), scores, float("-inf"))
+            new_top = _finite(tl.maximum(top, tl.max(scores, 1)), window)
             weights = tl.exp2(scores - new_top[:, None])
             shrink = tl.exp2(top - new_top)
             total = total * shrink + tl.sum(weights, 1)
@@ -211,7 +241,7 @@ def forward(
             weights = _drop(weights, seed_value, drawn, cols, scale, THRESHOLD)
             values = _load_rows(v, cols, count_k, v_token, HEAD_SIZE, BLOCK_D)
             result = _dot(weights.to(values.dtype), values, result * shrink[:, None])
-        _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, HEAD_SIZE, BLOCK_D)
+        _store_result(out, logsumexp, rows, count_q, step, result, total, top, factor, window, HEAD_SIZE, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -253,6 +283,7 @@ def backward(
     share_keys,
     stat_blocks,
     scale,
+    window,
     HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -340,7 +371,11 @@ def backward(
         values = _load_rows(v, cols, end, v_token, HEAD_SIZE, BLOCK_D)
         grad_keys = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         grad_values = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for start in range(0, BLOCK_M if ONE_TILE else count_q, BLOCK_M):
+        first_row, last_row = 0, BLOCK_M if ONE_TILE else count_q
+        if window is not None and not ONE_BLOCK:
+            first_row = tl.maximum(key - window, 0) // BLOCK_M * BLOCK_M
+            last_row = tl.minimum(key + BLOCK_N + window, count_q)
+        for start in range(first_row, last_row, BLOCK_M):
             rows = start + tl.arange(0, BLOCK_M)
             if THRESHOLD > 0:
                 drawn = _drawn_row(head, first_q, rows, tokens_q)
@@ -351,7 +386,10 @@ def backward(
                 top = tl.load(logsumexp + rows, mask=rows < count_q, other=0.0) * _LOG2_E
             else:
                 top = tl.load(stats + rows)
-            weights = tl.where((cols < end)[:, None], tl.exp2(scores - top[None, :]), 0.0)
+            seen = (cols < end)[:, None]
+            if window is not None:
+                seen = seen & (tl.abs(cols[:, None] - rows[None, :]) <= window)
+            weights = tl.where(seen, tl.exp2(scores - top[None, :]), 0.0)
             grads = _load_rows(grad_out, rows, count_q, grad_out_token, HEAD_SIZE, BLOCK_D)
             dropped = weights
             if THRESHOLD > 0:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
-from earlybert_kernels.models import family_of_type
+from earlybert_kernels.models import family_of_type, layer_parts
 
 from ..errors import MissingFileError, UsageError
 from ..loading import reading
@@ -80,11 +80,13 @@ def _ticket_cut(model: PreTrainedModel, ticket: ek.Ticket) -> Finding:
 def _parameters_gone(model: torch.nn.Module, stock: PreTrainedModel, ticket: ek.Ticket) -> Finding:
     """The model has as many parameters as the stock one minus those of the units that the ticket drops."""
     config = stock.config
-    head_size = config.hidden_size // config.num_attention_heads
     # A head owns rows of query, key and value with their biases, and columns of the output projection;
-    # a neuron a row of the first matrix with its bias, and a column of the second.
-    per_head = head_size * (4 * config.hidden_size + 3)
-    per_neuron = 2 * config.hidden_size + 1
+    # a neuron a row of the first matrix with its bias (two where it has a gate), and a column of the second.
+    _, parts = layer_parts(stock)[0]
+    sizes: dict[str, int] = {"heads": 0, "neurons": 0}
+    for parameter in parts.unit_parameters():
+        sizes[parameter.unit] += getattr(parameter.linear, parameter.name).numel()
+    per_head, per_neuron = sizes["heads"] // parts.num_heads, sizes["neurons"] // parts.num_neurons
     heads_of, neurons_of = family_of_type(config.model_type).units(config)
     heads = sum(heads_of) - sum(map(len, ticket.heads))
     neurons = sum(neurons_of) - sum(map(len, ticket.neurons))

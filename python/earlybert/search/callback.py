@@ -302,11 +302,11 @@ def _cut_to_fit(model: nn.Module, weights: dict[str, Tensor], prefix: str, args:
     own: list[tuple[int, int]] = []
     found: list[tuple[int, int]] = []
     for _, parts in layer_parts(model):
-        pair = parts.query.weight, parts.output.weight
+        pair = parts.attention_output.weight, parts.output.weight
         if any(names[weight] not in weights for weight in pair):
             return False
-        for widths, (query, output) in ((own, pair), (found, [weights[names[weight]] for weight in pair])):
-            widths.append((len(query) // parts.head_size, output.shape[1]))
+        for widths, (attention, output) in ((own, pair), (found, [weights[names[weight]] for weight in pair])):
+            widths.append((attention.shape[1] // parts.head_size, output.shape[1]))
     if own == found:
         return False
     tickets = {ek.Ticket(**saved["ticket"]) for saved in _saved_states(args) if "ticket" in saved}

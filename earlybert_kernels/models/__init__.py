@@ -33,8 +33,8 @@ def refuse_distributed(model: nn.Module, verb: str) -> None:
     wrapper = next((name for module in model.modules() for name in _wrappers(module)), None)
     if wrapper is not None:
         raise ValueError(
-            f"{verb} changes modules or Parameters, and {wrapper} goes on with those that it was made with: call {verb} "
-            "before wrapping the model"
+            f"{verb} changes modules or Parameters, and {wrapper} goes on with those that it was made with: "
+            f"call {verb} before wrapping the model"
         )
 
 

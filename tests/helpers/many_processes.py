@@ -93,6 +93,36 @@ def stock_loop(folder: Path) -> Found:
     return plain_loop(folder, converted=False)
 
 
+def accelerated(folder: Path) -> Found:
+    """The same by Accelerate: the model and its optimizer are prepared, and prepared anew after the draw."""
+    from accelerate import Accelerator
+
+    accelerator, model = Accelerator(cpu=True), ek.convert(tiny_model()).train()
+    search = Search(model, SearchSettings(max_steps=12, **SETTINGS))
+    gates = {"params": search.gates, "l1": 1e-3, "lr": 0.1, "weight_decay": 0.0}
+    optimizer = ek.AdamW([{"params": search.weights}, gates], lr=1e-3)
+    losses = []
+
+    def step(wrapper: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        loss = wrapper(**share(number)).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(accelerator.reduce(loss.detach(), "mean").item())
+
+    wrapper, prepared = accelerator.prepare(model, optimizer)
+    while not search.is_over:
+        step(wrapper, prepared, search.step)
+        search.after_step()
+    ticket = search.finish()
+    del wrapper
+    accelerator.free_memory()
+    wrapper, prepared = accelerator.prepare(model, ek.AdamW(model.parameters(), lr=2e-3))
+    for number in range(8):
+        step(wrapper, prepared, 100 + number)
+    return {"ticket": ticket.heads + ticket.neurons, "steps": search.step, "losses": losses, "state": state(model)}
+
+
 def masked(folder: Path) -> Found:
     """Units that are skipped, and Parameters that are frozen."""
     model = ek.convert(tiny_model()).train()
@@ -144,6 +174,8 @@ def make_trainer(
         "disable_tqdm": True, "save_strategy": "steps", "save_steps": 2,
         # Shuffled, examples come in another order where a process has batches of another size.
         "train_sampling_strategy": "sequential",
+        # Else Trainer multiplies a classifier's mean loss by the number of processes.
+        "average_tokens_across_devices": False,
     }  # fmt: skip
     model = ek.convert(tiny_model()) if converted else tiny_model()
     trainer = Trainer(
@@ -239,7 +271,7 @@ def sharded(folder: Path) -> Found:
 
 SCENARIOS: dict[str, Callable[[Path], Found]] = {
     scenario.__name__: scenario
-    for scenario in (plain_loop, stock_loop, masked, disagreement, trained, dying, sharded)
+    for scenario in (plain_loop, stock_loop, accelerated, masked, disagreement, trained, dying, sharded)
 }
 
 

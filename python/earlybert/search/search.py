@@ -47,8 +47,8 @@ class Search:
             ...                  # stop
         ticket = search.finish()  # the model is small now, and has the weights of the beginning; build its optimizer
 
-    Of several processes (torchrun) each makes a search of its model and wraps that in DistributedDataParallel then, which
-    averages the gates' gradients like all others; after `finish` the model is wrapped anew. The tickets of all
+    Of several processes (torchrun) each makes a search of its model and wraps that in DistributedDataParallel then,
+    which averages the gates' gradients like all others; after `finish` the model is wrapped anew. The tickets of all
     processes are compared at every look and at the end, and are the same, or an error says that they are not.
 
     A search that is to go on in another process is made there with a model of the same kind; then the model, the
@@ -191,8 +191,8 @@ class Search:
         if any(gate is not own for gate, own in zip(now, self.gates, strict=True)):
             raise UsageError(
                 "the model's gates are not those that the search began with. If fully_shard (FSDP2) has put its own in "
-                "their place: a search cannot read them; search with DistributedDataParallel, and shard the model after "
-                "finish()"
+                "their place: a search cannot read them; search with DistributedDataParallel, and shard the model "
+                "after finish()"
             )
 
     def _ratios(self) -> dict[str, Any]:

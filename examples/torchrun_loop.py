@@ -93,6 +93,7 @@ def main() -> float:
             schedule.step()
             optimizer.zero_grad()
 
+    del wrapped  # one that outlives the process group may hang at its end (torch 2.13, gloo)
     model.eval()
     right = torch.zeros((), device=device)
     with torch.no_grad():

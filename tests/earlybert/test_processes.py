@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from earlybert import processes
+from earlybert.errors import MissingFileError
 from tests.helpers import many_processes
 from tests.helpers.many_processes import found_by, launch
 from tests.helpers.script_checks import CHECKS, PAGE, Runs, assert_same_run, row
@@ -27,7 +28,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_what_the_page_says_is_so(runs: Runs, name: str) -> None:
-    assert row(name, runs) in PAGE.read_text(encoding="utf-8").splitlines()
+    try:
+        found = row(name, runs)
+    except (ModuleNotFoundError, MissingFileError) as error:
+        if getattr(error, "name", None) not in (None, "peft", "sentence_transformers"):
+            raise
+        pytest.skip(str(error))
+    assert found in PAGE.read_text(encoding="utf-8").splitlines()
 
 
 def test_processes_that_have_trained_apart_are_told_so(runs: Runs) -> None:

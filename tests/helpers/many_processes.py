@@ -180,7 +180,7 @@ def make_trainer(
     model = ek.convert(tiny_model()) if converted else tiny_model()
     trainer = Trainer(
         model=model, args=TrainingArguments(**{**settings, **changes}), data_collator=collator,
-        train_dataset=examples(), eval_dataset=examples()[:12], callbacks=[*callbacks, method],
+        train_dataset=examples(), eval_dataset=examples()[:16], callbacks=[*callbacks, method],
     )  # fmt: skip
     return trainer, method
 

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+import earlybert_kernels as ek
+from earlybert.programs.demo import model_folder
 from tests.helpers import many_processes
 from tests.helpers.many_processes import SCENARIOS, Found, found_by, launch
+from tests.helpers.tiny_bert import batch, some_ticket, tiny_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainer.md"
-DONE, REFUSED = "yes", "refused"
+DONE, REFUSED, NOT_TRIED = "yes", "refused", "-"
 #: What two processes do that are compared with one.
 NAMES = ("plain_loop", "stock_loop", "accelerated", "masked", "disagreement", "trained", "sharded")
 
@@ -118,7 +122,7 @@ def goes_on_elsewhere(runs: Runs) -> tuple[str, str]:
         shutil.copytree(runs.two / "run", Path(folder, "run"))
         for step in (2, first["steps"], first["steps"] + 2):
             assert_same_run(many_processes.resumed(Path(folder, "run"), step), first, evaluated=False)
-    return DONE, "-"
+    return DONE, NOT_TRIED
 
 
 def keeps_the_best(runs: Runs) -> tuple[str, str]:
@@ -137,7 +141,51 @@ def search_in_shards(runs: Runs) -> tuple[str, str]:
         after_step, compact, convert = found["errors"]
         assert "fully_shard" in after_step and "search with DistributedDataParallel" in after_step
         assert "call compact before" in compact and "call convert before" in convert
-    return "-", REFUSED
+    return NOT_TRIED, REFUSED
+
+
+def sentence_encoder(runs: Runs) -> tuple[str, str]:
+    """Embeddings of a converted encoder are stock's; a compact one is saved and loaded."""
+    from sentence_transformers import SentenceTransformer
+
+    def embeddings(model: SentenceTransformer) -> torch.Tensor:
+        return torch.as_tensor(model.encode(["a good film", "one that nobody needs"], show_progress_bar=False))
+
+    model = SentenceTransformer(str(model_folder()), device="cpu")
+    expected = embeddings(model)
+    torch.testing.assert_close(embeddings(ek.convert(model)), expected, **CLOSE)
+    ek.compact(model, some_ticket(model[0].auto_model))
+    folder = str(runs.folder / "encoder")
+    model.save(folder)
+    loaded = SentenceTransformer(folder, device="cpu")
+    torch.testing.assert_close(embeddings(ek.convert(loaded)), embeddings(model), **CLOSE)
+    return DONE, NOT_TRIED
+
+
+def adapters(runs: Runs) -> tuple[str, str]:
+    """LoRA on a compact model has gradients, and is merged and converted."""
+    from peft import LoraConfig, get_peft_model
+
+    stock, inputs = tiny_model(), batch() | {"labels": torch.tensor([0, 1, 2, 0])}
+    config = LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
+    model = get_peft_model(ek.compact(stock, some_ticket(stock)), config)
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if "lora" in name]
+    assert len(gradients) == 12 and all(gradient.any() for gradient in gradients)
+    merged = ek.convert(model.merge_and_unload())
+    torch.testing.assert_close(merged(**inputs).logits, outputs.logits, rtol=1e-4, atol=1e-5)
+    return DONE, NOT_TRIED
+
+
+def adapters_inside(runs: Runs) -> tuple[str, str]:
+    """LoRA inside a fused layer raises."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(ek.convert(tiny_model()), LoraConfig(r=2, target_modules=["query", "value"]))
+    with pytest.raises(TypeError, match="merge_and_unload"):
+        model(**batch())
+    return REFUSED, NOT_TRIED
 
 
 CHECKS: dict[str, Callable[[Runs], tuple[str, str]]] = {
@@ -158,6 +206,9 @@ CHECKS: dict[str, Callable[[Runs], tuple[str, str]]] = {
     "masked units and frozen Parameters": lambda runs: trains_alike(runs, "masked"),
     "FSDP2 (`fully_shard`): training a converted model": lambda runs: trains_alike(runs, "sharded"),
     "FSDP2: search": search_in_shards,
+    "sentence-transformers: embeddings, saved and loaded": sentence_encoder,
+    "PEFT: LoRA on a compact model, merged and converted": adapters,
+    "PEFT: LoRA inside a converted model": adapters_inside,
 }
 
 

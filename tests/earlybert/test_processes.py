@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from earlybert import processes
 from earlybert.errors import MissingFileError
@@ -61,3 +62,35 @@ def test_without_processes_nothing_is_compared() -> None:
     assert tensors[0].tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match="expected the model in one DistributedDataParallel"):
         processes.wrapper_of(torch.nn.Linear(1, 1))
+
+
+def test_a_wrapper_made_anew_is_as_it_was(tmp_path: Path) -> None:
+    """It reduces the new Parameters, in the way that it was told to, and no longer the old ones."""
+    seen = []
+
+    def hook(state, bucket):  # torch looks at the types, and knows no strings
+        seen.append((state, sorted(parameter.shape for parameter in bucket.parameters())))
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+        options = {"find_unused_parameters": True, "bucket_cap_mb": 7, "gradient_as_bucket_view": True}
+        wrapper = DistributedDataParallel(model, **options, broadcast_buffers=False)
+        wrapper.register_comm_hook("state", hook)
+        assert processes.wrapper_of(model) is wrapper
+        model[0].weight = torch.nn.Parameter(torch.ones(4, 2))
+        processes.rewrap(wrapper)
+        assert wrapper.find_unused_parameters and wrapper.gradient_as_bucket_view and not wrapper.broadcast_buffers
+        assert wrapper.bucket_bytes_cap == 7 * 2**20
+        wrapper(torch.rand(5, 2)).square().sum().backward()
+        assert seen == [("state", [(4,), (4,), (4,), (4, 2)])]
+        assert model[0].weight.grad.any()
+        wrapper.mixed_precision = object()
+        with pytest.raises(NotImplementedError, match="autocast"):
+            processes.rewrap(wrapper)
+        del wrapper
+    finally:
+        dist.destroy_process_group()

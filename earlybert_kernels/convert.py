@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .models import find_base, layer_parts
+from .models import find_base, layer_parts, refuse_distributed
 from .models.agreement import check_agreement
 from .models.checkpointed_layer import fused_layer
 from .models.checks import check_base, check_config, check_encoder, check_heads
@@ -58,9 +58,11 @@ def convert(model: Model) -> Model:
             class with a forward of its own; the message names it, and nothing has been changed.
         ValueError: a variant that the fused layers do not compute (a decoder, an unknown activation, relative
             positions), or the encoder or the embeddings do not agree with the config (layers that were cut, added or
-            repeated, embeddings of another size), so that a saved model could not be loaded again.
+            repeated, embeddings of another size), so that a saved model could not be loaded again; or the model is
+            wrapped in DistributedDataParallel or sharded by `fully_shard` already: convert first.
     """
     family, base = find_base(model)
+    refuse_distributed(model, "convert")
     check_config(family, base.config)
     check_base(family, base)
     check_agreement(family, model, base, whole=False)

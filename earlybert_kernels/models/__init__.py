@@ -6,6 +6,9 @@ value of one; everything else asks those values.
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,9 +29,19 @@ __all__ = [
 
 
 def refuse_distributed(model: nn.Module, verb: str) -> None:
-    """Raises ValueError for a model in DistributedDataParallel, which would not reduce Parameters made since."""
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+    """Raises ValueError for a model in DistributedDataParallel or `fully_shard`: they know Parameters of before."""
+    wrapper = next((name for module in model.modules() for name in _wrappers(module)), None)
+    if wrapper is not None:
         raise ValueError(
-            f"{verb} changes which Parameters there are, and DistributedDataParallel goes on reducing those that it "
-            f"was made with: call {verb} before wrapping the model"
+            f"{verb} changes modules or Parameters, and {wrapper} goes on with those that it was made with: "
+            f"call {verb} before wrapping the model"
         )
+
+
+def _wrappers(module: nn.Module) -> list[str]:
+    """What of torch.distributed a module is itself, or has been made part of."""
+    if isinstance(module, DistributedDataParallel):
+        return ["DistributedDataParallel"]
+    # Whoever has sharded a model has imported this.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    return ["fully_shard"] if fsdp is not None and isinstance(module, fsdp.FSDPModule) else []

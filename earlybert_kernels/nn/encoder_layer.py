@@ -97,7 +97,8 @@ class EncoderLayer(nn.Module):
             if parent._modules.get(name) is not child:
                 raise TypeError(
                     f"{type(parent).__name__}.{name} was replaced after the model was converted; call "
-                    "earlybert_kernels.restore(model) before changing its modules, and convert it again"
+                    "earlybert_kernels.restore(model) before changing its modules, and convert it again; an adapter is "
+                    "trained on the restored model and merged (model.merge_and_unload()) before converting"
                 )
             if (found := extension(child)) is not None:
                 raise TypeError(

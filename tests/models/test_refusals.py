@@ -189,13 +189,13 @@ def test_ids_of_a_dtype_that_would_be_cut_are_refused(name, dtype) -> None:
         ek.convert(tiny_model())(**inputs)
 
 
-@pytest.mark.parametrize("verb", ["enable_gates", "compact"])
+@pytest.mark.parametrize("verb", ["convert", "enable_gates", "compact"])
 def test_parameters_made_inside_a_distributed_wrapper_are_refused(verb, tmp_path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = torch.nn.parallel.DistributedDataParallel(ek.convert(tiny_model()))
         with pytest.raises(ValueError, match=f"call {verb} before wrapping"):
-            ek.enable_gates(model) if verb == "enable_gates" else ek.compact(model, some_ticket(model.module))
+            getattr(ek, verb)(model, *[some_ticket(model.module)] * (verb == "compact"))
     finally:
         torch.distributed.destroy_process_group()
 

@@ -79,6 +79,7 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
         UsageError: the run cannot be done as asked; the message says why.
     """
     _check_torch()
+    _check_alone()
     check_trackers(args.trackers)
     args = args.resolved(task.max_length)
     directory = RunDirectory(args.output_dir)
@@ -103,6 +104,16 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
         if not len(examples):
             raise UsageError(f"task {task.name}: expected examples in split {split or 'dev'}, found none")
     return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
+
+
+def _check_alone() -> None:
+    """Raises UsageError under torchrun or `accelerate launch`, each of whose processes would be a run of its own."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdecimal() and int(count) > 1:
+        raise UsageError(
+            f"a run trains in one process, and this is one of {count} (WORLD_SIZE): start it without torchrun; to "
+            "train in several, use earlybert.EarlyBertCallback with transformers.Trainer, or earlybert.Search"
+        )
 
 
 def _check_torch() -> None:

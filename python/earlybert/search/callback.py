@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import earlybert_kernels as ek
 from earlybert_kernels.models import layer_parts
 
+from .. import processes
 from ..errors import UsageError
+from ..files import replacing
 from .gate_updates import GateUpdates
 from .search import Search, SearchSettings
 
@@ -40,8 +43,9 @@ class EarlyBertCallback(TrainerCallback):
     `load_best_model_at_end` are those of the ticket: what was best before the draw is forgotten.
 
     The callback takes Trainer's own optimizers and others that are handed over, and schedules that are a `LambdaLR`, as
-    all of Trainer's are but `reduce_lr_on_plateau` and `greedy`; one device; models that are handed over (a
-    `model_init` can not be resumed).
+    all of Trainer's are but `reduce_lr_on_plateau` and `greedy`; models that are handed over (a `model_init` can not be
+    resumed). Of several processes (torchrun) each has the callback: Trainer wraps the model in
+    DistributedDataParallel, the gates' gradients are averaged beside it, and the draw makes the wrapper anew.
 
     Attributes:
         ticket: which units the model keeps, once drawn.
@@ -88,6 +92,7 @@ class EarlyBertCallback(TrainerCallback):
         self._scale = 1.0
         self._schedule: _TwoStages | None = None
         self._prepared: nn.Module | None = None
+        self._wrapper: DistributedDataParallel | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adds the gates: a checkpoint is loaded before training begins. Trainer's optimizer will not know them."""
@@ -108,6 +113,7 @@ class EarlyBertCallback(TrainerCallback):
         """Begins the search, or goes on where the checkpoint was."""
         model, optimizer, scheduler = (kwargs[name] for name in ("model", "optimizer", "lr_scheduler"))
         _check(args, model, optimizer, scheduler)
+        self._wrapper = processes.wrapper_of(model) if processes.count() > 1 else None
         longest = max(1, round(self.search_share * state.max_steps))
         if longest >= state.max_steps:
             raise UsageError(f"{state.max_steps} optimizer steps are too few for a search and the training of a ticket")
@@ -175,7 +181,8 @@ class EarlyBertCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adds to the checkpoint what Trainer does not know."""
         folder = Path(args.output_dir or "", f"checkpoint-{state.global_step}")
-        if args.save_only_model or not folder.is_dir():  # elsewhere are those of a search for hyper-parameters
+        # Elsewhere are those of a search for hyper-parameters.
+        if args.save_only_model or not args.should_save or not folder.is_dir():
             return
         saved: dict[str, Any] = {"step": state.global_step}
         if self._search is not None and self._gates is not None:
@@ -183,7 +190,8 @@ class EarlyBertCallback(TrainerCallback):
         elif self.ticket is not None and self._schedule is not None:
             parts = {name: getattr(self.ticket, name) for name in ("heads", "neurons", "heads_of", "neurons_of")}
             saved |= {"ticket": parts, "record": self.record, "origin": self._schedule.origin}
-        torch.save(saved, folder / STATE_FILE)
+        with replacing(folder / STATE_FILE) as partial:
+            torch.save(saved, partial)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -204,6 +212,8 @@ class EarlyBertCallback(TrainerCallback):
         for group in optimizer.param_groups:
             group["params"] = [after[before[p]] if p in before else p for p in group["params"]]
         optimizer.state.clear()
+        if self._wrapper is not None:
+            processes.rewrap(self._wrapper)
         self._schedule.begin_training()
         state.max_steps = state.global_step + self._train_steps
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -272,7 +282,9 @@ class _TwoStages:
 def _check(args: TrainingArguments, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
     """Raises UsageError if the run has something that does not go with cutting a model."""
     refused = {
-        "several devices": args.world_size > 1 or args.n_gpu > 1,
+        "torch.nn.DataParallel: start a process for each GPU with torchrun": args.n_gpu > 1,
+        "FSDP, whose shards a search cannot read: leave it out": bool(args.fsdp),
+        "DeepSpeed: leave it out": args.deepspeed is not None,
         "torch_compile": args.torch_compile,
         f"a schedule of {type(scheduler).__name__}, which is no LambdaLR": not isinstance(scheduler, LambdaLR),
         "an optimizer that holds none of the model's Parameters": set(model.parameters()).isdisjoint(

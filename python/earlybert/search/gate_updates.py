@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 import earlybert_kernels as ek
 
+from .. import processes
+
 
 class GateUpdates:
     """Takes the gates' gradients as they are made, and makes Adam's steps of them with an L1 penalty.
 
     A gate has no gradient outside of `step`, so that whoever clips gradients clips those of the weights, and the
-    penalty is neither in the loss nor multiplied by what scales it.
+    penalty is neither in the loss nor multiplied by what scales it. Of several processes each sums its own, and the
+    mean of the sums is what all of them step by: DistributedDataParallel need not know of the gates.
 
     Attributes:
         optimizer: `ek.AdamW` of the gates.
@@ -39,6 +42,7 @@ class GateUpdates:
         Args:
             scale: what the loss was multiplied by.
         """
+        processes.average(self._sums[gate] for gate in self._gates if gate in self._sums)
         for gate, gradient in self._sums.items():
             gate.grad = gradient if scale == 1.0 else gradient / scale
         self._sums.clear()

@@ -9,6 +9,7 @@ from torch import nn
 
 import earlybert_kernels as ek
 
+from .. import processes
 from ..errors import UsageError
 from .detector import Check, EarlyBirdDetector, default_interval
 from .drawing import draw, draw_masks
@@ -45,6 +46,10 @@ class Search:
         if search.after_step():  # after every step of the optimizer: is the search over?
             ...                  # stop
         ticket = search.finish()  # the model is small now, and has the weights of the beginning; build its optimizer
+
+    Of several processes (torchrun) each makes a search of its model and wraps that in DistributedDataParallel then,
+    which averages the gates' gradients like all others; after `finish` the model is wrapped anew. The tickets of all
+    processes are compared at every look and at the end, and are the same, or an error says that they are not.
 
     A search that is to go on in another process is made there with a model of the same kind; then the model, the
     optimizer and the search are each given their saved state.
@@ -106,15 +111,28 @@ class Search:
         return self._detector.history[-1] if self._detector.history else None
 
     def after_step(self) -> bool:
-        """Counts an optimizer step and looks at the ticket, if it is due; returns `is_over`."""
+        """Counts an optimizer step and looks at the ticket, if it is due; returns `is_over`.
+
+        Raises:
+            RuntimeError: of several processes, one has another ticket.
+            UsageError: the model's gates are others than at the beginning.
+        """
         self.step += 1
         if self._detector.is_due(self.step):
+            self._check_gates()
             masks = draw_masks(self.head_gates, self.neuron_gates, **self._ratios())
+            if processes.count() > 1:  # or a GPU is not waited for
+                processes.check_same("the ticket", [self.step, [mask.tolist() for mask in (*masks[0], *masks[1])]])
             self._detector.update(self.step, masks)
         return self.is_over
 
     def draw(self) -> ek.Ticket:
-        """The ticket of the gates as they are now."""
+        """The ticket of the gates as they are now.
+
+        Raises:
+            UsageError: the model's gates are others than at the beginning.
+        """
+        self._check_gates()
         return draw(self.head_gates, self.neuron_gates, **self._ratios())
 
     def finish(self, ticket: ek.Ticket | None = None) -> ek.Ticket:
@@ -127,9 +145,14 @@ class Search:
 
         Returns:
             The ticket.
+
+        Raises:
+            RuntimeError: of several processes, one has another ticket.
+            UsageError: the model's gates are others than at the beginning.
         """
         if ticket is None:
             ticket = self.draw()
+        processes.check_same("the ticket", ticket)
         ek.remove_gates(self._model)
         self._model.load_state_dict(self._start)
         ek.compact(self._model, ticket)
@@ -161,6 +184,16 @@ class Search:
         self._detector.load_state_dict(state["detector"])
         for name, tensor in state.get("start", {}).items():
             self._start[name].copy_(tensor)
+
+    def _check_gates(self) -> None:
+        """Raises UsageError if what trains the model has put other Parameters in the place of its gates."""
+        now = (*ek.head_gates(self._model), *ek.neuron_gates(self._model))
+        if any(gate is not own for gate, own in zip(now, self.gates, strict=True)):
+            raise UsageError(
+                "the model's gates are not those that the search began with. If fully_shard (FSDP2) has put its own in "
+                "their place: a search cannot read them; search with DistributedDataParallel, and shard the model "
+                "after finish()"
+            )
 
     def _ratios(self) -> dict[str, Any]:
         return {"head_ratio": self.settings.head_ratio, "neuron_ratio": self.settings.neuron_ratio}

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
+from .compact_classes import COMPACT_CLASSES
+
 _FOREIGN = "its config and its weights do not belong together"
 
 
@@ -59,7 +61,8 @@ def check_loaded(model: PreTrainedModel, found: Mapping[str, Any], source: Any, 
     if not other_head:
         wrong.update(differing)
     # A base model's pooler is optional, a head of the class that was saved is not.
-    if type(model).__name__ in (model.config.architectures or ()) and model is not model.base_model:
+    names = {cls.__name__ for cls in (type(model), COMPACT_CLASSES.stock(type(model)))}
+    if names & {*(model.config.architectures or ())} and model is not model.base_model:
         wrong.update(missing)
     for key in sorted(wrong):
         if key in missing:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 import earlybert_kernels as ek
 from earlybert_kernels.models import encoder_gaps, family_of_type
+from earlybert_kernels.pruned import without_pruned_heads
 
 from .errors import MissingFileError, UsageError
 from .tasks import Task
@@ -55,6 +56,8 @@ def read_config(
         stated, _ = PreTrainedConfig.get_config_dict(name)
         labels = _labels(config, stated, head)
     try:
+        if getattr(config, "pruned_heads", None):  # by transformers 4
+            config = without_pruned_heads(config)
         ek.check_convertible(config)
         getattr(config, "ticket", None)  # a compact model's, of which the config says what is left
     except (TypeError, ValueError) as error:

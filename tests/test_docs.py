@@ -35,6 +35,7 @@ TARGETS = {
     "draw": "earlybert.search.drawing.read_gates",
     "predict": "earlybert.programs.inference.predict",
     "evaluate": "earlybert.programs.inference.evaluate",
+    "export": "earlybert.programs.export.export",
     "push": "earlybert.programs.push.push",
     "env": "earlybert_kernels.env.report",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,8 @@ def test_an_onnx_graph_has_onnxs_own_operators_and_its_optimizer_changes_no_logi
 def test_a_torch_program_is_read_without_this_library_and_without_transformers(tmp_path: Path) -> None:
     model = saved(tmp_path / "model")
     export(str(tmp_path / "model"), str(tmp_path / "out"), format="torch")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("bert", ["BertForSequenceClassification"])
     torch.save(batch(), tmp_path / "inputs.pt")
     code = (
         "import sys, torch\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from transformers import PreTrainedModel
 import earlybert_kernels as ek
 from earlybert_kernels.models import family_of_type, find_base
 from earlybert_kernels.models.compact_classes import COMPACT_CLASSES
+from earlybert_kernels.models.compact_config import CompactConfig
 
 from ..errors import MissingFileError, OutputExistsError, UsageError
 from ..files import PARTIAL, remove
 from ..loading import read_config, read_tokenizer, reading
 from ..run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 #: By format, the file of the graph; a stock model has those of transformers.
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -32,7 +37,7 @@ def export(model: str, output: str, *, format: str) -> list[Path]:
 
     Args:
         model: the folder of a run, or of a model, compact or not, or a model of the hub; with the head that it has.
-        output: a new or empty folder. It gets the model's config and, where there is one, its tokenizer, and:
+        output: a new or empty folder. It gets a stock config of the model and, where there is one, its tokenizer, and:
         format: `stock`, weights of the dense shapes for plain transformers, zeros in the pruned places. `onnx`, a graph
             of the compact widths in ONNX's own operators (`model.onnx`). `torch`, the same of PyTorch's, as
             `torch.export.load` reads it (`model.pt2`). Graphs are float32 and take `input_ids`, `attention_mask` and,
@@ -59,7 +64,7 @@ def export(model: str, output: str, *, format: str) -> list[Path]:
             ek.to_stock(loaded).save_pretrained(partial)
         else:
             partial.mkdir()
-            loaded.config.save_pretrained(partial)
+            _stock_config(loaded).save_pretrained(partial)
             _write_graph(loaded, partial / GRAPHS[format], format)
         _copy_tokenizer(_model_of(model), loaded.config, partial)
         partial.replace(folder)
@@ -110,11 +115,20 @@ def _load(name: str, *, dtype: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def _stock_config(model: PreTrainedModel) -> Any:
+    """That of the dense model, which transformers knows without this library."""
+    config: Any = model.config
+    config = config.dense() if isinstance(config, CompactConfig) else copy.deepcopy(config)
+    config.architectures = [COMPACT_CLASSES.stock(type(model)).__name__]
+    return config
+
+
 def _copy_tokenizer(name: str, config: Any, folder: Path) -> None:
     try:
         tokenizer = read_tokenizer(name, config, "model")
-    except UsageError:
-        return  # a model may stand alone
+    except UsageError as error:  # a model may stand alone
+        logger.info("no tokenizer is written: %s", error)
+        return
     tokenizer.save_pretrained(folder)
 
 

@@ -140,9 +140,10 @@ def _register(family: ModelFamily) -> None:
         globals()[compact.__name__] = compact  # by name, as pickle and transformers look classes up
     auto: Any
     for auto in vars(modeling_auto).values():  # several load one class
-        mapping = getattr(auto, "_model_mapping", None)
-        if isinstance(auto, type) and mapping is not None and family.config in mapping:
-            auto.register(config_class, COMPACT_CLASSES.compact(mapping[family.config]), exist_ok=True)
+        if isinstance(auto, type) and (mapping := getattr(auto, "_model_mapping", None)) is not None:
+            known = COMPACT_CLASSES.compact(mapping.get(family.config, None))
+            if known is not None:
+                auto.register(config_class, known, exist_ok=True)
     # Some things transformers asks of a class by its name: whether a Trainer that smooths labels shifts them, which
     # pipelines take it.
     for name, class_names in vars(modeling_auto).items():

@@ -56,7 +56,8 @@ def export(model: str, output: str, *, format: str) -> list[Path]:
     if format == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise UsageError("--format onnx needs packages: pip install 'earlybert-kernels[export]'")
     folder = _check_folder(Path(output))
-    loaded = _load(_model_of(model), dtype="auto" if format == "stock" else torch.float32)
+    source = _model_of(model)
+    loaded = _load(source, dtype="auto" if format == "stock" else torch.float32)
     partial = folder.with_name(folder.name + PARTIAL)
     remove(partial)
     try:
@@ -66,7 +67,7 @@ def export(model: str, output: str, *, format: str) -> list[Path]:
             partial.mkdir()
             _stock_config(loaded).save_pretrained(partial)
             _write_graph(loaded, partial / GRAPHS[format], format)
-        _copy_tokenizer(_model_of(model), loaded.config, partial)
+        _copy_tokenizer(source, loaded.config, partial)
         partial.replace(folder)
     except BaseException:
         remove(partial)

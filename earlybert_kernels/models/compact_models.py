@@ -81,7 +81,7 @@ class _CompactModel(_Model):
             self._keep_in_fp32_modules_strict = {*wide, "head_gates", "neuron_gates"}
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers loads any model, but with no weight at random that the checkpoint should have.
 
         Raises:
@@ -90,9 +90,9 @@ class _CompactModel(_Model):
         other_head, info = (kwargs.pop(name, False) for name in ("ignore_mismatched_sizes", "output_loading_info"))
         # All that differs is let through, and named here.
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        loaded: Any = super().from_pretrained(source, *args, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, found = loaded
-        check_loaded(model, found, source, other_head=other_head)
+        check_loaded(model, found, pretrained_model_name_or_path, other_head=other_head)
         return loaded if info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -139,9 +139,9 @@ def _register(family: ModelFamily) -> None:
         COMPACT_CLASSES.add(stock, compact)
         globals()[compact.__name__] = compact  # by name, as pickle and transformers look classes up
     auto: Any
-    for auto in vars(modeling_auto).values():  # several load one class
-        if isinstance(auto, type) and (mapping := getattr(auto, "_model_mapping", None)) is not None:
-            known = COMPACT_CLASSES.compact(mapping.get(family.config, None))
+    for name, auto in vars(modeling_auto).items():  # several load one class
+        if name.startswith("AutoModel"):
+            known = COMPACT_CLASSES.compact(auto._model_mapping.get(family.config, None))
             if known is not None:
                 auto.register(config_class, known, exist_ok=True)
     # Some things transformers asks of a class by its name: whether a Trainer that smooths labels shifts them, which

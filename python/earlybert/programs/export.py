@@ -160,7 +160,7 @@ def _write_graph(model: PreTrainedModel, path: Path, format: str) -> None:
         if format == "torch":
             torch.export.save(program, path)
             return
-        onnx = torch.onnx.export(
+        onnx: Any = torch.onnx.export(
             program, dynamo=True, input_names=list(example), output_names=outputs, verbose=False, external_data=False
         )
         onnx.save(path)

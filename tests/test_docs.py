@@ -35,6 +35,7 @@ TARGETS = {
     "draw": "earlybert.search.drawing.read_gates",
     "predict": "earlybert.programs.inference.predict",
     "evaluate": "earlybert.programs.inference.evaluate",
+    "export": "earlybert.programs.export.export",
     "push": "earlybert.programs.push.push",
     "env": "earlybert_kernels.env.report",
 }
@@ -85,6 +86,9 @@ def test_python_blocks_run(
 ) -> None:
     if page.name == "trainer.md":
         pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
+    if page.name == "export.md":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     names = {
         "loader": loader(tiny_bert, toy_sst2),
@@ -95,6 +99,11 @@ def test_python_blocks_run(
     for block in blocks(page, "python"):
         small = block.replace('"bert-base-uncased"', repr(tiny_bert)).replace("max_length=128", "max_length=16")
         exec(compile(small, str(page), "exec"), names)
+    if page.name == "export.md":
+        expected = names["model"](**names["inputs"]).logits
+        for logits in (names["torch_logits"], torch.from_numpy(names["onnx_logits"])):
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        return
     assert ek.is_converted(names["model"])
     if page.name == "by-hand.md":
         batch = next(iter(names["loader"]))

@@ -15,10 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from . import compact_models  # noqa: F401 makes transformers know compact models
 from .checks import check_convertible
 from .layers import layer_parts
+from .loaded import encoder_gaps
 from .registry import families, family_of_type, find_base, head_of
 
 __all__ = [
     "check_convertible",
+    "encoder_gaps",
     "families",
     "family_of_type",
     "find_base",

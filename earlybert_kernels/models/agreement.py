@@ -15,6 +15,7 @@ from .checks import check_fields
 from .compact_classes import COMPACT_CLASSES
 from .compact_config import CompactConfig
 from .family import ModelFamily
+from .loaded import others
 
 
 def check_agreement(family: ModelFamily, model: nn.Module, base: PreTrainedModel, *, whole: bool = True) -> None:
@@ -89,12 +90,12 @@ def _check_built(family: ModelFamily, module: PreTrainedModel, *, whole: bool) -
         name, field = differing[0], _field(family, differing[0], config)
         raise ValueError(
             f"the model and its config do not agree: {name} is {ours[name]}, by the config{field} "
-            f"{theirs[name]}{_others(differing)}. Change the config or the model, so that a saved one can be loaded"
+            f"{theirs[name]}{others(differing)}. Change the config or the model, so that a saved one can be loaded"
         )
     surplus = sorted(ours.keys() ^ theirs.keys()) if whole else []
     if surplus:
         where = "the config's model, and not this one," if surplus[0] in theirs else "this model, and not the config's,"
-        raise ValueError(f"the model and its config do not agree: {where} has {surplus[0]}{_others(surplus)}")
+        raise ValueError(f"the model and its config do not agree: {where} has {surplus[0]}{others(surplus)}")
     _check_attributes(family, module, built)
     if whole:
         _check_ties(module, built)
@@ -159,7 +160,3 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def _field(family: ModelFamily, name: str, config: PreTrainedConfig) -> str:
     field = next((field for part, field in family.size_fields.items() if part in name), "hidden_size")
     return f" ({field}={getattr(config, field)})"
-
-
-def _others(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

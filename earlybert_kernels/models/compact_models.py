@@ -28,6 +28,7 @@ from .compact_classes import COMPACT_CLASSES
 from .compact_config import COMPACT_CONFIGS, CompactConfig
 from .family import ModelFamily
 from .layers import parts, resized
+from .loaded import check_loaded
 from .registry import families, family_of, when_loaded
 
 _README = """\
@@ -64,11 +65,11 @@ class _CompactModel(_Model):
     config: CompactConfig
 
     def __init__(self, config: CompactConfig, *args: Any, **kwargs: Any) -> None:
+        ticket = config.ticket  # which is refused if it does not fit, before anything is built
         super().__init__(config, *args, **kwargs)
         family = config.family
         layers = [(layer, parts(family, layer, name)) for name, layer in family.named_layers_of(self.base_model)]
         # Which units stay is a matter of the weights, that follow; here only their number counts.
-        ticket = config.ticket
         kept = Ticket(*([range(len(u)) for u in units] for units in (ticket.heads, ticket.neurons)))
         cut(layers, kept, functools.partial(resized, family))
         _set_classes(self)
@@ -78,6 +79,21 @@ class _CompactModel(_Model):
             # Half precision would lose their steps.
             wide = self._keep_in_fp32_modules_strict or ()
             self._keep_in_fp32_modules_strict = {*wide, "head_gates", "neuron_gates"}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers loads any model, but with no weight at random that the checkpoint should have.
+
+        Raises:
+            ValueError: the weights are not those of the config; see `check_loaded`.
+        """
+        other_head, info = (kwargs.pop(name, False) for name in ("ignore_mismatched_sizes", "output_loading_info"))
+        # All that differs is let through, and named here.
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, found = loaded
+        check_loaded(model, found, pretrained_model_name_or_path, other_head=other_head)
+        return loaded if info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As transformers saves any model; beside it a README.md, where there is none, that says how to load it.
@@ -116,13 +132,18 @@ def _register(family: ModelFamily) -> None:
     """Makes a compact class of every class of the family, and tells transformers of them."""
     config_class = COMPACT_CONFIGS[family.model_type]
     AutoTokenizer.register(config_class, fast_tokenizer_class=family.tokenizer, exist_ok=True)
-    for auto_class, stock in family.auto_classes:
+    for _, stock in family.auto_classes:
         docstring = f"`transformers.{stock.__name__}` with heads and neurons removed layer by layer."
         members = {"__module__": __name__, "__doc__": docstring, "config_class": config_class}
         compact = type(f"Compact{stock.__name__}", (_CompactModel, stock), members)
         COMPACT_CLASSES.add(stock, compact)
         globals()[compact.__name__] = compact  # by name, as pickle and transformers look classes up
-        getattr(transformers, auto_class).register(config_class, compact, exist_ok=True)
+    auto: Any
+    for name, auto in vars(modeling_auto).items():  # several load one class
+        if name.startswith("AutoModel"):
+            known = COMPACT_CLASSES.compact(auto._model_mapping.get(family.config, None))
+            if known is not None:
+                auto.register(config_class, known, exist_ok=True)
     # Some things transformers asks of a class by its name: whether a Trainer that smooths labels shifts them, which
     # pipelines take it.
     for name, class_names in vars(modeling_auto).items():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .arguments import FinetuneArguments, PretrainArguments
     from .programs.compare import compare
     from .programs.demo import demo
+    from .programs.export import export
     from .programs.finetune import finetune
     from .programs.inference import evaluate, predict
     from .programs.plots import plot
@@ -35,6 +36,7 @@ __all__ = [
     "demo",
     "draw",
     "evaluate",
+    "export",
     "finetune",
     "plot",
     "predict",
@@ -54,6 +56,7 @@ _MODULES = {
     "demo": "programs.demo",
     "draw": "search.drawing",
     "evaluate": "programs.inference",
+    "export": "programs.export",
     "finetune": "programs.finetune",
     "plot": "programs.plots",
     "predict": "programs.inference",

@@ -271,6 +271,30 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
+def _make_export_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Write a model so that it is used without this library, with the same outputs."
+    )
+    parser.add_argument("model", help="output directory of a run, or a model's folder or name")
+    parser.add_argument("output", help="a new folder")
+    parser.add_argument(
+        "--format",
+        choices=("stock", "onnx", "torch"),
+        required=True,
+        help="stock: the dense shapes, for plain transformers; onnx: a graph of the compact widths, for ONNX Runtime; "
+        "torch: the same for torch.export.load",
+    )
+    return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    _quiet_transformers()
+    from .programs.export import export
+
+    print("\n".join(map(str, export(args.model, args.output, format=args.format))))
+    return 0
+
+
 def _make_env_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=prog, description="Say what this installation has: versions, extensions, backends of each op."
@@ -328,6 +352,7 @@ COMMANDS = {
     "plot": Command(
         "draw the pictures of a run again", _make_run_parser("Draw the pictures of a finished run again."), _plot
     ),
+    "export": Command("write a model for use without this library: stock, ONNX or torch", _make_export_parser, _export),
     "push": Command("upload a run's model to the Hugging Face hub", _make_push_parser, _push),
     "env": Command("say what this installation has", _make_env_parser, _env),
 }

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 import earlybert_kernels as ek
-from earlybert_kernels.models import family_of_type
+from earlybert_kernels.models import encoder_gaps, family_of_type
+from earlybert_kernels.pruned import without_pruned_heads
 
 from .errors import MissingFileError, UsageError
 from .run_directory import RunDirectory
@@ -58,6 +59,8 @@ def read_config(
         stated, _ = PreTrainedConfig.get_config_dict(name)
         labels = _labels(config, stated, head)
     try:
+        if getattr(config, "pruned_heads", None):  # by transformers 4
+            config = without_pruned_heads(config)
         ek.check_convertible(config)
         getattr(config, "ticket", None)  # a compact model's, of which the config says what is left
     except (TypeError, ValueError) as error:
@@ -185,25 +188,19 @@ def _check_encoder(name: str, model: PreTrainedModel, absent: set[str], unexpect
     transformers fills in whatever a checkpoint lacks and leaves out what a model lacks. The classifier is the task's,
     and a model that was pre-trained on masked words alone has no pooler; all else must be there, on both sides.
     """
-    base, prefix = model.base_model, f"{model.base_model_prefix}."
-    missing = sorted(key for key in absent if key.startswith(prefix) and not key.startswith(f"{prefix}pooler."))
+    missing, unused = encoder_gaps(model, absent, unexpected)
     if missing:
         raise UsageError(
             f"--model {name}: expected the weights of a whole encoder, found none, or none of the config's shape, "
             f"for {_some(missing)}"
         )
-    # Old versions of transformers saved buffers that are no part of a checkpoint now.
-    buffers = {key for key, _ in base.named_buffers()}
-    parts = {key for key, _ in base.named_children()}
-    own = {key: key.removeprefix(prefix) for key in unexpected}
-    unused = sorted(key for key, short in own.items() if short.split(".")[0] in parts and short not in buffers)
     if unused:
         raise UsageError(
             f"--model {name}: the checkpoint holds weights that a model of its config.json does not have: "
             f"{_some(unused)}. The config names fewer layers, or the checkpoint has parts, such as relative positions, "
             "that this version of transformers leaves out: correct the config"
         )
-    broken = sorted(key for key, weight in base.named_parameters() if not weight.isfinite().all())
+    broken = sorted(key for key, weight in model.base_model.named_parameters() if not weight.isfinite().all())
     if broken:
         raise UsageError(f"--model {name}: expected finite weights, found NaN or infinity in {_some(broken)}")
 

@@ -14,7 +14,7 @@ import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
 from earlybert.errors import UsageError
-from tests.helpers.model_folder import edit_config, edit_weights, torn
+from tests.helpers.model_folder import edit_config, edit_weights, torn, write_pruned
 
 Make = Callable[..., FinetuneArguments]
 
@@ -124,13 +124,18 @@ def with_pruned_heads(folder: Path) -> None:
     edit_config(folder, pruned_heads={"0": [1]})
 
 
+def with_pruned_heads_that_it_lacks(folder: Path) -> None:
+    edit_config(folder, pruned_heads={"0": [9]})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (with_fewer_layers, "the checkpoint holds weights that a model of its config.json does not have: "),
         (with_relative_positions, ".layer.0.attention.self.distance_embedding.weight"),
         (with_relative_positions_in_its_config, "position_embedding_type='relative_key_query'"),
-        (with_pruned_heads, "load_pruned"),
+        (with_pruned_heads, "no weights could be read there: the checkpoint"),
+        (with_pruned_heads_that_it_lacks, "names heads [9] of layer 0, which the model lacks"),
         (without_a_tokenizer, "the tokenizer's files are not there"),
         (with_fewer_embeddings, "the tokenizer's files are not there, or not this model's"),
         (torn, "no weights could be read there"),
@@ -163,6 +168,19 @@ def test_a_folder_that_is_not_the_model_is_refused_and_nothing_written(
         finetune(arguments(model=str(folder), method=method, kernels=kernels))
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_transformers_4_pruned_is_trained_on(arguments: Make, tiny_bert: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "pruned"))
+    write_pruned(BertModel.from_pretrained(folder), folder)
+    dense = sum(p.numel() for p in BertForSequenceClassification.from_pretrained(tiny_bert).parameters())
+    metrics = finetune(arguments(model=str(folder), max_steps=2, search_steps=2))
+    assert metrics["parameters"]["dense"] < dense and metrics["ticket"]["heads_of"] == [2, 4, 3]
+    config = AutoConfig.from_pretrained(tmp_path / "run" / "model")
+    assert all(
+        set(kept) <= {*range(4)} - {*gone} for kept, gone in zip(config.ticket.heads, ([1, 3], [], [0]), strict=True)
+    )
+    assert main(["verify", str(tmp_path / "run")]) == 0
 
 
 def test_attention_weights_that_a_config_asks_for_are_ignored(

@@ -16,41 +16,19 @@ from transformers import (
 )
 
 import earlybert_kernels as ek
-from earlybert_kernels.models import layer_parts
-from earlybert_kernels.units import head_rows
-from tests.helpers.model_folder import edit_config
+from earlybert_kernels.models import families, layer_parts
+from earlybert_kernels.models.family import ModelFamily
+from tests.helpers.model_folder import edit_config, write_pruned
 from tests.helpers.tiny_bert import batch, tiny_model
-
-PRUNED = {0: [1, 3], 2: [0]}
-
-
-@torch.no_grad()
-def write_pruned(model, folder: Path) -> torch.Tensor:
-    """Saves the model as `prune_heads` of transformers 4 left it; what it computes, by heads that add nothing."""
-    model.save_pretrained(folder)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for layer, gone in PRUNED.items():
-        _, parts = layer_parts(model)[layer]
-        kept = [head for head in range(parts.num_heads) if head not in gone]
-        rows = head_rows(torch.tensor(kept), parts.head_size)
-        for linear in (parts.query, parts.key, parts.value):
-            for parameter in (linear.weight, linear.bias):
-                state[names[parameter]] = parameter[rows].clone()
-        weight = parts.attention_output.weight
-        state[names[weight]] = weight[:, rows].clone()
-        weight[:, head_rows(torch.tensor(gone), parts.head_size)] = 0
-    (folder / "model.safetensors").unlink()
-    torch.save(state, folder / "pytorch_model.bin")
-    edit_config(folder, pruned_heads={str(layer): heads for layer, heads in PRUNED.items()})
-    return model(**batch()).logits
 
 
 @pytest.mark.parametrize(
     "cls", [BertForSequenceClassification, RobertaForSequenceClassification, DistilBertForSequenceClassification]
 )
 def test_a_pruned_checkpoint_computes_what_it_did(cls, tmp_path: Path) -> None:
-    expected = write_pruned(tiny_model(cls=cls), tmp_path)
+    stock = tiny_model(cls=cls)
+    write_pruned(stock, tmp_path)
+    expected = stock(**batch()).logits
     model = ek.load_pruned(AutoModelForSequenceClassification, tmp_path).eval()
     assert model.config.ticket.heads == [[0, 2], [0, 1, 2, 3], [1, 2, 3]]
     torch.testing.assert_close(model(**batch()).logits, expected, rtol=1e-5, atol=1e-5)
@@ -75,7 +53,49 @@ def test_what_is_no_pruned_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             ek.load_pruned(AutoModel, tmp_path)
     edit_config(tmp_path, pruned_heads={"0": [1]})  # the weights are those of all heads
-    with pytest.raises(RuntimeError, match="size mismatch|mismatch"):
+    with pytest.raises(ValueError, match=r"has encoder.layer.0.attention.* of shape \(24.* which is \(24, 18\) by"):
         ek.load_pruned(AutoModel, tmp_path)
     with pytest.raises(ValueError, match="load_pruned"):
         ek.convert(tiny_model(pruned_heads={0: [1]}))
+
+
+def test_other_sizes_are_no_reason_for_random_weights(tmp_path: Path) -> None:
+    write_pruned(tiny_model(), tmp_path)
+    edit_config(tmp_path, pruned_heads={"0": [1]})
+    with pytest.raises(ValueError, match=r"has bert.encoder.layer.0.* by its config \(and 13 more\)"):
+        ek.load_pruned(AutoModelForSequenceClassification, tmp_path, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+@torch.no_grad()
+def test_units_that_are_zero_are_dropped(family: ModelFamily, pruned: bool, tmp_path: Path) -> None:
+    model = tiny_model(cls=dict(family.auto_classes)["AutoModelForSequenceClassification"])
+    for _, parts in layer_parts(model)[1:]:
+        parts.output.weight[:, [0, 7]] = 0
+        parts.intermediate.weight[[3, 4]] = 0
+        parts.intermediate.bias[3] = 0  # the other one's bias speaks
+        parts.value.weight[6:12] = 0
+        parts.value.bias[6:12] = 0
+    _, parts = layer_parts(model)[0]
+    parts.output.weight.zero_()
+    parts.attention_output.weight[:, 12:18] = 0
+    if pruned:
+        write_pruned(model, tmp_path)
+    else:
+        model.save_pretrained(tmp_path)
+    small = ek.load_pruned(AutoModelForSequenceClassification, tmp_path, drop_zero_units=True)
+    assert small.config.ticket.heads == ([[0], [0, 2, 3], [2, 3]] if pruned else [[0, 1, 3], [0, 2, 3], [0, 2, 3]])
+    left = [unit for unit in range(40) if unit not in (0, 3, 7)]
+    assert small.config.ticket.neurons == [[0], left, left]
+    torch.testing.assert_close(small(**batch()).logits, model(**batch()).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compact_model_loses_its_zeros(tmp_path: Path) -> None:
+    model = ek.compact(tiny_model(), ek.Ticket([[1, 2]] * 3, [[4, 9, 30]] * 3))
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[:, 1] = 0
+    model.save_pretrained(tmp_path)
+    small = ek.load_pruned(AutoModelForSequenceClassification, tmp_path, drop_zero_units=True)
+    assert small.config.ticket == ek.Ticket([[1, 2]] * 3, [[4, 9, 30], [4, 30], [4, 9, 30]])
+    torch.testing.assert_close(small(**batch()).logits, model(**batch()).logits, rtol=1e-5, atol=1e-5)

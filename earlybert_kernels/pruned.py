@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from .compact import compact
 from .models import family_of_type, layer_parts
 from .models.compact_config import COMPACT_CONFIGS, CompactConfig
+from .nn import LayerParts
 from .ticket import Ticket
 
 
@@ -82,18 +83,23 @@ def _without_zeros(model: PreTrainedModel) -> Ticket:
     silent = not activation(torch.zeros(1)).any()  # what a neuron is that gets nothing
     heads, neurons = [], []
     for _, parts in layer_parts(model):
-        read = parts.output.weight.any(0)
-        fed = _rows_with_weights(parts.intermediate)
-        neurons.append(_indices(read & fed if silent else read))
+        fed = _rows_with_weights(parts, "neurons")  # of the input, and behind it of a gated unit's factor
+        neurons.append(_indices(parts.output.weight.any(0) & (fed if silent else fed[1:]).all(0)))
         by_head = (parts.num_heads, parts.head_size)
         read = parts.attention_output.weight.any(0).view(by_head).any(1)
-        heads.append(_indices(read & _rows_with_weights(parts.value).view(by_head).any(1)))
+        *_, value = _rows_with_weights(parts, "heads")
+        heads.append(_indices(read & value.view(by_head).any(1)))
     return Ticket(heads, neurons)
 
 
-def _rows_with_weights(linear: Any) -> Tensor:
-    rows = linear.weight.any(1)
-    return rows if linear.bias is None else rows | linear.bias.bool()
+def _rows_with_weights(parts: LayerParts, unit: Literal["heads", "neurons"]) -> Tensor:
+    """Which rows that make the units have weights or a bias: for each time that all units stand there, their rows."""
+    made = [p for p in parts.unit_parameters() if p.unit == unit and p.dim == 0 and p.name == "weight"]
+    rows = []
+    for linear, times in ((p.linear, p.times) for p in made):
+        own = linear.weight.any(1) if linear.bias is None else linear.weight.any(1) | linear.bias.bool()
+        rows.append(own.view(times, -1))
+    return torch.cat(rows)
 
 
 def _indices(kept: Tensor) -> list[int]:

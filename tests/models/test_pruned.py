@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import (
 import earlybert_kernels as ek
 from earlybert_kernels.models import families, layer_parts
 from earlybert_kernels.models.family import ModelFamily
+from earlybert_kernels.nn import LayerParts
 from tests.helpers.model_folder import edit_config, write_pruned
 from tests.helpers.tiny_bert import batch, tiny_model
 
@@ -66,17 +68,32 @@ def test_other_sizes_are_no_reason_for_random_weights(tmp_path: Path) -> None:
         ek.load_pruned(AutoModelForSequenceClassification, tmp_path, ignore_mismatched_sizes=True)
 
 
-@pytest.mark.parametrize("pruned", [False, True])
-@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def zero_rows(parts: LayerParts, unit: str, rows: Iterable[int], but_bias: bool) -> bool:
+    """Zeros rows of the last that makes the units: values, say, or a gated unit's factors. Whether they have a bias."""
+    *_, made = (p for p in parts.unit_parameters() if p.unit == unit and p.dim == 0 and p.name == "weight")
+    for tensor in (made.linear.weight, None if but_bias else made.linear.bias):
+        if tensor is not None:
+            tensor.unflatten(0, (made.times, -1))[-1, list(rows)] = 0
+    return made.linear.bias is not None
+
+
+#: Those that could prune heads in transformers 4.
+PRUNABLE = [family for family in families() if family.name != "ModernBERT"]
+
+
+@pytest.mark.parametrize(
+    ("family", "pruned"),
+    [*((family, False) for family in families()), *((family, True) for family in PRUNABLE)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 @torch.no_grad()
 def test_units_that_are_zero_are_dropped(family: ModelFamily, pruned: bool, tmp_path: Path) -> None:
     model = tiny_model(cls=dict(family.auto_classes)["AutoModelForSequenceClassification"])
     for _, parts in layer_parts(model)[1:]:
         parts.output.weight[:, [0, 7]] = 0
-        parts.intermediate.weight[[3, 4]] = 0
-        parts.intermediate.bias[3] = 0  # the other one's bias speaks
-        parts.value.weight[6:12] = 0
-        parts.value.bias[6:12] = 0
+        zero_rows(parts, "neurons", [3], but_bias=False)
+        biased = zero_rows(parts, "neurons", [4], but_bias=True)  # whose bias speaks
+        zero_rows(parts, "heads", range(6, 12), but_bias=False)
     _, parts = layer_parts(model)[0]
     parts.output.weight.zero_()
     parts.attention_output.weight[:, 12:18] = 0
@@ -86,7 +103,7 @@ def test_units_that_are_zero_are_dropped(family: ModelFamily, pruned: bool, tmp_
         model.save_pretrained(tmp_path)
     small = ek.load_pruned(AutoModelForSequenceClassification, tmp_path, drop_zero_units=True)
     assert small.config.ticket.heads == ([[0], [0, 2, 3], [2, 3]] if pruned else [[0, 1, 3], [0, 2, 3], [0, 2, 3]])
-    left = [unit for unit in range(40) if unit not in (0, 3, 7)]
+    left = [unit for unit in range(40) if unit not in (0, 3, 7) and (unit != 4 or biased)]
     assert small.config.ticket.neurons == [[0], left, left]
     torch.testing.assert_close(small(**batch()).logits, model(**batch()).logits, rtol=1e-5, atol=1e-5)
 

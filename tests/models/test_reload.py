@@ -46,7 +46,8 @@ def auto_classes(family: ModelFamily) -> dict[str, type]:
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_what_loads_a_stock_model_loads_a_compact_one(family: ModelFamily, tmp_path: Path) -> None:
     names = auto_classes(family)
-    assert {"AutoModel", "AutoModelForPreTraining", "AutoModelForTokenClassification"} <= names.keys()
+    assert {"AutoModel", "AutoModelForTokenClassification"} <= names.keys()
+    assert "AutoModelForPreTraining" in names or family.name == "ModernBERT"
     models = {cls: saved(tmp_path / cls.__name__, cls, num_labels=2) for cls in set(names.values())}
     for name, cls in names.items():
         assert_same(getattr(transformers, name).from_pretrained(tmp_path / cls.__name__), models[cls])

@@ -9,8 +9,10 @@ import pytest
 
 from earlybert import FinetuneArguments
 from earlybert.errors import UsageError
+from earlybert.files import read_json
 from earlybert.programs import finetune as finetuning
 from earlybert.programs.compare import compare, summarize
+from earlybert.programs.plots import curve_figure
 from earlybert.programs.run import Run
 from earlybert.run_directory import RunDirectory
 from tests.helpers.tables import write_table
@@ -36,8 +38,20 @@ def test_runs_all_variants_seed_by_seed_and_skips_what_is_finished(
     assert [(row["method"], row["kernels"]) for row in comparison["rows"]] == variants
     assert comparison["rows"][0] == first["rows"][0]
     assert (tmp_path / "comparison.md").read_text() == comparison["markdown"]
+    assert not (tmp_path / "comparison.png").exists(), "nothing was evaluated while it trained"
     for name in ("dense-off-seed1", "random-auto-seed2"):
         assert (tmp_path / name / "metrics.json").exists()
+
+
+def test_curves_are_drawn_into_one_picture(arguments: Make, tmp_path: Path) -> None:
+    template = arguments(output_dir=str(tmp_path), max_steps=2, search_steps=2, eval_strategy="steps", eval_steps=1)
+    compare(template, [("dense", "auto"), ("random", "auto")], [1])
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    runs = {name: read_json(tmp_path / name / "metrics.json") for name in ("dense-auto-seed1", "random-auto-seed1")}
+    figure = curve_figure({name: run["curve"] for name, run in runs.items()}, "accuracy")
+    assert [line.get_label() for line in figure.axes[0].lines] == list(runs)
+    for line, run in zip(figure.axes[0].lines, runs.values(), strict=True):
+        assert line.get_xydata().tolist() == [[entry["step"], entry["eval_loss"]] for entry in run["curve"]]
 
 
 class Spy:

@@ -356,7 +356,7 @@ def test_the_curve_is_drawn_against_steps_and_seconds() -> None:
 
 
 def _lines(curve: list[dict[str, Any]]) -> list[Any]:
-    return [axes.lines[0].get_xydata().tolist() for axes in curve_figure(curve, "accuracy").axes]
+    return [axes.lines[0].get_xydata().tolist() for axes in curve_figure({"": curve}, "accuracy").axes]
 
 
 def test_the_command_line_pretrains(pretraining: Make, capsys: pytest.CaptureFixture) -> None:

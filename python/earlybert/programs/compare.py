@@ -22,6 +22,8 @@ COMPARED_METHODS = ("dense", "dense-short", *(method for method in METHODS if me
 
 _OF_STOCK = " The last column is total seconds over those of dense training with kernels off."
 
+PLOT = "comparison.png"
+
 #: A row of the table: method and kernels.
 Variant = tuple[str, str]
 
@@ -39,7 +41,8 @@ def compare(
 
     Args:
         template: the arguments that all runs share. Runs are in folders of its `output_dir`, where
-            `comparison.json` and `comparison.md` are written.
+            `comparison.json` and `comparison.md` are written, and where the runs were evaluated while they trained
+            `comparison.png`.
         variants: methods (of `COMPARED_METHODS`) and kernels.
         seeds: at least one.
 
@@ -62,6 +65,7 @@ def compare(
     _check_finished([args for _, _, args in plan])
 
     from .finetune import finetune
+    from .plots import plot_comparison
     from .pretrain import pretrain
 
     execute: Callable[[Any], dict[str, Any]] = pretrain if isinstance(template, PretrainArguments) else finetune
@@ -73,6 +77,7 @@ def compare(
     root = Path(template.output_dir)
     write_json(root / "comparison.json", comparison)
     write_bytes(root / "comparison.md", comparison["markdown"].encode())
+    plot_comparison({_name(v, seed): done for v, runs in results.items() for seed, done in runs.items()}, root / PLOT)
     return comparison
 
 

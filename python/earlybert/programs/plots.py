@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +54,44 @@ def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket
         _save(ticket_figure(ticket, kept["heads_of"], kept["neurons_of"]), directory.ticket_plot)
         written.append(directory.ticket_plot)
     if metrics.get("curve"):
-        _save(curve_figure(metrics["curve"], metrics["main_metric"]), directory.curve_plot)
+        _save(curve_figure({"": metrics["curve"]}, metrics["main_metric"]), directory.curve_plot)
         written.append(directory.curve_plot)
     return written
 
 
-def curve_figure(curve: list[dict[str, Any]], main_metric: str) -> Figure:
+def plot_comparison(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Draws the evaluations while training of several runs into one picture; none if a run has no such.
+
+    Args:
+        runs: by name, as in their `metrics.json`.
+        path: the file.
+    """
+    curves = {name: metrics.get("curve") or [] for name, metrics in runs.items()}
+    if all(curves.values()):
+        _save(curve_figure(curves, next(iter(runs.values()))["main_metric"]), path)
+
+
+def curve_figure(curves: Mapping[str, list[dict[str, Any]]], main_metric: str) -> Figure:
     """The evaluations while training against optimizer steps and against seconds.
 
     Args:
-        curve: entry `curve` of `metrics.json`.
+        curves: by the name of the run, which is empty where there is but one, entry `curve` of `metrics.json`.
         main_metric: what is drawn beside the loss, which runs of earlier versions may not have.
     """
-    names = [name for name in ("eval_loss", main_metric) if name in curve[0]]
+    names = [n for n in ("eval_loss", main_metric) if all(n in curve[0] for curve in curves.values())]
     figure = Figure(figsize=(9, 3.2 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), 2, sharex="col", sharey="row", squeeze=False)
     for row, name in zip(grid, names, strict=True):
         for axes, against in zip(row, ("step", "seconds"), strict=True):
-            axes.plot([entry[against] for entry in curve], [entry[name] for entry in curve], "o-")
+            for label, curve in curves.items():
+                axes.plot([entry[against] for entry in curve], [entry[name] for entry in curve], ".-", label=label)
             axes.set(xlim=(0, None))
         row[0].set(ylabel=name)
     grid[-1, 0].set(xlabel="optimizer step")
     grid[-1, 1].set(xlabel="seconds, search included")
     figure.suptitle("Evaluations while training")
+    if len(curves) > 1:
+        grid[0, 0].legend()
     return figure
 
 

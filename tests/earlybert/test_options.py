@@ -84,6 +84,7 @@ ELSEWHERE = {
     ),
     "predict": dict.fromkeys(("device", "overwrite"), "test_options.test_options_of_predict_and_evaluate"),
     "evaluate": {"device": "test_options.test_options_of_predict_and_evaluate"},
+    "export": {"format": "test_export.test_a_runs_model_and_its_tokenizer"},
     "push": {"private": "test_push.test_pushing_again_replaces_and_private_is_private"},
     "verify": {},
     "plot": {},

@@ -31,7 +31,7 @@ def casts_its_input(op, arguments):
     name = getattr(op, "name", str)()
     return (
         name.startswith(("earlybert::attention_sublayer.", "earlybert::feed_forward_sublayer."))
-        and arguments[-2] is None
+        and arguments[-3] is None
     )
 
 

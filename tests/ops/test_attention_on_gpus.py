@@ -185,7 +185,7 @@ def test_the_logsumexp_is_that_of_the_scaled_scores(one_kernel):
     op, dtype = one_kernel
     case = Case((9, 4), dtype=dtype, gates=[3.0, 1.0], p=0.5)
     _, arguments = case.inputs()
-    arguments[-1] = -0.7  # a scale may be negative
+    arguments[-2] = -0.7  # a scale may be negative
     _, logsumexp = op.forward(*arguments)
     q, k, _ = case.qkv
     first, second = (torch.einsum("qhd,khd->hqk", q[rows], k[rows]) * -0.7 for rows in (slice(9), slice(9, 13)))

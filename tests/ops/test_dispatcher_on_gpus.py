@@ -33,8 +33,8 @@ def actives(backend, units, *indices):
 
 def attention(backend, dtype):
     packing = (CU_SEQLENS, 12, CU_SEQLENS, 12)
-    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, None, None, None, 0.0, 0.25
-    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, mask(H), ones(H), SEED, 0.1, 0.25
+    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, None, None, None, 0.0, 0.25, None
+    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, mask(H), ones(H), SEED, 0.1, 0.25, None
 
 
 def low(*tensors):
@@ -48,10 +48,10 @@ def attention_sublayer(backend, dtype):
         options = (D, first_token_only, 0.1, 0.1, 1e-12)
         x, *norm = leaves((T, E), (E,), (E,), dtype=dtype)
         for active in actives(backend, H, 1):
-            yield x, CU_SEQLENS, 12, *linears, *norm, active, ones(H), SEED, SEED, *options, None, False
+            yield x, CU_SEQLENS, 12, *linears, *norm, active, ones(H), SEED, SEED, *options, None, False, False
         x, *norm = leaves((T, E), (E,), (E,))
         units = (None, ones(H), SEED, SEED)
-        yield x, CU_SEQLENS, 12, *low(*linears), *norm, *units, *options, x.detach().bfloat16(), True
+        yield x, CU_SEQLENS, 12, *low(*linears), *norm, *units, *options, x.detach().bfloat16(), True, False
 
 
 def feed_forward(backend, dtype):
@@ -65,9 +65,9 @@ def feed_forward_sublayer(backend, dtype):
     for active in actives(backend, F, 1, 5):
         seed = None if active is None else SEED
         rate = 0.0 if seed is None else 0.1
-        yield x, *linears, *norm, active, ones(F), seed, "gelu", rate, 1e-12, None, False
+        yield x, *linears, *norm, active, ones(F), seed, "gelu", rate, 1e-12, None, False, False
     x, *norm = leaves((T, E), (E,), (E,))
-    yield x, *low(*linears), *norm, None, ones(F), SEED, "gelu", 0.1, 1e-12, x.detach().bfloat16(), True
+    yield x, *low(*linears), *norm, None, ones(F), SEED, "gelu", 0.1, 1e-12, x.detach().bfloat16(), True, False
 
 
 def dropout_add_layer_norm(backend, dtype):
@@ -86,8 +86,8 @@ def masked_lm_loss(backend, dtype):
     labels = torch.arange(T, device=DEVICE) % 3 - 1
     rows = torch.tensor([1, 2, 4, 5, -1, -1], device=DEVICE)
     (hidden,), (weight, bias) = leaves((T, E), dtype=dtype), leaves((V, E), (V,), dtype=dtype)
-    yield hidden, labels, rows, weight, None
-    yield hidden, labels, rows, weight, bias
+    yield hidden, labels, rows, weight, None, False
+    yield hidden, labels, rows, weight, bias, False
 
 
 OPS = (

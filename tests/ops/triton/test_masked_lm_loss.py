@@ -33,9 +33,9 @@ def rows_of(labels, capacity=None):
 def computed(hidden, labels, weight, bias, rows=None, grad_loss=3.0):
     """The loss and the gradients of hidden, weight and bias, by the kernels."""
     rows = rows_of(labels) if rows is None else rows
-    loss, grad_logits = op.forward(hidden, labels, rows, weight, bias)
+    loss, grad_logits = op.forward(hidden, labels, rows, weight, bias, False)
     grad_loss = torch.tensor(grad_loss, device=DEVICE)
-    return loss, *op.backward(grad_loss, grad_logits, hidden, rows, weight)
+    return loss, *op.backward(grad_loss, grad_logits, hidden, rows, weight, False)
 
 
 def defined(hidden, labels, weight, bias, double, grad_loss=3.0):
@@ -148,7 +148,7 @@ def test_the_loss_is_float32_under_any_default_dtype():
     tensors = inputs(4, 3, 7)
     torch.set_default_dtype(torch.float64)
     try:
-        assert op.forward(tensors[0], tensors[1], rows_of(tensors[1]), *tensors[2:])[0].dtype == F32
+        assert op.forward(tensors[0], tensors[1], rows_of(tensors[1]), *tensors[2:], False)[0].dtype == F32
     finally:
         torch.set_default_dtype(F32)
 
@@ -168,9 +168,9 @@ def test_strided_tensors_and_two_backward_passes():
     for a, b in zip(computed(*strided), truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     rows = rows_of(labels)
-    _, grad_logits = op.forward(hidden, labels, rows, weight, bias)
+    _, grad_logits = op.forward(hidden, labels, rows, weight, bias, False)
     for _ in range(2):
-        grads = op.backward(torch.tensor(3.0, device=DEVICE), grad_logits, hidden, rows, weight)
+        grads = op.backward(torch.tensor(3.0, device=DEVICE), grad_logits, hidden, rows, weight, False)
         for a, b in zip(grads, truth[1:], strict=True):
             assert torch.equal(a, b)
 

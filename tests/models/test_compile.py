@@ -38,7 +38,6 @@ def train(model, run, inputs):
         # What can break the graph is the same for every compiler, and this one is fast.
         ("BertForQuestionAnswering", "aot_eager"),
         ("BertForMaskedLM", "aot_eager"),
-        ("RobertaForMaskedLM", "aot_eager"),
         ("DistilBertForSequenceClassification", "aot_eager"),
     ],
 )

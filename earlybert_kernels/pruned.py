@@ -30,8 +30,9 @@ def load_pruned(
         auto_class: the class of transformers that loads it for its task, `AutoModelForSequenceClassification`, say.
         folder_or_name: a folder or a model of the hub.
         drop_zero_units: drop feed-forward neurons and heads that only ever add zero, also of a checkpoint without
-            `pruned_heads`: neurons whose output weights are all zero, or whose input weights and bias are; heads whose
-            output weights are all zero, or whose value weights and bias are. A layer keeps one of each at least.
+            `pruned_heads`: neurons whose output weights are all zero, or whose input weights and bias are (or, of gated
+            units, those of the factor); heads whose output weights are all zero, or whose value weights and bias are.
+            A layer keeps one of each at least.
         kwargs: for the class's `from_pretrained`. `ignore_mismatched_sizes=True` allows a head of another size,
             nothing else.
 

@@ -77,11 +77,11 @@ def tiny_config(shape: str = "small", dropout: float = 0.0, cls=BertConfig, **mo
 
 def _rotated(q, k, cos, sin, unsqueeze_dim=1):
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    turn = modeling_modernbert.rotate_half
-    return tuple((each * cos + turn(each) * sin).to(each.dtype) for each in (q, k))
+    turn, wide = modeling_modernbert.rotate_half, torch.promote_types(q.dtype, torch.float32)
+    return tuple((each.to(wide) * cos + turn(each.to(wide)) * sin).to(each.dtype) for each in (q, k))
 
 
-# Stock rounds queries and keys to float32 here, whatever their dtype, and what is compared in float64 would show that.
+# Stock takes queries and keys in float32 here, also those in float64, and what is compared in that would show it.
 modeling_modernbert.apply_rotary_pos_emb = _rotated
 
 

@@ -9,7 +9,7 @@ from earlybert_kernels.backends import cpu, cuda, triton
 from tests.helpers.guarded import poisoned_memory
 from tests.helpers.targets import Target, device_of
 
-# AVX512-BF16 differs from AVX-512 in one instruction, which test_bfloat16.py has.
+# The set with AVX512-BF16 is compiled of the same code but for products of bfloat16, which test_bfloat16.py has.
 ISAS = [] if cpu.extension is None else [s for s in cpu.extension.instruction_sets() if s != "avx512_bf16"]
 
 GPU_BACKENDS = {"triton": triton, "cuda": cuda}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
@@ -80,11 +81,13 @@ def test_every_instruction_set_gives_the_same_bits():
 def test_any_number_of_threads_gives_the_same_bits():
     x, kept, bias = case(200, 700, 300)
     kept = kept._replace(bfloat16=True)
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(cpu.linear.forward(x, kept, bias)[0])
-    torch.set_num_threads(2)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(cpu.linear.forward(x, kept, bias)[0])
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -92,8 +95,6 @@ def test_any_number_of_threads_gives_the_same_bits():
 @pytest.mark.parametrize("cls", ["BertForSequenceClassification", "BertForMaskedLM"])
 def test_a_step_is_as_exact_as_stock_under_autocast(cls):
     """The gradients of a gated, masked model next to float64: at most twice as far off as torch's own kernels."""
-    import transformers
-
     model = ek.enable_gates(
         ek.convert(tiny_model(cls=getattr(transformers, cls), dropout=0.0, num_hidden_layers=2, **SIZES))
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -37,18 +39,17 @@ def _queries(own: _Own) -> tuple[Tensor | None, Tensor, int]:
 def forward(own: AttentionSublayerInputs) -> AttentionSublayerResults:
     """The output, and what backward needs."""
     units, scale = _units(own)
+    kept = partial(Kept, bfloat16=own.bfloat16)
     rows, cu_seqlens_q, max_seqlen_q = _queries(own)
-    q, _ = linear.forward(own.x, Kept(own.w_q, bfloat16=own.bfloat16, out_units=units), own.b_q, x_rows=rows)
-    k, _ = linear.forward(own.x, Kept(own.w_k, bfloat16=own.bfloat16, out_units=units), own.b_k)
-    v, _ = linear.forward(own.x, Kept(own.w_v, bfloat16=own.bfloat16, out_units=units), own.b_v)
+    q, _ = linear.forward(own.x, kept(own.w_q, out_units=units), own.b_q, x_rows=rows)
+    k, _ = linear.forward(own.x, kept(own.w_k, out_units=units), own.b_k)
+    v, _ = linear.forward(own.x, kept(own.w_v, out_units=units), own.b_v)
     q, k, v = (t.view(t.shape[0], t.shape[1] // own.head_size, own.head_size) for t in (q, k, v))
     context, logsumexp = attention.forward(
         q, k, v, own.cu_seqlens, own.max_seqlen, cu_seqlens_q, max_seqlen_q, None, None, own.attention_seed,
         own.attention_dropout_p, own.head_size**-0.5,
     )  # fmt: skip
-    h, _ = linear.forward(
-        context.flatten(1), Kept(own.w_out, bfloat16=own.bfloat16, in_units=units, in_scale=scale), own.b_out
-    )
+    h, _ = linear.forward(context.flatten(1), kept(own.w_out, in_units=units, in_scale=scale), own.b_out)
     residual = own.x if rows is None else own.x.index_select(0, rows)
     out, mean, rstd = dropout_add_layer_norm.forward(
         h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
@@ -59,6 +60,7 @@ def forward(own: AttentionSublayerInputs) -> AttentionSublayerResults:
 def backward(grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayerGrads:
     """The gradients of the inputs."""
     units, scale = _units(own)
+    kept = partial(Kept, bfloat16=own.bfloat16)
     rows, cu_seqlens_q, max_seqlen_q = _queries(own)
     x, residual = own.x, own.x if rows is None else own.x.index_select(0, rows)
     grad_h, grad_residual, *grad_norm = dropout_add_layer_norm.backward(
@@ -67,7 +69,7 @@ def backward(grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayer
     if grad_h is None:  # it equals the gradient of the residual, which is about to be added to
         grad_h, grad_residual = grad_residual, grad_residual.clone()
     grad_context, *grad_out_projection, grad_scale = linear.backward(
-        grad_h, own.context.flatten(1), Kept(own.w_out, bfloat16=own.bfloat16, in_units=units, in_scale=scale)
+        grad_h, own.context.flatten(1), kept(own.w_out, in_units=units, in_scale=scale)
     )
     grad_q, grad_k, grad_v, _ = attention.backward(
         grad_context.view_as(own.context), own.context, own.logsumexp, own.q, own.k, own.v, own.cu_seqlens,
@@ -75,17 +77,15 @@ def backward(grad_out: Tensor, own: AttentionSublayerSaved) -> AttentionSublayer
         own.head_size**-0.5,
     )  # fmt: skip
     grad_queries, *grad_q_projection, _ = linear.backward(
-        grad_q.flatten(1), x, Kept(own.w_q, bfloat16=own.bfloat16, out_units=units), x_rows=rows, grad_x=grad_residual
+        grad_q.flatten(1), x, kept(own.w_q, out_units=units), x_rows=rows, grad_x=grad_residual
     )
     grad_x, *grad_k_projection, _ = linear.backward(
         grad_k.flatten(1),
         x,
-        Kept(own.w_k, bfloat16=own.bfloat16, out_units=units),
+        kept(own.w_k, out_units=units),
         grad_x=grad_queries if rows is None else None,
     )
-    grad_x, *grad_v_projection, _ = linear.backward(
-        grad_v.flatten(1), x, Kept(own.w_v, bfloat16=own.bfloat16, out_units=units), grad_x=grad_x
-    )
+    grad_x, *grad_v_projection, _ = linear.backward(grad_v.flatten(1), x, kept(own.w_v, out_units=units), grad_x=grad_x)
     if rows is not None:
         grad_x.index_add_(0, rows, grad_queries)
     projections = (*grad_q_projection, *grad_k_projection, *grad_v_projection, *grad_out_projection)

@@ -60,13 +60,14 @@ def plot_run(directory: RunDirectory, metrics: dict[str, Any], ticket: ek.Ticket
 
 
 def plot_comparison(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
-    """Draws the evaluations while training of several runs into one picture; none if a run has no such.
+    """Draws the evaluations while training of several runs into one picture; removes it if a run has no such.
 
     Args:
         runs: by name, as in their `metrics.json`.
         path: the file.
     """
     curves = {name: metrics.get("curve") or [] for name, metrics in runs.items()}
+    path.unlink(missing_ok=True)  # of a comparison before
     if all(curves.values()):
         _save(curve_figure(curves, next(iter(runs.values()))["main_metric"]), path)
 

@@ -1,6 +1,4 @@
-"""What a run of several processes does, to be compared with one process: started by torchrun, or called as it is.
-
-    torchrun --standalone --nproc-per-node 2 -m tests.helpers.many_processes FOLDER SCENARIO ...
+"""What a run of several processes does, to be compared with one process: in processes of its own, or called as it is.
 
 Each process writes what it has found to FOLDER/SCENARIO-RANK.pt. All runs see the same global batches of four examples.
 """
@@ -8,8 +6,6 @@ Each process writes what it has found to FOLDER/SCENARIO-RANK.pt. All runs see t
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import earlybert_kernels as ek
 from earlybert import EarlyBertCallback, Search, SearchSettings, processes
+from tests.helpers import forked
+from tests.helpers.forked import Ended
 from tests.helpers.tiny_bert import batch, some_ticket, tiny_model
 
 BATCH = 4
@@ -275,27 +273,19 @@ SCENARIOS: dict[str, Callable[[Path], Found]] = {
 }
 
 
-def launch(folder: Path, *scenarios: str, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Runs scenarios in processes of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "tests.helpers.many_processes", str(folder), *scenarios]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
+def launch(folder: Path, *scenarios: str) -> list[Ended]:
+    """Runs scenarios in two processes of their own."""
+    return forked.start(2, find, folder, scenarios)
 
 
-def found_by(folder: Path, scenario: str, count: int = 2) -> list[Found]:
-    """What each process has written."""
-    return [torch.load(folder / f"{scenario}-{number}.pt", weights_only=True) for number in range(count)]
-
-
-def main() -> None:
-    """What a process that torchrun has started does."""
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
+def find(folder: Path, scenarios: tuple[str, ...]) -> None:
+    """What each of them does."""
     dist.init_process_group("gloo")
-    for name in names:
+    for name in scenarios:
         torch.save(SCENARIOS[name](folder), folder / f"{name}-{rank()}.pt")
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main()
+def found_by(folder: Path, scenario: str) -> list[Found]:
+    """What each process has written."""
+    return [torch.load(folder / f"{scenario}-{number}.pt", weights_only=True) for number in range(2)]

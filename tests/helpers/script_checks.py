@@ -46,8 +46,8 @@ class Runs:
         """Starts the two processes, and waits for them."""
         (folder / "one").mkdir()
         (folder / "two").mkdir()
-        ended = launch(folder / "two", *NAMES)
-        assert ended.returncode == 0, ended.stderr
+        for process in launch(folder / "two", *NAMES):
+            assert process.status == 0, process.output
         return cls(folder / "one", folder / "two")
 
     def single(self, name: str) -> Found:

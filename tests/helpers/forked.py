@@ -1,0 +1,81 @@
+"""Processes as torchrun starts them, without the seconds that each takes to import torch and transformers.
+
+One process has imported them and does nothing else: those that train are its forks, and it has no threads that a fork
+would lose, as that of the tests has.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+PRELOADED = ["transformers.trainer", "accelerate", "earlybert.programs.finetune", "tests.helpers.many_processes"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended: its exit status, negative for a signal's number, and what it has written."""
+
+    status: int | None
+    output: str
+
+
+def start(count: int, call: Callable[..., None], *arguments: Any, timeout: float = 500) -> list[Ended]:
+    """Calls a function in several processes that know each other as torchrun's do.
+
+    Args:
+        count: of processes.
+        call: of a module.
+        arguments: of the call; they are pickled.
+        timeout: seconds after which all are killed.
+
+    Returns:
+        By rank, how each has ended, once all have.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as free, TemporaryDirectory() as folder:
+        free.bind(("localhost", 0))
+        known = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        known |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+        free.close()
+        started = []
+        for rank in range(count):
+            environment = {**os.environ, **known, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            output = Path(folder, str(rank))
+            started.append((context.Process(target=_run, args=(output, environment, call, arguments)), output))
+        for process, _ in started:
+            process.start()
+        for process, _ in started:
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [Ended(process.exitcode, output.read_text(encoding="utf-8")) for process, output in started]
+
+
+def _run(output: Path, environment: dict[str, str], call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    with open(output, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's are of its own process
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    try:
+        call(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()

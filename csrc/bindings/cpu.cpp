@@ -11,6 +11,12 @@
 #include "../common/counter_rng.h"
 #include "../cpu/bfloat16_rate.h"
 #include "../cpu/dropout_add_layer_norm.h"
+#include "cpu_attention.h"
+#include "cpu_cross_entropy.h"
+#include "cpu_dropout_add_layer_norm.h"
+#include "cpu_embedding_layer_norm.h"
+#include "cpu_linear.h"
+#include "cpu_optimizer_step.h"
 
 namespace earlybert {
 namespace {

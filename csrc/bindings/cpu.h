@@ -1,4 +1,5 @@
-// What the files of the CPU module's bindings share: one file an op, each with one function that adds it.
+// What the files of the CPU module's bindings share: one header an op, each with one function that adds it; cpu.cpp has
+// them all, because pybind11's templates take the compiler five seconds a file.
 #pragma once
 
 #include <memory>
@@ -35,12 +36,5 @@ void check_indices(const std::string& name, Address indices, int64_t count, int6
 
 // Scratch for layer norm's sums over rows; not std::vector: the kernels write every element before they read one.
 std::unique_ptr<float[]> layer_norm_partials(int64_t rows, int64_t cols);
-
-void define_attention(pybind11::module_& m);
-void define_cross_entropy(pybind11::module_& m);
-void define_dropout_add_layer_norm(pybind11::module_& m);
-void define_embedding_layer_norm(pybind11::module_& m);
-void define_linear(pybind11::module_& m);
-void define_optimizer_step(pybind11::module_& m);
 
 }  // namespace earlybert

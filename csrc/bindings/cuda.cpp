@@ -17,14 +17,5 @@ PYBIND11_MODULE(_cuda, m) {
   codes["float16"] = static_cast<int>(Dtype::float16);
   codes["bfloat16"] = static_cast<int>(Dtype::bfloat16);
   m.attr("DTYPES") = codes;
-  define_activation(m);
-  define_attention(m);
-  define_dropout_add_layer_norm(m);
-  define_embedding_layer_norm(m);
-  define_gather_units(m);
-  define_layer_norm(m);
-  define_optimizer_step(m);
-  define_padding(m);
-  define_ticket_distance(m);
-  define_ticket_masks(m);
+  define_ops(m);
 }

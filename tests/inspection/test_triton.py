@@ -73,11 +73,11 @@ TOKENS = """
 import json
 from earlybert_kernels.inspection import compiled, workloads
 hashes = {}
-for tokens in (16411, 16416, 16427, 16448, 1003, 1008, 1009):  # 15% of 16427 is 16 * 154
+for tokens in (16411, 16416, 16427, 1003, 1008):  # 15% of 16427 is 16 * 154
     workloads.FEW = workloads.MANY = tokens
     hashes[tokens] = {}
     for op in workloads.WORKLOADS:
-        launches = [launch for arch in (80, 90, 100) for launch in workloads.launches(op, arch, False)]
+        launches = [launch for arch in (80, 90) for launch in workloads.launches(op, arch, False)]
         names = [launch.kernel.__name__ for launch in launches]
         sources = [compiled.configuration(op, 90, launch).source.hash() for launch in launches]
         hashes[tokens][op] = list(zip(names, sources))
@@ -124,7 +124,7 @@ def test_nothing_is_compiled_anew_for_another_number_of_tokens():
     assert done.returncode == 0, done.stderr
     hashes = json.loads(done.stdout)
     assert all(hashes["16411"].values())
-    for first, others in (("16411", ("16416", "16427", "16448")), ("1003", ("1008", "1009"))):
+    for first, others in (("16411", ("16416", "16427")), ("1003", ("1008",))):
         for other in others:
             assert hashes[other] == hashes[first]
 

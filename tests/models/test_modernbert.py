@@ -196,7 +196,8 @@ def test_checkpointed_layers_give_the_same_gradients() -> None:
 
 def test_a_packed_batch_compiles_into_one_graph() -> None:
     torch._dynamo.reset()
-    model = ek.convert(tiny_model(cls=ModernBertForSequenceClassification))
+    # Two layers: one attends to all tokens, the other to those that are near.
+    model = ek.convert(tiny_model(cls=ModernBertForSequenceClassification, num_hidden_layers=2))
     rows = [{"input_ids": torch.arange(1, n + 1)} for n in LENGTHS]
     inputs = ek.PackedCollator()(rows)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)

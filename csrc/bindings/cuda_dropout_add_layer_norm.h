@@ -1,9 +1,11 @@
+#pragma once
+
 #include "../cuda/dropout_add_layer_norm.h"
 
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace dropout_add_layer_norm_binding {
 
 DropoutAddLayerNormDtypes dtypes(int x, int residual, int weight) {
   return {static_cast<Dtype>(x), static_cast<Dtype>(residual), static_cast<Dtype>(weight)};
@@ -29,9 +31,10 @@ void backward(int device, Address stream, int x_dtype, int residual_dtype, int w
                                   dtypes(x_dtype, residual_dtype, weight_dtype), on(device, stream));
 }
 
-}  // namespace
+}  // namespace dropout_add_layer_norm_binding
 
-void define_dropout_add_layer_norm(pybind11::module_& m) {
+inline void define_dropout_add_layer_norm(pybind11::module_& m) {
+  using namespace dropout_add_layer_norm_binding;
   m.def("dropout_add_layer_norm_forward", &forward, release());
   m.def("dropout_add_layer_norm_backward", &backward, release());
 }

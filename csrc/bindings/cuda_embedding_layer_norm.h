@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cuda/embedding_layer_norm.h"
 
 #include <pybind11/stl.h>
@@ -8,7 +10,7 @@
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace embedding_layer_norm_binding {
 
 using TableTuple = std::tuple<Address, int64_t, Address>;  // the fields of EmbeddingTable
 using TableTuples = std::tuple<TableTuple, TableTuple, TableTuple>;
@@ -50,9 +52,10 @@ void sum(int device, Address stream, int values_dtype, int out_dtype, int64_t co
              static_cast<Dtype>(values_dtype), static_cast<Dtype>(out_dtype), on(device, stream));
 }
 
-}  // namespace
+}  // namespace embedding_layer_norm_binding
 
-void define_embedding_layer_norm(pybind11::module_& m) {
+inline void define_embedding_layer_norm(pybind11::module_& m) {
+  using namespace embedding_layer_norm_binding;
   m.def("embedding_layer_norm_forward", &forward, release());
   m.def("embedding_layer_norm_backward", &backward, release());
   m.def("sum_by_key", &sum, release());

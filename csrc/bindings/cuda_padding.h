@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cuda/padding.h"
 
 #include <pybind11/stl.h>
@@ -8,7 +10,7 @@
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace padding_binding {
 
 using RowsTuple = std::tuple<Address, Address, int64_t, int64_t, int64_t>;  // the fields of PaddingRows
 
@@ -23,9 +25,10 @@ void run(int device, Address stream, int64_t batch, int64_t seq, int64_t tokens,
   kRun({batch, seq, tokens, at<int64_t>(index)}, given.data(), static_cast<int64_t>(given.size()), on(device, stream));
 }
 
-}  // namespace
+}  // namespace padding_binding
 
-void define_padding(pybind11::module_& m) {
+inline void define_padding(pybind11::module_& m) {
+  using namespace padding_binding;
   m.def("unpad", &run<unpad>, release());
   m.def("pad", &run<pad>, release());
 }

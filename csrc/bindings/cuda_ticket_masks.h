@@ -1,10 +1,12 @@
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include "../cuda/ticket_masks.h"
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace ticket_masks_binding {
 
 // The address of a layer's scores, its units, and how many stay.
 using LayerAt = std::tuple<Address, int64_t, int64_t>;
@@ -18,9 +20,10 @@ void masks(int device, Address stream, const std::vector<LayerAt>& all, int64_t 
                on(device, stream));
 }
 
-}  // namespace
+}  // namespace ticket_masks_binding
 
-void define_ticket_masks(pybind11::module_& m) {
+inline void define_ticket_masks(pybind11::module_& m) {
+  using namespace ticket_masks_binding;
   m.attr("TICKET_MAX_LAYERS") = kTicketMaxLayers;
   m.def("ticket_masks", &masks, release());
 }

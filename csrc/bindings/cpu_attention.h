@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cpu/attention.h"
 
 #include <pybind11/stl.h>
@@ -10,7 +12,7 @@
 #include "cpu.h"
 
 namespace earlybert {
-namespace {
+namespace attention_binding {
 
 // An address, and the strides of tokens and heads.
 using HeadsAt = std::tuple<Address, int64_t, int64_t>;
@@ -86,9 +88,10 @@ void backward(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address c
   check(EARLYBERT_CALL(attention_backward, arguments));
 }
 
-}  // namespace
+}  // namespace attention_binding
 
-void define_attention(pybind11::module_& m) {
+inline void define_attention(pybind11::module_& m) {
+  using namespace attention_binding;
   m.def("attention_forward", &forward, release());
   m.def("attention_backward", &backward, release());
 }

@@ -1,9 +1,11 @@
+#pragma once
+
 #include "../cpu/cross_entropy.h"
 
 #include "cpu.h"
 
 namespace earlybert {
-namespace {
+namespace cross_entropy_binding {
 
 void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, double scale, Address losses) {
   check_indices("masked_lm_loss: a label", labels, rows, cols);
@@ -12,8 +14,11 @@ void cross_entropy(int64_t rows, int64_t cols, Address logits, Address labels, d
   EARLYBERT_CALL(cross_entropy, arguments);
 }
 
-}  // namespace
+}  // namespace cross_entropy_binding
 
-void define_cross_entropy(pybind11::module_& m) { m.def("cross_entropy", &cross_entropy, release()); }
+inline void define_cross_entropy(pybind11::module_& m) {
+  using namespace cross_entropy_binding;
+  m.def("cross_entropy", &cross_entropy, release());
+}
 
 }  // namespace earlybert

@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cpu/linear.h"
 
 #include <pybind11/stl.h>
@@ -7,7 +9,7 @@
 #include "cpu.h"
 
 namespace earlybert {
-namespace {
+namespace linear_binding {
 
 // sizes: tokens, in, out; the rows of x and their stride; those of the weight, and its columns. picks: x_rows,
 // out_units, in_units, in_scale. bfloat16: of the products.
@@ -63,9 +65,10 @@ void backward(const LinearSizes& sizes, Address x, Address weight, const std::ar
   check(EARLYBERT_CALL(linear_backward, arguments));
 }
 
-}  // namespace
+}  // namespace linear_binding
 
-void define_linear(pybind11::module_& m) {
+inline void define_linear(pybind11::module_& m) {
+  using namespace linear_binding;
   m.def("linear_forward", &forward, release());
   m.def("linear_backward", &backward, release());
 }

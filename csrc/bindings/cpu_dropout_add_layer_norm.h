@@ -1,9 +1,11 @@
+#pragma once
+
 #include "../cpu/dropout_add_layer_norm.h"
 
 #include "cpu.h"
 
 namespace earlybert {
-namespace {
+namespace dropout_add_layer_norm_binding {
 
 void forward(int64_t rows, int64_t cols, Address x, Address residual, Address weight, Address bias, Address seed,
              double dropout_p, double eps, Address out, Address mean, Address rstd) {
@@ -44,9 +46,10 @@ void backward(int64_t rows, int64_t cols, Address grad_out, Address x, Address r
   EARLYBERT_CALL(dropout_add_layer_norm_backward, arguments);
 }
 
-}  // namespace
+}  // namespace dropout_add_layer_norm_binding
 
-void define_dropout_add_layer_norm(pybind11::module_& m) {
+inline void define_dropout_add_layer_norm(pybind11::module_& m) {
+  using namespace dropout_add_layer_norm_binding;
   m.def("dropout_add_layer_norm_forward", &forward, release());
   m.def("dropout_add_layer_norm_backward", &backward, release());
 }

@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cpu/embedding_layer_norm.h"
 
 #include <pybind11/stl.h>
@@ -8,7 +10,7 @@
 #include "cpu.h"
 
 namespace earlybert {
-namespace {
+namespace embedding_layer_norm_binding {
 
 // A table (rows, cols) and its rows, int64 ids (tokens,) into it, and in backward its gradient.
 using TableAt = std::tuple<Address, int64_t, Address, Address>;
@@ -52,9 +54,10 @@ void backward(int64_t tokens, int64_t cols, const std::array<TableAt, 3>& tables
   EARLYBERT_CALL(embedding_layer_norm_backward, arguments);
 }
 
-}  // namespace
+}  // namespace embedding_layer_norm_binding
 
-void define_embedding_layer_norm(pybind11::module_& m) {
+inline void define_embedding_layer_norm(pybind11::module_& m) {
+  using namespace embedding_layer_norm_binding;
   m.def("embedding_layer_norm_forward", &forward, release());
   m.def("embedding_layer_norm_backward", &backward, release());
 }

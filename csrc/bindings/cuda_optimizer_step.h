@@ -1,10 +1,12 @@
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include "../cuda/optimizer_step.h"
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace optimizer_step_binding {
 
 // A tensor's size, the addresses of parameter, gradient, moments and step (0: the number that follows).
 using TensorAt = std::tuple<int64_t, Address, Address, Address, Address, Address, double>;
@@ -22,9 +24,10 @@ void step(int device, Address stream, int parameter_dtype, int gradient_dtype, c
                  {static_cast<Dtype>(parameter_dtype), static_cast<Dtype>(gradient_dtype)}, on(device, stream));
 }
 
-}  // namespace
+}  // namespace optimizer_step_binding
 
-void define_optimizer_step(pybind11::module_& m) {
+inline void define_optimizer_step(pybind11::module_& m) {
+  using namespace optimizer_step_binding;
   m.def("optimizer_step_chunks", &optimizer_step_chunks, "Rows of scratch that a tensor of this size adds.");
   m.def("optimizer_step", &step, release());
 }

@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cpu/optimizer_step.h"
 
 #include <pybind11/stl.h>
@@ -8,7 +10,7 @@
 #include "cpu.h"
 
 namespace earlybert {
-namespace {
+namespace optimizer_step_binding {
 
 // A tensor's size, the addresses of parameter, gradient and moments, and the scales of the moments.
 using TensorAt = std::tuple<int64_t, Address, Address, Address, Address, double, double>;
@@ -35,8 +37,11 @@ void step(const std::vector<TensorAt>& all, double lr, double beta1, double beta
   check(EARLYBERT_CALL(optimizer_step, arguments));
 }
 
-}  // namespace
+}  // namespace optimizer_step_binding
 
-void define_optimizer_step(pybind11::module_& m) { m.def("optimizer_step", &step, release()); }
+inline void define_optimizer_step(pybind11::module_& m) {
+  using namespace optimizer_step_binding;
+  m.def("optimizer_step", &step, release());
+}
 
 }  // namespace earlybert

@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cuda/gather_units.h"
 
 #include <pybind11/stl.h>
@@ -8,7 +10,7 @@
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace gather_units_binding {
 
 // The fields of GatherUnits, in their order.
 using Fields = std::array<int64_t, 12>;
@@ -26,9 +28,10 @@ void run(int device, Address stream, const std::vector<Fields>& tensors) {
   kRun(given.data(), static_cast<int64_t>(given.size()), on(device, stream));
 }
 
-}  // namespace
+}  // namespace gather_units_binding
 
-void define_gather_units(pybind11::module_& m) {
+inline void define_gather_units(pybind11::module_& m) {
+  using namespace gather_units_binding;
   m.attr("GATHER_UNITS_MOST") = kGatherUnitsMost;
   m.def("gather_units", &run<gather_units>, release());
   m.def("scatter_units", &run<scatter_units>, release());

@@ -1,9 +1,11 @@
+#pragma once
+
 #include "../cuda/activation.h"
 
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace activation_binding {
 
 void forward(int device, Address stream, int dtype, int activation, int64_t rows, int64_t cols, Address y,
              Address gates, Address h) {
@@ -18,9 +20,10 @@ void backward(int device, Address stream, int dtype, int activation, int64_t row
                       static_cast<Activation>(activation), static_cast<Dtype>(dtype), on(device, stream));
 }
 
-}  // namespace
+}  // namespace activation_binding
 
-void define_activation(pybind11::module_& m) {
+inline void define_activation(pybind11::module_& m) {
+  using namespace activation_binding;
   m.def("activation_partials", &activation_partials, "Rows of backward's scratch.");
   m.def("activation_forward", &forward, release());
   m.def("activation_backward", &backward, release());

@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../cuda/attention.h"
 
 #include <tuple>
@@ -7,7 +9,7 @@
 #include "cuda.h"
 
 namespace earlybert {
-namespace {
+namespace attention_binding {
 
 using HeadsTuple = std::tuple<Address, int64_t, int64_t>;  // data, and what `Heads` says of it
 
@@ -49,9 +51,10 @@ std::pair<int64_t, int64_t> parts(int device, const Problem& p) {
   return {parts.count, parts.workspace};
 }
 
-}  // namespace
+}  // namespace attention_binding
 
-void define_attention(pybind11::module_& m) {
+inline void define_attention(pybind11::module_& m) {
+  using namespace attention_binding;
   pybind11::class_<Problem>(m, "AttentionProblem", "What attention's forward and backward have in common.")
       .def(pybind11::init(&problem));
   m.def("attention_max_keys", &attention_max_keys, "The longest sequences that the device can take.");

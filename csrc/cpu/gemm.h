@@ -26,6 +26,8 @@ constexpr int kTileRows = 6;  // 12 of 16
 constexpr int kTileCols = 2 * kVec;
 constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // elements of a packed column of a's tile
 
+constexpr int kAhead = 8;  // steps of a tile that b, which is in the second cache, is asked for beforehand
+
 constexpr int64_t kDepth = 512;      // summed at a time: a tile of a then fits the nearest cache
 constexpr int64_t kBlockCols = 384;  // columns of b packed at a time: they fit the second
 
@@ -201,12 +203,18 @@ static void tile_rows(int64_t steps, const typename Format::Element* a, const ty
   EARLYBERT_UNROLL
   for (int i = 0; i < kRows; ++i) {
     EARLYBERT_UNROLL
-    for (int j = 0; j < kCols; ++j) sums[i][j] = Vec{};
+    for (int j = 0; j < kCols; ++j) {
+      sums[i][j] = Vec{};
+      __builtin_prefetch(c + i * ldc + j * kVec, 1);
+    }
   }
   for (int64_t p = 0; p < steps; ++p, a += kRowPanel, b += kTileCols) {
     decltype(Format::load(b)) right[kCols];
     EARLYBERT_UNROLL
-    for (int j = 0; j < kCols; ++j) right[j] = Format::load(b + j * kVec);
+    for (int j = 0; j < kCols; ++j) {
+      right[j] = Format::load(b + j * kVec);
+      __builtin_prefetch(b + kAhead * kTileCols + j * kVec);  // of the next panel at the end
+    }
     EARLYBERT_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const auto left = Format::splat(a[i]);

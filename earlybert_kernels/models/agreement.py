@@ -29,10 +29,9 @@ def check_agreement(family: ModelFamily, model: nn.Module, base: PreTrainedModel
             with it, so that other embeddings, poolers and heads are no obstacle.
     """
     layers = family.layers_of(base)
-    if len(layers) != base.config.num_hidden_layers:
+    if len(layers) != (stated := family.num_layers(base.config)):
         raise ValueError(
-            f"the model has {len(layers)} layers and config.num_hidden_layers is {base.config.num_hidden_layers}: "
-            "change one of them"
+            f"the model has {len(layers)} layers and config.num_hidden_layers is {stated}: change one of them"
         )
     check_fields(base.config)
     _check_not_shared(family.layers, layers)

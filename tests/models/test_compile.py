@@ -39,6 +39,7 @@ def train(model, run, inputs):
         ("BertForQuestionAnswering", "aot_eager"),
         ("BertForMaskedLM", "aot_eager"),
         ("DistilBertForSequenceClassification", "aot_eager"),
+        ("AlbertForSequenceClassification", "eager"),
     ],
 )
 def test_training_compiles_into_one_graph_for_all_shapes(name, backend):

@@ -81,6 +81,14 @@ def test_more_than_one_layer_is_refused(field: str) -> None:
         ek.convert(model)
 
 
+def test_a_layer_that_was_added_is_refused() -> None:
+    model = small(AlbertModel)
+    layers = model.encoder.albert_layer_groups[0].albert_layers
+    layers.append(copy.deepcopy(layers[0]))
+    with pytest.raises(ValueError, match="2 layers and a config for one shared layer"):
+        ek.convert(model)
+
+
 def test_what_was_put_around_the_layer_is_refused() -> None:
     model = small(AlbertModel)
     model.encoder.albert_layer_groups[0].register_forward_hook(lambda module, args, output: output)

@@ -69,7 +69,7 @@ def test_shards_dtypes_and_devices(family: ModelFamily, dtype: torch.dtype, tmp_
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_layers_on_disk(family: ModelFamily, tmp_path: Path) -> None:
     model = saved(tmp_path, family.base)
-    devices = {name: "disk" if name == family.encoder else "cpu" for name, _ in model.named_children()}
+    devices = {name: "disk" if name == family.encoder.split(".")[0] else "cpu" for name, _ in model.named_children()}
     loaded = AutoModel.from_pretrained(tmp_path, device_map=devices, offload_folder=tmp_path / "offloaded").eval()
     assert "meta" in {parameter.device.type for parameter in loaded.parameters()}
     for ours, theirs in zip(loaded(**batch()).to_tuple(), model(**batch()).to_tuple(), strict=True):

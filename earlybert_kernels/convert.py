@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .models import find_base, layer_parts, refuse_distributed
 from .models.agreement import check_agreement
@@ -157,7 +158,8 @@ def _list_of(encoder: Any) -> nn.ModuleList:
 def _hand_over(source: nn.Module, target: nn.Module, parts: LayerParts) -> None:
     """What belongs to a layer and not to its children: mode, gradient checkpointing, gates."""
     target.training = source.training
-    target.gradient_checkpointing = source.gradient_checkpointing
+    if isinstance(source, GradientCheckpointingLayer) and isinstance(target, GradientCheckpointingLayer):
+        target.gradient_checkpointing = source.gradient_checkpointing
     if hasattr(source, "_gradient_checkpointing_func"):
         target._gradient_checkpointing_func = source._gradient_checkpointing_func
     attach_gates(target, parts, *detach_gates(source))

@@ -105,9 +105,11 @@ def masked_lm_loss(tokens: int, labelled: int, hidden: int, vocabulary: int, ite
     return _with_full(Work(product, rows + weight), Work(2 * product, rows + 2 * weight + tokens * hidden * itemsize))
 
 
-def training_step(lengths: Sequence[int], layers: int, hidden: int, neurons: int) -> Work:
-    """The products of an encoder, forward and backward: all linear layers and attention of all tokens. No bytes."""
-    weights = 4 * hidden * hidden + 2 * hidden * neurons
+def training_step(lengths: Sequence[int], layers: int, hidden: int, weights: int) -> Work:
+    """The products of an encoder, forward and backward: all linear layers and attention of all tokens. No bytes.
+
+    `weights` are those in the linear layers of one encoder layer.
+    """
     linear = 6 * sum(lengths) * weights
     return Work(layers * (linear + attention(lengths, 1, hidden, 1)["full"].flops), 0)
 

@@ -87,7 +87,7 @@ def step(result: Result) -> str:
     arguments, batches = result["arguments"], result["batches"]
     rounds = len(batches["real_tokens"])
     real, padded = (sum(batches[key]) / rounds for key in ("real_tokens", "padded_tokens"))
-    what = arguments["model"] or f"shape {arguments['shape']}"
+    what = arguments["model"] or f"shape {arguments['shape']}, {arguments.get('model_type') or 'bert'}"
     data = "random tokens" if arguments["data_dir"] is None else "real sentences"
     with_memory = any("memory" in variant for variant in result["variants"].values())
     header = ["step", "ms, median (quartiles)", "of stock (quartiles)", "of converted (quartiles)", "real tokens/s"]

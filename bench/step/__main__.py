@@ -1,7 +1,8 @@
-"""Times whole training steps of a BERT: stock, compiled, unpadded, converted, gated, with a ticket, captured.
+"""Times whole training steps of a model: stock, compiled, unpadded, converted, gated, with a ticket, captured.
 
     python -m bench.step --model MODEL --lengths sst2 --data-dir GLUE/SST-2 --output step.json
     python -m bench.step --shape base --lengths full --memory --output step.json
+    python -m bench.step --shape modernbert-base --model-type modernbert --output step.json
 
 Every variant takes the same batches, one after the other within each round and in an order of its own, so that a
 machine whose speed drifts slows all of them down. A step is forward, backward, clipping and torch's fused AdamW
@@ -33,6 +34,7 @@ from torch import nn
 
 from earlybert.files import write_json
 from earlybert.training.batches import NO_LABEL, Batch
+from earlybert_kernels.models import layer_parts
 
 from .. import provenance
 from ..ops import roofline
@@ -140,7 +142,7 @@ def measure(
     failures |= failed_checks(models, lambda: copy.deepcopy(base), batches[0])
     models = {name: model for name, model in models.items() if name not in failures}
     masks = [batch["attention_mask"] for batch in batches[WARM_UP:]]
-    encoder = (base.config.num_hidden_layers, base.config.hidden_size, base.config.intermediate_size)
+    encoder = (base.config.num_hidden_layers, base.config.hidden_size, _weights_of_a_layer(base))
     of_batches = {
         "real_tokens": [int(mask.sum()) for mask in masks],
         "padded_tokens": [mask.numel() for mask in masks],
@@ -156,6 +158,11 @@ def measure(
         measured["variants"] = summarize(seconds, of_batches["real_tokens"][:done])
         keep(measured)
     return measured
+
+
+def _weights_of_a_layer(model: nn.Module) -> int:
+    _, parts = layer_parts(model)[0]
+    return sum(linear.weight.numel() for linear in (*parts.attention_linears, *parts.feed_forward_linears))
 
 
 def _decoder_flops(batch: Batch, config: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from transformers import BertForSequenceClassification
 
 import earlybert_kernels as ek
 from earlybert.training.batches import Batch
+from earlybert_kernels.models import family_of_type
 
 from ..shapes import random_ticket
 from .unpadded import UnpaddedClassifier
@@ -51,9 +53,8 @@ def build(name: str, stock: nn.Module) -> nn.Module:
 
     Tickets are of the paper's ratios with random units, the same for all variants.
     """
-    config = stock.config
-    layers = config.num_hidden_layers
-    ticket = random_ticket([config.num_attention_heads] * layers, [config.intermediate_size] * layers)
+    config: Any = stock.config
+    ticket = random_ticket(*family_of_type(config.model_type).units(config))
     return _MAKERS[name.removesuffix(_CAPTURED)](stock, ticket)
 
 

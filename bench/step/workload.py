@@ -12,16 +12,17 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertForMaskedLM,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
 )
 from transformers.utils import logging as transformers_logging
 
 import earlybert_kernels as ek
 from earlybert.training.batches import Batch, collate
 from earlybert.training.data import EncodedExamples
+from earlybert_kernels.models.registry import MODEL_TYPES
 
 from ..shapes import SHAPES
 from .examples import random_examples, read_squad, read_sst2, read_texts, with_answers, with_hidden_words
@@ -29,7 +30,7 @@ from .examples import random_examples, read_squad, read_sst2, read_texts, with_a
 #: Longest sequences, as the recipes of GLUE, SQuAD and pre-training cut them.
 _MAX_LENGTH = {"sst2": 128, "squad": 384, "full": 128, "texts": 128}
 #: What is trained on sequences of these lengths; two classes on the others.
-_HEADS = {"squad": BertForQuestionAnswering, "texts": BertForMaskedLM}
+_HEADS = {"squad": AutoModelForQuestionAnswering, "texts": AutoModelForMaskedLM}
 
 #: Packed batches of different sizes are filled up to a multiple of this share of one.
 _FILLED_SHARE = 1 / 32
@@ -46,7 +47,7 @@ class Workload:
     """What is trained, as the command line says it.
 
     Attributes:
-        model: folder or hub name of a pretrained BERT, or None.
+        model: folder or hub name of a pretrained model, or None.
         shape: name of a shape to build with random weights where there is no model.
         lengths: `"sst2"`, `"squad"`, `"full"`; or `"texts"`, in sequences that are all full, with words hidden.
         data_dir: folder with the data; None for random tokens in sequences of such lengths.
@@ -54,6 +55,7 @@ class Workload:
         max_length: tokens of the longest sequence; None for the usual one.
         batch_size: sequences of a batch.
         dtype: what steps compute in, by name; parameters and the check of the logits are float32.
+        model_type: of the model of that shape; None for BERT.
     """
 
     model: str | None
@@ -64,13 +66,15 @@ class Workload:
     max_length: int | None
     batch_size: int
     dtype: str = "float32"
+    model_type: str | None = None
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds one flag per attribute."""
         which = parser.add_mutually_exclusive_group(required=True)
-        which.add_argument("--model", help="folder or hub name of a pretrained BERT")
-        which.add_argument("--shape", choices=tuple(SHAPES), help="a BERT of this shape with random weights")
+        which.add_argument("--model", help="folder or hub name of a pretrained model")
+        which.add_argument("--shape", choices=tuple(SHAPES), help="a model of this shape with random weights")
+        parser.add_argument("--model-type", choices=MODEL_TYPES, help="of the model of that shape; default: bert")
         parser.add_argument("--lengths", choices=tuple(_MAX_LENGTH), default="sst2", help="default: %(default)s")
         parser.add_argument(
             "--data-dir",
@@ -92,6 +96,8 @@ class Workload:
         """Takes its own of the parsed arguments; leaves by `parser.error` where they do not fit together."""
         if args.data_dir is not None and args.model is None:
             parser.error("--data-dir needs --model, whose tokenizer reads the data")
+        if args.model_type is not None and args.shape is None:
+            parser.error("--model-type is that of a --shape; a --model says its own")
         if args.data_dir is not None and args.lengths == "full":
             parser.error("--lengths full takes no --data-dir: all its tokens are random")
         return cls(**{name: getattr(args, name) for name in cls.__dataclass_fields__})
@@ -113,10 +119,8 @@ class Workload:
     def stock_model(self) -> nn.Module:
         """The stock model, with the same weights at every call: for questions, hidden words or two classes."""
         torch.manual_seed(0)
-        cls = _HEADS.get(self.lengths, BertForSequenceClassification)
-        if self.model is None:
-            return cls(SHAPES[self.shape].config())
-        return cls.from_pretrained(self.model)
+        auto = _HEADS.get(self.lengths, AutoModelForSequenceClassification)
+        return auto.from_config(self._config()) if self.model is None else auto.from_pretrained(self.model)
 
     def batches(self, count: int, device: torch.device) -> list[Batch]:
         """So many batches in random order, always the same ones, each padded as `padding` says."""
@@ -131,9 +135,14 @@ class Workload:
             batches.append(with_answers(batch) if is_random else batch)
         return batches
 
+    def _config(self) -> Any:
+        if self.model is not None:
+            return AutoConfig.from_pretrained(self.model)
+        return SHAPES[self.shape].config(self.model_type or "bert")
+
     def _examples(self, count: int) -> EncodedExamples:
         if self.data_dir is None:
-            config = SHAPES[self.shape].config() if self.model is None else AutoConfig.from_pretrained(self.model)
+            config = self._config()
             mix = str(self.longest) if self.lengths in ("full", "texts") else self.lengths
             examples = random_examples(mix, count, self.longest, config.vocab_size)
             return with_hidden_words(examples, config.vocab_size) if self.lengths == "texts" else examples

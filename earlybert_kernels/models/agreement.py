@@ -29,11 +29,9 @@ def check_agreement(family: ModelFamily, model: nn.Module, base: PreTrainedModel
             with it, so that other embeddings, poolers and heads are no obstacle.
     """
     layers = family.layers_of(base)
-    if len(layers) != base.config.num_hidden_layers:
-        raise ValueError(
-            f"the model has {len(layers)} layers and config.num_hidden_layers is {base.config.num_hidden_layers}: "
-            "change one of them"
-        )
+    if len(layers) != (stated := family.num_layers(base.config)):
+        field = "a config for one shared layer" if family.shares_layer else f"config.num_hidden_layers is {stated}"
+        raise ValueError(f"the model has {len(layers)} layers and {field}: change one of them")
     check_fields(base.config)
     _check_not_shared(family.layers, layers)
     checked = _built_by_transformers(model) if whole else []

@@ -97,7 +97,8 @@ def check_base(family: ModelFamily, base: nn.Module) -> None:
 
 def check_encoder(family: ModelFamily, base: nn.Module) -> None:
     """Raises TypeError unless a base model that is not converted has the encoder that transformers gives it."""
-    check_plain(family.encoder, family.encoder_of(base), family.encoder_class)
+    for path, cls in {**family.around, family.encoder: family.encoder_class}.items():
+        check_plain(path, base.get_submodule(path), cls)
     if "forward" in vars(base):
         raise TypeError(
             f"a forward was put on this {type(base).__name__} (to run it under autocast, say), which a converted model "

@@ -144,7 +144,10 @@ class ModelFamily:
         embeddings: what the fused op computes; None where it does not, and the base model's own are called.
         rotary: path in the base model of the module that makes rotary positions, of the name that a layer has for them.
         final_norm: path in it of the norm behind the last layer, in models that have it.
-        embeddings_projection: the layer of the base model that the embeddings go through, in models that have it.
+        around: the very class of each module between the base model and the encoder, by its path; it is not run.
+        shares_layer: whether all config.num_hidden_layers of its layers are one, which is registered once.
+        embeddings_projection: of a base model, the layer that the embeddings go through, or None.
+        pool: of a base model with a pooler and the first token of each sequence `(B, 1, E)`, its pooled output.
         counts_tokens: whether positions count the tokens that are not config.pad_token_id, from that number + 1 on,
             those standing at the number itself; else they are columns, from 0 on.
         needed: fields of the config that have to have these values.
@@ -163,7 +166,10 @@ class ModelFamily:
     encoder_class: type[nn.Module]
     layer: Layer
     embeddings: Embeddings | None
-    embeddings_projection: str | None = None
+    around: Mapping[str, type[nn.Module]] = field(default_factory=dict)
+    shares_layer: bool = False
+    embeddings_projection: Callable[[Any], nn.Module | None] = lambda base: None
+    pool: Callable[[Any, Tensor], Tensor] = lambda base, first: base.pooler(first)
     rotary: str | None = None
     final_norm: str | None = None
     counts_tokens: bool = False
@@ -194,9 +200,17 @@ class ModelFamily:
         """Feed-forward neurons of a dense layer."""
         return getattr(config, self.neurons_field)
 
+    def num_layers(self, config: PreTrainedConfig) -> int:
+        """The layers that a model has, each with Parameters of its own."""
+        return 1 if self.shares_layer else config.num_hidden_layers
+
+    def rounds(self, config: PreTrainedConfig) -> int:
+        """How often a model runs them all, one after the other."""
+        return config.num_hidden_layers if self.shares_layer else 1
+
     def units(self, config: PreTrainedConfig) -> tuple[list[int], list[int]]:
         """Heads and neurons of each layer of a dense model."""
-        layers = config.num_hidden_layers
+        layers = self.num_layers(config)
         return [config.num_attention_heads] * layers, [self.neurons(config)] * layers
 
     def first_position(self, config: Any) -> int:

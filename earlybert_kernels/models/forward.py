@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .. import ops
-from ..nn import Packing, PaddingFreeEncoder
+from ..nn import EncoderLayer, Packing, PaddingFreeEncoder
 from ..nn.plain import extension
 from ..nn.rotary import Rotary
 from .attention_weights import attention_weights
@@ -95,7 +95,7 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
         first = None if pooler is None else packing.first_tokens(x).unsqueeze(1)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
-        pooler_output=None if pooler is None else pooler(first),
+        pooler_output=None if pooler is None or first is None else family.pool(base, first),
         hidden_states=hidden_states,
         attentions=attentions,
     )
@@ -170,7 +170,8 @@ def encode(
         output_attentions = base.config.output_attentions
     if output_hidden_states is None:
         output_hidden_states = base.config.output_hidden_states
-    selection = _selected(output_hidden_states, len(encoder.layer) + 1)
+    rounds = family.rounds(base.config)
+    selection = _selected(output_hidden_states, len(encoder.layer) * rounds + 1)
     tokens = inputs_embeds if input_ids is None else input_ids
     if tokens is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -219,16 +220,17 @@ def encode(
     packed = (value.unsqueeze(0) for value in packing.pack(*given.values()))
     inputs: dict[str, Any] = dict.fromkeys(named) | dict(zip(given, packed, strict=True))
     x = _embed(family.embeddings, base.get_submodule("embeddings"), **inputs)
-    if family.embeddings_projection is not None and hasattr(base, family.embeddings_projection):
-        x = base.get_submodule(family.embeddings_projection)(x)
+    if (project := family.embeddings_projection(base)) is not None:
+        x = project(x)
     states: list[Tensor] | None = [] if selection or output_attentions else None
     rotary = _rotary(family, base, x, inputs["position_ids"])
-    x = encoder(x, packing, first_token_only=first_token_only and not selection, hidden_states=states, rotary=rotary)
+    first_only = first_token_only and not selection
+    x = encoder(x, packing, rounds=rounds, first_token_only=first_only, hidden_states=states, rotary=rotary)
     if family.final_norm is not None:
         x = base.get_submodule(family.final_norm)(x)
         if states is not None:
             states[-1] = x
-    return _encoded(encoder, packing, x, states, selection, output_attentions, rotary)
+    return _encoded([*encoder.layer] * rounds, packing, x, states, selection, output_attentions, rotary)
 
 
 def _rotary(family: ModelFamily, base: PreTrainedModel, x: Tensor, positions: Tensor) -> dict[str, Rotary] | None:
@@ -264,7 +266,7 @@ def _selected(output_hidden_states: bool | int | Iterable[int] | None, count: in
 
 
 def _encoded(
-    encoder: PaddingFreeEncoder,
+    layers: list[EncoderLayer],
     packing: Packing,
     x: Tensor,
     states: list[Tensor] | None,
@@ -275,7 +277,8 @@ def _encoded(
     """Puts padding back into what was asked for.
 
     Args:
-        x: the last layer's output.
+        layers: as they were run.
+        x: the last one's output.
         states: the embeddings and every layer's output, packed; None if nothing is made of them.
     """
     hidden_states = attentions = None
@@ -285,7 +288,7 @@ def _encoded(
         padded = iter(packing.pad(*(state for number, state in enumerate(states) if number in selection)))
         hidden_states = tuple(next(padded) if number in selection else None for number in range(len(states)))
     if output_attentions:
-        attentions = attention_weights(encoder.layer, states, packing, rotary)
+        attentions = attention_weights(layers, states, packing, rotary)
     return Encoded(packing, x, hidden_states, attentions)
 
 

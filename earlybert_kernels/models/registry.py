@@ -13,7 +13,13 @@ from .family import Head, ModelFamily, compact_type
 
 #: The model types of stock models that there is a family for. Adding one is writing down its value, `FAMILY`, in a
 #: module that is named after it, as transformers names its own, and naming it here.
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert")
+
+#: Model types that are like those and are refused, and why.
+REFUSED = {
+    "mpnet": "MPNet adds a learned bias to the score of every two tokens, by their distance, which the fused attention "
+    "does not take"
+}
 
 _loaded: dict[str, ModelFamily] = {}
 _on_load: list[Callable[[ModelFamily], None]] = []
@@ -43,7 +49,8 @@ def find_base(model: nn.Module) -> tuple[ModelFamily, PreTrainedModel]:
     present = [_load(model_type) for model_type in MODEL_TYPES if _modelling(model_type) in sys.modules]
     found = [(f, m) for f in present for m in model.modules() if isinstance(m, f.base)]
     if not found:
-        raise TypeError(_no_adapter(type(model).__name__))
+        types = (getattr(getattr(module, "config", None), "model_type", None) for module in model.modules())
+        raise TypeError(_no_adapter(type(model).__name__, next((name for name in types if name in REFUSED), None)))
     if len(found) > 1:
         raise TypeError(f"{type(model).__name__} holds {len(found)} encoders; call this on each of them")
     return found[0]
@@ -63,7 +70,7 @@ def family_of_type(model_type: str) -> ModelFamily:
     for stock_type in MODEL_TYPES:
         if model_type in (stock_type, compact_type(stock_type)):
             return _load(stock_type)
-    raise TypeError(_no_adapter(f"models of type {model_type!r}"))
+    raise TypeError(_no_adapter(f"models of type {model_type!r}", model_type))
 
 
 def head_of(module: nn.Module) -> Head | None:
@@ -94,6 +101,7 @@ def _modelling(model_type: str) -> str:
     return f"transformers.models.{name}.modeling_{name}"
 
 
-def _no_adapter(what: str) -> str:
+def _no_adapter(what: str, model_type: str | None) -> str:
     known = ", ".join(family.base.__name__ for family in families())
-    return f"earlybert_kernels has no adapter for {what}; it takes {known} and the heads built on them"
+    reason = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
+    return f"earlybert_kernels has no adapter for {what}{reason}; it takes {known} and the heads built on them"

@@ -31,6 +31,7 @@ class PaddingFreeEncoder(nn.Module):
         x: Tensor,
         packing: Packing,
         *,
+        rounds: int = 1,
         first_token_only: bool = False,
         hidden_states: list[Tensor] | None = None,
         rotary: Mapping[str, Rotary] | None = None,
@@ -40,6 +41,7 @@ class PaddingFreeEncoder(nn.Module):
         Args:
             x: `(T, E)`, the embedded tokens.
             packing: where the sequences are.
+            rounds: how often to run all layers, one after the other.
             first_token_only: return the first token of each sequence, and compute no other in the last layer.
             hidden_states: a list to which x and the output of every layer are added, `(T, E)` each.
             rotary: what layers with rotary positions take, by the name that their parts have for them.
@@ -49,16 +51,16 @@ class PaddingFreeEncoder(nn.Module):
         """
         if hidden_states is not None:
             hidden_states.append(x)
-        last = len(self.layer) - 1
+        last = len(self.layer) * rounds - 1
         if first_token_only and last < 0:
             return packing.first_tokens(x)
         weights = gather_weights(self.layer) if gathers(self.layer, x) else [None] * len(self.layer)
         hands_on, x_low = all(map(_hands_on, self.layer)), None
-        for number, layer in enumerate(self.layer):
+        for number, (layer, own) in enumerate([*zip(self.layer, weights, strict=True)] * rounds):
             first_only, return_low = first_token_only and number == last, hands_on and number < last
             low = (x_low, return_low) if hands_on else ()
             turned = {} if rotary is None else {"rotary": rotary[layer.parts.positions]}
-            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, weights[number], *low, **turned)
+            x = layer(x, packing.cu_seqlens, packing.max_seqlen, first_only, own, *low, **turned)
             x, x_low = x if return_low else (x, None)
             if hidden_states is not None:
                 hidden_states.append(x)

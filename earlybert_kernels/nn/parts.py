@@ -79,7 +79,7 @@ class LayerParts(ABC):
 class PostNormParts(LayerParts):
     """Those of a layer as BERT's, whose sublayers end with a norm.
 
-    A family may have no `attention_output_dropout`. The mode of `attention_dropout` does not count.
+    A family may lack `attention_output_dropout` or `output_dropout`. The mode of `attention_dropout` does not count.
     """
 
     query: nn.Linear
@@ -89,8 +89,8 @@ class PostNormParts(LayerParts):
     attention_dropout: nn.Dropout
     intermediate: nn.Linear
     output_norm: nn.LayerNorm
-    output_dropout: nn.Dropout
     attention_output_dropout: nn.Dropout | None = None
+    output_dropout: nn.Dropout | None = None
 
     @property
     def attention_linears(self) -> tuple[nn.Linear, ...]:

@@ -31,9 +31,9 @@ def test_masked_lm_loss_by_hand():
 
 
 def test_a_training_step_by_hand():
-    # 5 tokens, width 4, 6 neurons: 64 + 48 weights, each 6 operations a token; attention as above, one head of size 4.
+    # 5 tokens, width 4, 112 weights, each 6 operations a token; attention as above, one head of size 4.
     one_layer = 6 * 5 * 112 + 6 * 2 * 4 * (4 + 9)
-    assert roofline.training_step([2, 3], layers=3, hidden=4, neurons=6) == Work(3 * one_layer, 0)
+    assert roofline.training_step([2, 3], layers=3, hidden=4, weights=112) == Work(3 * one_layer, 0)
 
 
 def test_adam_by_hand():

@@ -57,6 +57,19 @@ def test_one_round_of_everything(tmp_path, capsys, monkeypatch):
     assert len({*colours.values()}) == 3 == len(axes.get_legend().get_texts())
 
 
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "albert", "modernbert"])
+def test_other_families_are_as_right_and_as_large_as_they_are(model_type):
+    work = workload(model_type=model_type)
+    names = ["stock", "converted", "search", "ticket-masked", "ticket-compact", "ticket-stock"]
+    measured = step.measure(work, names, 1, CPU)
+    assert measured["failures"] == {} and list(measured["variants"]) == names
+    model = work.stock_model()
+    assert model.config.model_type == model_type
+    (tokens,), (flops,) = (measured["batches"][name] for name in ("real_tokens", "dense_flops"))
+    weights = 24 * (4 * 24 + (3 if model_type == "modernbert" else 2) * 40)
+    assert flops > 2 * 6 * weights * tokens, "two layers, and attention"
+
+
 def test_packed_batches_hold_the_same_sequences():
     work = workload(batch_size=8)
     batches = work.batches(6, CPU)
@@ -238,6 +251,7 @@ def test_hidden_words(tiny_bert, tmp_path, real):
         (["--shape", "tiny", "--data-dir", "x"], "--data-dir needs --model"),
         (["--model", "m", "--lengths", "full", "--data-dir", "x"], "--lengths full takes no --data-dir"),
         (["--shape", "tiny", "--model", "m"], "not allowed with"),
+        (["--model", "m", "--model-type", "bert"], "--model-type is that of a --shape"),
         (["--shape", "tiny", "--rounds", "0"], "--rounds: expected at least 1"),
     ],
 )
@@ -250,7 +264,7 @@ def test_arguments_that_do_not_fit(arguments, message, capsys):
 def test_flags_say_the_same_again():
     parser = argparse.ArgumentParser()
     Workload.add_arguments(parser)
-    work = workload(lengths="full", max_length=64, dtype="bfloat16")
+    work = workload(lengths="full", max_length=64, dtype="bfloat16", model_type="roberta")
     assert Workload.from_arguments(parser.parse_args(work.flags()), parser) == work
 
 

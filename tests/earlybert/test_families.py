@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AlbertModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -30,7 +31,7 @@ from tests.helpers.toy import FILLERS, HEADS, HIDDEN, LAYERS, NEURONS
 Make = Callable[..., FinetuneArguments]
 
 
-@pytest.fixture(params=[RobertaModel, DistilBertModel, ElectraModel, ModernBertModel])
+@pytest.fixture(params=[AlbertModel, RobertaModel, DistilBertModel, ElectraModel, ModernBertModel])
 def folder(request: pytest.FixtureRequest, tiny_bert: str, tmp_path: Path) -> str:
     """A small model of another family, without dropout, and the toy BERT's tokenizer."""
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))

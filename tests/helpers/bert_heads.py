@@ -20,6 +20,8 @@ def _case(head: Head) -> tuple[dict, dict]:
     if name == "BertForPreTraining":
         outputs = {"prediction_logits": True, "seq_relationship_logits": False}
         return {"labels": IGNORED, "next_sentence_label": PAIR}, outputs
+    if name == "AlbertForPreTraining":
+        return {"labels": IGNORED, "sentence_order_label": PAIR}, {"prediction_logits": True, "sop_logits": False}
     if name == "ElectraForPreTraining":  # whether a token was replaced
         return {"labels": torch.where(MASK, IGNORED % 2, -100)}, {"logits": True}
     if head.labels is Labels.SPAN:
@@ -50,4 +52,5 @@ MASKED = [name for name, head in CLASSES.items() if head.decoder is not None]
 
 
 def model_of(name):
-    return tiny_model(cls=getattr(transformers, name), **({"num_labels": 2} if name in SPANS else {}))
+    two = name in SPANS or name == "AlbertForPreTraining"
+    return tiny_model(cls=getattr(transformers, name), **({"num_labels": 2} if two else {}))

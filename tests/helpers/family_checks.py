@@ -14,6 +14,7 @@ import transformers
 import earlybert_kernels as ek
 from earlybert_kernels.models import families
 from earlybert_kernels.models.family import Head, ModelFamily
+from earlybert_kernels.models.registry import REFUSED
 from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
 
 LENGTHS = (5, 2, 9, 3)
@@ -196,7 +197,11 @@ CHECKS: dict[str, Callable[[ModelFamily], str]] = {
     ),
     "token classification": _unpadded("TokenClassification", TOKENS),
     "multiple choice": _unpadded("MultipleChoice", {"labels": torch.tensor([1, 0])}),
-    "pre-training head": _unpadded("PreTraining", {**TOKENS, "next_sentence_label": torch.tensor([0, 1, 1, 0])}),
+    "pre-training head": _unpadded(
+        "PreTraining",
+        {**TOKENS, **dict.fromkeys(("next_sentence_label", "sentence_order_label"), torch.tensor([0, 1, 1, 0]))},
+        num_labels=2,
+    ),
     "next-token head, as an encoder": _unpadded("CausalLM", TOKENS),
 }
 
@@ -209,6 +214,7 @@ def row(family: ModelFamily) -> str:
 def page() -> str:
     head = f"| | {' | '.join(CHECKS)} |\n|---|{'---|' * len(CHECKS)}"
     rows = "\n".join(map(row, families()))
+    refused = "\n".join(f"- `{model_type}`: {reason}." for model_type, reason in REFUSED.items())
     return f"""\
 # Model families
 
@@ -218,6 +224,13 @@ writes this page. `-`: transformers has no such class that it loads for the task
 
 {head}
 {rows}
+
+ALBERT has one layer, which it runs `num_hidden_layers` times: a ticket of it has one layer, and a gate's gradient is
+the sum over the rounds. A config with more (`num_hidden_groups` or `inner_group_num` above 1) is refused.
+
+Every other model is refused with an error that names these families. With its reason:
+
+{refused}
 """
 
 

@@ -37,8 +37,10 @@ def write_pruned(model: torch.nn.Module, folder: Path) -> None:
     model.save_pretrained(folder)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names = {parameter: name for name, parameter in model.named_parameters()}
-    for layer, gone in PRUNED.items():
-        _, parts = layer_parts(model)[layer]
+    layers = layer_parts(model)
+    pruned = {layer: heads for layer, heads in PRUNED.items() if layer < len(layers)}
+    for layer, gone in pruned.items():
+        _, parts = layers[layer]
         kept = [head for head in range(parts.num_heads) if head not in gone]
         rows = head_rows(torch.tensor(kept), parts.head_size)
         for linear in (parts.query, parts.key, parts.value):
@@ -49,4 +51,4 @@ def write_pruned(model: torch.nn.Module, folder: Path) -> None:
         weight[:, head_rows(torch.tensor(gone), parts.head_size)] = 0
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    edit_config(folder, pruned_heads={str(layer): heads for layer, heads in PRUNED.items()})
+    edit_config(folder, pruned_heads={str(layer): heads for layer, heads in pruned.items()})

@@ -31,7 +31,7 @@ ODD = {
 }
 
 
-#: What other families call the fields of a BERT's config; DistilBERT has another dropout in two of its heads.
+#: What other families call the fields of a BERT's config; DistilBERT and ALBERT have another dropout in heads.
 NAMES = {
     "distilbert": {
         "hidden_dropout_prob": ("dropout", "seq_classif_dropout", "qa_dropout"),
@@ -39,6 +39,7 @@ NAMES = {
         "intermediate_size": ("hidden_dim",),
         "hidden_act": ("activation",),
     },
+    "albert": {"hidden_dropout_prob": ("hidden_dropout_prob", "classifier_dropout_prob")},
     "modernbert": {
         "hidden_dropout_prob": ("mlp_dropout", "embedding_dropout", "classifier_dropout"),
         "attention_probs_dropout_prob": ("attention_dropout",),
@@ -52,6 +53,7 @@ BESIDES = {
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "electra": {"embedding_size": 8},
+    "albert": {"embedding_size": 8},
     # Windows smaller than most sequences; biases, which the models that there are lack.
     "modernbert": {
         **_ROBERTA,
@@ -124,11 +126,8 @@ def some_ticket(model, seed: int = 5):
         count = max(1, (units * (3 + layer)) // 7)
         return torch.randperm(units, generator=generator)[:count].tolist()
 
-    layers = range(config.num_hidden_layers)
-    return ek.Ticket(
-        [keep(config.num_attention_heads, layer) for layer in layers],
-        [keep(family.neurons(config), layer) for layer in layers],
-    )
+    heads, neurons = family.units(config)
+    return ek.Ticket(*([keep(units, layer) for layer, units in enumerate(of)] for of in (heads, neurons)))
 
 
 def packed(lengths: tuple[int, ...], seed: int = 0, longest: int = 12) -> dict:

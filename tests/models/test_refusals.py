@@ -13,6 +13,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     ElectraConfig,
+    MPNetForSequenceClassification,
 )
 
 import earlybert_kernels as ek
@@ -103,6 +104,16 @@ def test_absolute_positions_said_outright_are_fine() -> None:
     config = tiny_config()
     config.position_embedding_type, config.pruned_heads = "absolute", {}
     ek.check_convertible(config)
+
+
+def test_a_model_that_is_refused_by_name_is_told_why() -> None:
+    model = tiny_model(cls=MPNetForSequenceClassification)
+    reason = ": MPNet adds a learned bias .*; it takes BertModel, .*ModernBertModel"
+    for verb in (ek.convert, ek.enable_gates, ek.to_stock):
+        with pytest.raises(TypeError, match=f"no adapter for MPNetForSequenceClassification{reason}"):
+            verb(model)
+    with pytest.raises(TypeError, match=f"no adapter for models of type 'mpnet'{reason}"):
+        ek.check_convertible(model.config)
 
 
 @pytest.mark.parametrize("verb", [ek.convert, ek.restore, ek.is_converted, ek.enable_gates, ek.to_stock])

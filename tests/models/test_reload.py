@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def test_shards_dtypes_and_devices(family: ModelFamily, dtype: torch.dtype, tmp_
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_layers_on_disk(family: ModelFamily, tmp_path: Path) -> None:
     model = saved(tmp_path, family.base)
-    devices = {name: "disk" if name == family.encoder else "cpu" for name, _ in model.named_children()}
+    devices = {name: "disk" if name == family.encoder.split(".")[0] else "cpu" for name, _ in model.named_children()}
     loaded = AutoModel.from_pretrained(tmp_path, device_map=devices, offload_folder=tmp_path / "offloaded").eval()
     assert "meta" in {parameter.device.type for parameter in loaded.parameters()}
     for ours, theirs in zip(loaded(**batch()).to_tuple(), model(**batch()).to_tuple(), strict=True):
@@ -194,3 +196,17 @@ def test_a_config_of_before_formats_had_a_number_is_read(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert AutoConfig.from_pretrained(tmp_path).compact_format == 1
     assert_same(AutoModelForSequenceClassification.from_pretrained(tmp_path), model)
+
+
+def test_importing_loads_no_family_and_a_checkpoint_its_own(tmp_path: Path) -> None:
+    saved(tmp_path, transformers.AlbertModel)
+    code = f"""
+import sys, earlybert_kernels
+from transformers import AutoModel
+families = lambda: [n for n in sys.modules if ".modeling_" in n and n.split(".")[:2] == ["transformers", "models"]]
+print(*families())
+print(type(AutoModel.from_pretrained({str(tmp_path)!r})).__name__, *families())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    auto, albert = (f"transformers.models.{name}.modeling_{name}" for name in ("auto", "albert"))
+    assert done.stdout.splitlines() == [auto, f"CompactAlbertModel {auto} {albert}"]

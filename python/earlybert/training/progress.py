@@ -12,10 +12,17 @@ from typing import Self
 import torch
 from tqdm.auto import tqdm
 
+from .. import processes
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between two lines of the log, where there is no terminal for a progress bar.
 LINE_INTERVAL = 10.0
+
+
+def not_shown() -> bool | None:
+    """What tqdm takes for `disable`: no bar but in a terminal, and of several processes only in the first."""
+    return True if processes.rank() else None
 
 
 class Progress:
@@ -30,7 +37,7 @@ class Progress:
             device: whose memory is shown.
         """
         self._name, self._begin, self._max_steps, self._device = name, step, max_steps, device
-        self._bar = tqdm(total=max_steps, initial=step, desc=name, unit="step", disable=None)
+        self._bar = tqdm(total=max_steps, initial=step, desc=name, unit="step", disable=not_shown())
         self._start = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:

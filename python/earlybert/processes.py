@@ -67,7 +67,7 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         if count() == 1 or not _tells_of_a_loss(error):
             raise
-        loss = f"process {rank()} of {count()}: another process has ended, and with it the run ({error})"
+        loss = f"process {rank()} of {count()}: another process has ended, and with it the run"
     finally:
         logger.setLevel(level)
         if is_own:
@@ -78,8 +78,8 @@ def joined() -> Iterator[None]:
 
 
 def _tells_of_a_loss(error: RuntimeError) -> bool:
-    """Whether it is what a collective raises when another process is gone; gloo's errors have no class of their own."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    """Whether a collective has raised it because another process is gone: gloo's errors have no class of their own."""
+    return "gloo/transport/" in str(error)
 
 
 @contextmanager

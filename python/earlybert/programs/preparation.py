@@ -232,7 +232,7 @@ def _device(args: RunArguments) -> torch.device:
 
 def _own_gpu(device: torch.device) -> torch.device:
     """The GPU of this process, of several of which each has one."""
-    if device.index is not None:
+    if device != torch.device("cuda"):
         raise UsageError(f"--device {device}: each of {processes.count()} processes has a GPU of its own; give cuda")
     number, there = local_rank(), torch.cuda.device_count()
     if number >= there:

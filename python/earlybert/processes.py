@@ -151,7 +151,7 @@ def total(number: int) -> int:
     """The sum of all processes' numbers."""
     if count() == 1:
         return number
-    found = torch.tensor(number)
+    found = torch.tensor(number, dtype=torch.int64)  # a bool has no sum
     dist.all_reduce(found)
     return int(found)
 

@@ -7,6 +7,7 @@ and for all that is not lost, the rest of that run included.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 from dataclasses import dataclass
@@ -24,12 +25,18 @@ import earlybert_kernels as ek
 from earlybert import cli, finetune, processes
 from earlybert.errors import ElsewhereError, UsageError
 from earlybert.launcher import check_alone
+from earlybert.programs.preparation import _own_device
+from earlybert.training import loop as loop_module
 from earlybert.training.batches import NO_LABEL
 from earlybert.training.data import EncodedExamples, TrainingOrder, deal
 from earlybert.training.loop import StageSettings, TrainingLoop
 from earlybert.training.ragged import Ragged
+from earlybert_kernels.models import families
+from earlybert_kernels.models.family import Labels, ModelFamily
+from tests.helpers.bert_heads import LENGTHS, labels_of
 from tests.helpers.model_folder import edit_config
 from tests.helpers.program_processes import Command, Seen, launch, seen_by
+from tests.helpers.tiny_bert import batch, some_ticket, tiny_model
 
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo to train several processes"
@@ -242,8 +249,8 @@ def test_every_example_is_dealt_once_and_tokens_are_even(lengths: list[int], cou
 
 def test_a_batch_without_labels_counts_for_nothing(tiny_bert: str) -> None:
     """The examples that a process has of a batch may all be without one, where the others' are not."""
-    ids = Ragged.of([torch.tensor([2, 7]), torch.tensor([2, 8, 9])])
-    labels = Ragged.of([torch.tensor([NO_LABEL, NO_LABEL]), torch.tensor([NO_LABEL, 1, 2])])
+    ids = Ragged.of([[2, 7], [2, 8, 9]])
+    labels = Ragged.of([[NO_LABEL, NO_LABEL], [NO_LABEL, 1, 2]])
     both = EncodedExamples({"input_ids": ids}, {"input_ids": 0}, {}, {"labels": labels})
     one = EncodedExamples({"input_ids": Ragged.of([ids[1]])}, {"input_ids": 0}, {}, {"labels": Ragged.of([labels[1]])})
     settings = StageSettings("train", max_steps=1, learning_rate=1e-2, schedule="constant", logging_steps=1)
@@ -285,3 +292,49 @@ def test_commands_that_work_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(ElsewhereError):
         check_alone("this")
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+@pytest.mark.parametrize("name", ["stock", "masked", "compact"])
+def test_every_parameter_has_a_gradient(family: ModelFamily, name: str) -> None:
+    """Of each head that the programs train: DistributedDataParallel waits for all. Layers may have lost all units."""
+    tasks = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM")
+    for head in family.heads:
+        if head.auto_class.removeprefix("AutoModelFor") not in tasks:
+            continue
+        model = tiny_model(cls=head.stock, **({"num_labels": 2} if head.labels is Labels.SPAN else {})).train()
+        if name != "stock":
+            ticket = some_ticket(model)
+            ticket.heads[1], ticket.neurons[0] = [], []
+            ek.enable_gates(ek.convert(model))
+            (ek.apply_ticket if name == "masked" else ek.compact)(model, ticket)
+        model(**batch(LENGTHS), **labels_of(head)).loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == [], head
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [_own_device(name) for name in (None, "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"] and chosen == [1, 1]
+    with pytest.raises(UsageError, match="--device cuda:1: each of 1 processes has a GPU of its own"):
+        _own_device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="process 2 of this machine has no GPU: there are 2"):
+        _own_device(None)
+
+
+def test_steps_of_several_processes_are_not_captured(
+    tiny_bert: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_module, "has_graphs", lambda device: True)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    caplog.set_level(logging.INFO, "earlybert")
+    examples = EncodedExamples({"input_ids": Ragged.of([[2, 3]])}, {"input_ids": 0}, {"labels": torch.zeros(1).long()})
+    model = ek.convert(AutoModelForTokenClassification.from_pretrained(tiny_bert))
+    order = TrainingOrder(1, batch_size=1, accumulation_steps=1, seed=1)
+    settings = StageSettings("train", max_steps=1, learning_rate=1e-2, schedule="constant")
+    assert not TrainingLoop(model, examples, order, settings, torch.device("cpu")).captures
+    assert "without CUDA graphs: several processes" in caplog.text

@@ -220,9 +220,7 @@ def find_device(name: str | None) -> torch.device:
 
 
 def _device(args: RunArguments) -> torch.device:
-    device = find_device(args.device)
-    if processes.count() > 1 and device.type == "cuda":
-        device = _own_gpu(device)
+    device = find_device(args.device if processes.count() == 1 else _own_device(args.device))
     if args.dtype == "float16" and device.type not in ("cuda", "cpu"):
         raise UsageError(
             f"--dtype float16 needs autocast and loss scaling, which cuda and cpu have; use bfloat16 on device {device}"
@@ -230,15 +228,17 @@ def _device(args: RunArguments) -> torch.device:
     return device
 
 
-def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process, of several of which each has one."""
-    if device != torch.device("cuda"):
-        raise UsageError(f"--device {device}: each of {processes.count()} processes has a GPU of its own; give cuda")
+def _own_device(name: str | None) -> str | None:
+    """The device of this process, of several, each of which has a GPU of its own where they train on GPUs."""
+    if not torch.cuda.is_available() or not (name or "cuda").startswith("cuda"):
+        return name
+    if name not in (None, "cuda"):
+        raise UsageError(f"--device {name}: each of {processes.count()} processes has a GPU of its own; give cuda")
     number, there = local_rank(), torch.cuda.device_count()
     if number >= there:
-        raise UsageError(f"--device cuda: process {number} of this machine has no GPU, of which there are {there}")
+        raise UsageError(f"--device cuda: process {number} of this machine has no GPU: there are {there}")
     torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    return f"cuda:{number}"
 
 
 def _check_length(flag: str, length: int, config: Any) -> None:

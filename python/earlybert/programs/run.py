@@ -136,7 +136,7 @@ class Run(ABC):
         self.checkpoints = Checkpoints(
             self.directory, self.interrupt, self.args.checkpoint_steps, inputs=inputs, environment=self.environment
         )
-        checkpoint = self._load_checkpoint(inputs)
+        checkpoint = self.checkpoints.load()
         with self.tracking.running(asdict(self.args), None if checkpoint is None else checkpoint["tracking"]):
             with self.interrupt.listening():
                 self._obtain_ticket(model, checkpoint)
@@ -154,20 +154,6 @@ class Run(ABC):
     def _start(self) -> None:
         args = self.args
         self.directory.start(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
-
-    def _load_checkpoint(self, inputs: dict[str, str]) -> dict[str, Any] | None:
-        """The checkpoint to go on from, if there is one.
-
-        Raises:
-            UsageError: as `Checkpoints.load`; or of several processes, perhaps on several machines, one has read
-                something else.
-        """
-        with processes.together():
-            checkpoint = self.checkpoints.load()
-        place = None if checkpoint is None else [checkpoint["stage"], checkpoint["loop"]["step"]]
-        if found := processes.differing({**inputs, f"the checkpoint in {self.directory.path}": place}):
-            raise UsageError(f"{' and '.join(found)} differ between processes; all have to read the same files")
-        return checkpoint
 
     def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:
         """A split as the model is given it, in sequences of at most `max_length` tokens (of the arguments')."""

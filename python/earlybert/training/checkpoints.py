@@ -49,8 +49,17 @@ class Checkpoints:
         """The run's checkpoint, if there is one.
 
         Raises:
-            UsageError: it is torn or of another run, or what the run reads is no longer what it was.
+            UsageError: it is torn or of another run, or what the run reads is no longer what it was; or of several
+                processes, perhaps on several machines, one reads something else.
         """
+        with processes.together():
+            checkpoint = self._load()
+        place = None if checkpoint is None else [checkpoint["stage"], checkpoint["loop"]["step"]]
+        if found := processes.differing({**self._inputs, f"the checkpoint in {self._directory.path}": place}):
+            raise UsageError(f"{' and '.join(found)} differ between processes; all have to read the same files")
+        return checkpoint
+
+    def _load(self) -> dict[str, Any] | None:
         checkpoint = self._directory.load_checkpoint()
         if checkpoint is None:
             return None

@@ -19,8 +19,8 @@ from transformers import get_scheduler
 import earlybert_kernels as ek
 
 from .. import processes
-from .batches import NO_LABEL, Batch, BatchMaker
-from .data import EncodedExamples, TrainingOrder, deal
+from .batches import Batch, BatchMaker
+from .data import EncodedExamples, TrainingOrder
 from .progress import Progress
 from .stopwatch import Stopwatch
 
@@ -149,7 +149,6 @@ class TrainingLoop:
         )
         self._loss = torch.zeros((), device=device)
         self._rate: float | torch.Tensor = settings.learning_rate
-        self._lengths = np.asarray(examples.lengths())
         # Since the last record: tokens without padding, and what the watch said then.
         self._tokens, self._since = 0, 0.0
         self._captured: ek.CapturedStep | None = None
@@ -248,8 +247,8 @@ class TrainingLoop:
         return True
 
     def _train_step(self, batches: list[list[int]]) -> None:
-        made, counts = zip(*[self._make_own(indices) for indices in batches], strict=True)
-        self._tokens += int(self._lengths_of(np.concatenate(batches)).sum())
+        made, counts = zip(*[self._batches.make_share(indices) for indices in batches], strict=True)
+        self._tokens += sum(sum(self._batches.lengths(indices)) for indices in batches)
         # The gradient is that of the mean over all the step's examples, or labelled tokens, however they are split.
         total = processes.total(sum(counts)) if self._batches.label_tokens else sum(map(len, batches))
         moved = [self._batches.move(batch) for batch in made]
@@ -257,29 +256,12 @@ class TrainingLoop:
             self._loss += self._captured(*moved)
         else:
             # DistributedDataParallel takes the mean over the processes, and this is a sum.
-            self._loss += self._update(moved, [count / total * processes.count() for count in counts])
+            shares = [count / max(1, total) * processes.count() for count in counts]
+            self._loss += self._update(moved, shares)
         if self.step == 0:
             self.first_loss = self._loss.item()
         self._rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
-
-    def _make_own(self, indices: list[int]) -> tuple[Batch, int]:
-        """What this process has of a batch, and how many examples, or labelled tokens, it has."""
-        dealt = deal(self._lengths_of(np.asarray(indices)).tolist(), processes.count())
-        own = [indices[place] for place in dealt[processes.rank()]]
-        # All processes take part in every reduction. One for which nothing is left does so with an example of weight 0.
-        batch = self._batches.make(own or indices[:1])
-        if not self._batches.label_tokens:
-            return batch, len(own)
-        labels = batch["labels"]
-        count = int((labels != NO_LABEL).sum())
-        if count == 0:
-            labels.view(-1)[0] = 0  # the mean over no labels would be no number, which weight 0 does not make one
-        return batch, count if own else 0
-
-    def _lengths_of(self, indices: np.ndarray) -> np.ndarray:
-        """Tokens of examples, as `TrainingOrder` counts them."""
-        return self._lengths[indices % len(self._lengths)]
 
     def _update(self, batches: list[Batch], shares: list[float]) -> torch.Tensor:
         """Forward, backward and the optimizer's step; on a GPU its work alone, but for float16.

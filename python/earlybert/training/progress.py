@@ -52,8 +52,8 @@ class Progress:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a line."""
-        return self._bar.disable and time.monotonic() - self._last_line >= LINE_INTERVAL
+        """Whether it is time for a line, which the first process alone writes."""
+        return processes.rank() == 0 and self._bar.disable and time.monotonic() - self._last_line >= LINE_INTERVAL
 
     def show(self, record: Mapping[str, float], *, is_last: bool = False) -> None:
         """Shows a record at the bar; or in a line, where one is due or the record is the last."""

@@ -82,7 +82,7 @@ class BatchMaker:
         return collate(self._examples, indices, pad_to=self._pad_to)
 
     def make_share(self, indices: list[int]) -> tuple[Batch, int]:
-        """The part of a batch that this process has, on the host, and how many examples, or labelled tokens, it counts for."""
+        """The part of a batch that this process has, and how many examples, or labelled tokens, it counts for."""
         own = [indices[place] for place in deal(self.lengths(indices), processes.count())[processes.rank()]]
         # All processes take part in every reduction. One for which nothing is left does so with an example of weight 0.
         batch = self.make(own or indices[:1])

@@ -22,6 +22,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", launched_rank())
 
 
+def attempt() -> int:
+    """How often the processes have been started before, by `torchrun --max-restarts`."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else default

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ElsewhereError, LostProcessError, UsageError
-from .launcher import launched_count, local_rank
+from .launcher import attempt, launched_count, local_rank
 
 T = TypeVar("T")
 
@@ -51,7 +51,11 @@ def joined() -> Iterator[None]:
     is_own = launched_count() > 1 and not _is_group()
     if is_own:
         try:
-            dist.init_process_group(timeout=PATIENCE)  # gloo for tensors on a processor, NCCL for those on a GPU
+            store, own_rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+            # torchrun (2.13) keeps its store when it starts processes anew, and the addresses of the last ones in it.
+            store = dist.PrefixStore(f"attempt {attempt()}", store)  # type: ignore[attr-defined]
+            # Tensors on a processor go by gloo, those on a GPU by NCCL.
+            dist.init_process_group(store=store, rank=own_rank, world_size=size, timeout=PATIENCE)
         except ValueError as error:
             raise UsageError(
                 f"this is one of {launched_count()} processes (WORLD_SIZE), which cannot find each other: {error}; "

@@ -1,7 +1,7 @@
 """`finetune` and `pretrain` in two processes against one: ticket, losses, who writes, and what the loss of one does.
 
-Three times two processes are started: to lose one in a search; to go on from there and lose the other one in training;
-and for all that is not lost, the rest of that run included.
+Three times two processes are started: to lose one in a search; to go on from there, lose the other one in training, and
+be started anew by torchrun; and for all else.
 """
 
 from __future__ import annotations
@@ -106,20 +106,19 @@ def launched(tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, toy_sst2:
     }  # fmt: skip
     found = Launched(folder, flags, [])
 
-    def lose(name: str, *more: str, **where: Any) -> None:
-        ended = launch(folder, Command(name, [*found.argv("lost"), *more], signal=signal.SIGKILL, **where))
-        assert ended.returncode != 0
-        found.lost.append(ended.stderr)
-        shutil.copytree(folder / "lost", folder / name)
-
-    lose("lost-searching", stage="search", step=5, rank=1)
-    lose("lost-training", "--resume", stage="train", step=7, rank=0)
+    lost = {"argv": [*found.argv("lost"), "--resume"], "signal": signal.SIGKILL}
+    ended = launch(folder, Command("lost-searching", **lost, stage="search", step=5, rank=1))
+    assert ended.returncode != 0
+    found.lost.append(ended.stderr)
+    shutil.copytree(folder / "lost", folder / "lost-searching")
+    ended = launch(folder, Command("lost-training", **lost, stage="train", step=7, rank=0), restarts=1)
+    assert ended.returncode == 0, ended.stderr
+    found.lost.append(ended.stderr)
     ended = launch(
         folder,
         *[Command(name, found.argv(name)) for name in ("finetune", "stock", "dropout", "pretrain", "few", "compare")],
         Command("interrupted", found.argv("interrupted"), stage="train", step=3, rank=1, signal=signal.SIGTERM),
         Command("continued", [*found.argv("interrupted"), "--resume"]),
-        Command("lost", [*found.argv("lost"), "--resume"]),
         Command("finished", [*found.argv("lost"), "--resume"]),
     )
     assert ended.returncode == 0, ended.stderr
@@ -190,7 +189,7 @@ def test_a_process_that_is_lost_ends_the_run_with_a_message(launched: Launched) 
         assert f"process {number} of 2: another process has ended, and with it the run" in line
         assert "the same command with --resume" in line and "with as many processes or others" in line
         assert "Error" not in said.replace("ChildFailedError", "")
-        assert "exitcode  : -9" in said
+        assert "(exitcode: -9)" in said
 
 
 @needs_gloo

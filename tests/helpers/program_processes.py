@@ -12,8 +12,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from earlybert import cli
+from earlybert.launcher import attempt, launched_rank
 from earlybert.training.loop import TrainingLoop
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +47,11 @@ class Command:
     rank: int = 0
     signal: int = 0
 
+    @property
+    def output(self) -> str:
+        """Where it writes."""
+        return self.argv[self.argv.index("--output-dir") + 1]
+
 
 @dataclass
 class Seen:
@@ -64,9 +72,14 @@ class Seen:
     tokens: list[list[int]]
 
 
-def launch(folder: Path, *commands: Command, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Runs commands in processes of their own."""
+def launch(folder: Path, *commands: Command, count: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs commands in processes of their own.
+
+    A single one is started so many times anew if one of them ends. None gets a signal then, and what there is of the
+    output folder is kept in FOLDER/NAME.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["--max-restarts", str(restarts)]
     command += ["-m", "tests.helpers.program_processes", str(folder), json.dumps([asdict(each) for each in commands])]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT, check=False)
@@ -90,11 +103,10 @@ class _Watch:
         TrainingLoop._train_step = lambda loop, batches: self._train_step(loop, batches)  # type: ignore[method-assign]
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.command is None or "--output-dir" not in self.command.argv:
+        if self.command is None:
             return
         wrote = event in ("os.mkdir", "os.rename", "os.remove") or (event == "open" and args[2] & os.O_ACCMODE)
-        folder = self.command.argv[self.command.argv.index("--output-dir") + 1]
-        if wrote and str(args[0]).startswith(folder):
+        if wrote and str(args[0]).startswith(self.command.output):
             self.written.append(f"{event} {args[0]}")
 
     def _train_step(self, loop: TrainingLoop, batches: list[list[int]]) -> None:
@@ -120,6 +132,12 @@ class _Watch:
 def main() -> None:
     """What a process that torchrun has started does."""
     folder, commands = Path(sys.argv[1]), [Command(**fields) for fields in json.loads(sys.argv[2])]
+    if attempt() > 0:
+        (command,) = commands
+        command.signal = 0
+        if launched_rank() == 0:
+            shutil.copytree(command.output, folder / command.name)
+        time.sleep(3 * launched_rank())  # the first is to look for the others before they are there
     if len(commands) > 1:  # torchrun's store serves one group; a single command makes it itself
         dist.init_process_group("gloo")
     watch = _Watch()

@@ -173,11 +173,11 @@ def test_the_first_process_alone_writes_and_speaks(launched: Launched) -> None:
 @needs_gloo
 def test_dropout_is_another_in_each_process_and_goes_on_where_it_was(launched: Launched) -> None:
     first, second = launched.seen("dropout")
-    assert first.random != second.random
+    assert not set(first.random) & set(second.random)
     interrupted = launched.seen("interrupted")
     assert [seen.status for seen in interrupted] == [130, 130], "one of them was told to end"
     assert "after 3 of 5 steps, with a checkpoint" in interrupted[0].said and interrupted[1].said == ""
-    assert [seen.random for seen in launched.seen("continued")] == [first.random, second.random]
+    assert [seen.random for seen in launched.seen("continued")] == [first.random[-2:], second.random[-2:]]
     whole, continued = launched.metrics("dropout"), launched.metrics("interrupted")
     assert torch.equal(losses(whole), losses(continued)) and whole["eval"] == continued["eval"]
 

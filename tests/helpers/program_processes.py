@@ -61,14 +61,14 @@ class Seen:
         status: how it ended.
         said: what it wrote to stderr.
         written: files and folders that Python opened to write, or made, in the output folder.
-        random: what it drew next after its last training step, from the generator of dropout.
+        random: by training step, what the generator of dropout would have drawn before it.
         tokens: of its batches, by step and then by batch.
     """
 
     status: int
     said: str
     written: list[str]
-    random: int
+    random: list[int]
     tokens: list[list[int]]
 
 
@@ -96,7 +96,7 @@ class _Watch:
     def __init__(self) -> None:
         self.command: Command | None = None
         self.written: list[str] = []
-        self.random = 0
+        self.random: list[int] = []
         self.tokens: list[list[int]] = []
         self._step = TrainingLoop._train_step
         sys.addaudithook(self._audit)
@@ -110,6 +110,8 @@ class _Watch:
             self.written.append(f"{event} {args[0]}")
 
     def _train_step(self, loop: TrainingLoop, batches: list[list[int]]) -> None:
+        with torch.random.fork_rng():
+            self.random.append(int(torch.randint(2**31, ())))
         make, tokens = loop._batches.make, []
 
         def making(indices: list[int]) -> Any:
@@ -120,9 +122,6 @@ class _Watch:
         self._step(loop, batches)
         loop._batches.make = make  # type: ignore[method-assign]
         self.tokens.append(tokens)
-        state = torch.get_rng_state()
-        self.random = int(torch.randint(2**31, ()))
-        torch.set_rng_state(state)
         assert self.command is not None
         at = (self.command.stage, self.command.step, self.command.rank)
         if self.command.signal and at == (loop.settings.name, loop.step + 1, int(os.environ["RANK"])):
@@ -142,7 +141,7 @@ def main() -> None:
         dist.init_process_group("gloo")
     watch = _Watch()
     for command in commands:
-        watch.command, watch.written, watch.tokens = command, [], []
+        watch.command, watch.written, watch.random, watch.tokens = command, [], [], []
         said = io.StringIO()
         logging.getLogger().handlers.clear()  # the last command's, which writes to where stderr was then
         with contextlib.redirect_stderr(said) if len(commands) > 1 else contextlib.nullcontext():

@@ -51,7 +51,7 @@ def joined() -> Iterator[None]:
     is_own = launched_count() > 1 and not _is_group()
     if is_own:
         try:
-            store, own_rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+            store, own_rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
             # torchrun (2.13) keeps its store when it starts processes anew, and the addresses of the last ones in it.
             store = dist.PrefixStore(f"attempt {attempt()}", store)  # type: ignore[attr-defined]
             # Tensors on a processor go by gloo, those on a GPU by NCCL.

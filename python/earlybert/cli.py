@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .commands import COMMANDS, EXIT_FAILURE, Command
-from .errors import Interrupted, UsageError
+from .errors import ElsewhereError, Interrupted, LostProcessError, UsageError
+from .launcher import check_alone, launched_rank
 from .training.interrupt import terminable
 
 EXIT_USAGE = 2
@@ -41,11 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("earlybert").setLevel(logging.INFO)
+    command: Command = COMMANDS[args.command]
     try:
+        if not command.in_processes:
+            check_alone(f"earlybert {args.command}")
         with terminable():
-            status = COMMANDS[args.command].run(args)
+            status = command.run(args)
             sys.stdout.flush()
             return status
+    except ElsewhereError:
+        return EXIT_USAGE
     except UsageError as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -57,14 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"earlybert: error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_FAILURE
     except FloatingPointError as error:
-        print(f"earlybert: error: {error}", file=sys.stderr)
+        if launched_rank() == 0:  # all processes have met it
+            print(f"earlybert: error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except LostProcessError as error:
+        advice = f"{command.to_continue}, with as many processes or others, from the last checkpoint, if there is one"
+        print(f"earlybert: error: {error}; {advice}", file=sys.stderr)
         return EXIT_FAILURE
     except (Interrupted, KeyboardInterrupt) as interruption:
         what = str(interruption) or "interrupted"
         found = "" if isinstance(interruption, Interrupted) else ", if there is one"
-        to_continue = COMMANDS[args.command].to_continue
-        advice = f"; {to_continue} from the last checkpoint{found}" if to_continue else ""
-        print(f"\nearlybert: {what}{advice}", file=sys.stderr)
+        advice = f"; {command.to_continue} from the last checkpoint{found}" if command.to_continue else ""
+        if launched_rank() == 0:
+            print(f"\nearlybert: {what}{advice}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

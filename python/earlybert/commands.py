@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import UsageError
+from .launcher import launched_rank
 
 if TYPE_CHECKING:
     from .arguments import RunArguments
@@ -24,12 +25,14 @@ class Command(NamedTuple):
         make_parser: makes the parser of the command's flags, given its `prog` and the arguments it will parse.
         run: does it, given what was parsed; returns the exit status.
         to_continue: what to do after Ctrl-C or SIGTERM, where the command can go on from where it was.
+        in_processes: whether it can be started several times over by torchrun or `accelerate launch`, to be one run.
     """
 
     about: str
     make_parser: Callable[[str, Sequence[str]], argparse.ArgumentParser]
     run: Callable[[argparse.Namespace], int]
     to_continue: str = ""
+    in_processes: bool = False
 
 
 def _make_finetune_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -67,6 +70,8 @@ def _pretrain(namespace: argparse.Namespace) -> int:
 
 
 def _report(metrics: dict[str, Any], output_dir: str) -> int:
+    if launched_rank() > 0:
+        return 0
     quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics["eval"].items())
     seconds = metrics["seconds"]
     parameters = metrics["parameters"]
@@ -332,10 +337,10 @@ _REPEAT = "the same command without --overwrite-output-dir continues"
 
 COMMANDS = {
     "finetune": Command(
-        "search, draw and train a ticket on a task, or a baseline", _make_finetune_parser, _finetune, _RESUME
+        "search, draw and train a ticket on a task, or a baseline", _make_finetune_parser, _finetune, _RESUME, True
     ),
     "pretrain": Command(
-        "search, draw and train a ticket on texts, or a baseline", _make_pretrain_parser, _pretrain, _RESUME
+        "search, draw and train a ticket on texts, or a baseline", _make_pretrain_parser, _pretrain, _RESUME, True
     ),
     "compare": Command(
         "run several methods over several seeds and compare them", _make_compare_parser, _compare, _REPEAT

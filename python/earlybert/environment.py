@@ -13,6 +13,8 @@ import torch
 import earlybert_kernels
 from earlybert_kernels.env import cpu_name
 
+from . import processes
+
 
 def versions() -> dict[str, str]:
     """Versions of everything that a result may depend on."""
@@ -36,9 +38,13 @@ def commit() -> str | None:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """The processor, how many threads torch uses, and the GPU with its architecture where the run used one."""
+    """The processor, how many threads torch uses, the GPU with its architecture where the run used one, and how many
+    processes have one each, or share the processor, if they are several.
+    """
     machine: dict[str, str | int] = {"cpu": cpu_name(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
         machine["architecture"] = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    if processes.count() > 1:
+        machine["processes"] = processes.count()
     return machine

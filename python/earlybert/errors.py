@@ -17,3 +17,11 @@ class OutputExistsError(UsageError, FileExistsError):
 
 class Interrupted(Exception):
     """The user asked to stop and the run was put away in good order; the message says where."""
+
+
+class ElsewhereError(UsageError):
+    """Of several processes, another has failed and says why; this one ends with it, without saying it once more."""
+
+
+class LostProcessError(RuntimeError):
+    """Of several processes, another has ended, and this one cannot go on without it."""

@@ -3,20 +3,167 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import UsageError
+from .errors import ElsewhereError, LostProcessError, UsageError
+from .launcher import attempt, launched_count, local_rank
+
+T = TypeVar("T")
+
+#: How long processes wait for one that does something alone, such as tokenising a corpus. Of one that has ended they
+#: hear at once.
+PATIENCE = timedelta(days=1)
 
 
 def count() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _is_group() else 1
+
+
+def rank() -> int:
+    """The number of this process among them; the first is 0."""
+    return dist.get_rank() if _is_group() else 0
+
+
+def _is_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Makes one group, while within, of the processes that torchrun or `accelerate launch` has started.
+
+    The first alone writes to the log. A group that there is already is taken as it is, and stays.
+
+    Raises:
+        UsageError: what they were started by does not say how they find each other.
+        LostProcessError: another process has ended.
+    """
+    is_own = launched_count() > 1 and not _is_group()
+    if is_own:
+        try:
+            store, own_rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+            # torchrun (2.13) keeps its store when it starts processes anew, and the addresses of the last ones in it.
+            store = dist.PrefixStore(f"attempt {attempt()}", store)  # type: ignore[attr-defined]
+            # Tensors on a processor go by gloo, those on a GPU by NCCL.
+            dist.init_process_group(store=store, rank=own_rank, world_size=size, timeout=PATIENCE)
+        except ValueError as error:
+            raise UsageError(
+                f"this is one of {launched_count()} processes (WORLD_SIZE), which cannot find each other: {error}; "
+                "start them with torchrun or accelerate launch, or one process without WORLD_SIZE"
+            ) from None
+    logger = logging.getLogger(__package__)
+    level = logger.level
+    if rank() > 0:
+        logger.setLevel(logging.CRITICAL + 1)
+    loss = ""
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1 or not _tells_of_a_loss(error):
+            raise
+        loss = f"process {rank()} of {count()}: another process has ended, and with it the run"
+    finally:
+        logger.setLevel(level)
+        if is_own:
+            gc.collect()  # a DistributedDataParallel that outlives the group may hang (torch 2.13, gloo)
+            dist.destroy_process_group()
+    if loss:  # out here, where no traceback holds a DistributedDataParallel
+        raise LostProcessError(loss)
+
+
+def _tells_of_a_loss(error: RuntimeError) -> bool:
+    """Whether a collective has raised it because another process is gone: gloo's errors have no class of their own."""
+    return "gloo/transport/" in str(error)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes do what is within, and an error of one ends it in all.
+
+    The first process of a machine goes before, so that the others find in caches what it has downloaded or made.
+
+    Raises:
+        ElsewhereError: it was another process that failed, and raises what it met.
+    """
+    if count() == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        if local_rank() > 0:
+            gather(None)
+        try:
+            yield
+        finally:
+            if local_rank() == 0:
+                gather(None)
+    except Exception as error:
+        failure = error
+    _fail_together(failure)
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` gives in the first process, which alone does it.
+
+    Raises:
+        ElsewhereError: in the others, if it has failed in the first.
+    """
+    if count() == 1:
+        return work()
+    found: list[Any] = [None]
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            found = [work()]
+        except Exception as error:
+            failure = error
+    _fail_together(failure)
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _fail_together(failure: Exception | None) -> None:
+    """Raises, if there is a failure in any process, in the first of these its own, and in all others that it did."""
+    said = gather(None if failure is None else str(failure))
+    failed = [number for number, message in enumerate(said) if message is not None]
+    if not failed:
+        return
+    if failure is not None and rank() == failed[0]:
+        raise failure
+    raise ElsewhereError(said[failed[0]])
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, by rank. They are pickled; tensors are better on the CPU."""
+    values: list[Any] = [value] * count()
+    if count() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def total(number: int) -> int:
+    """The sum of all processes' numbers."""
+    if count() == 1:
+        return number
+    found = torch.tensor(number, dtype=torch.int64)  # a bool has no sum
+    dist.all_reduce(found)
+    return int(found)
+
+
+def differing(values: dict[str, Any]) -> list[str]:
+    """The names of those values that are not the same in all processes."""
+    first, *others = gather(values)
+    return [name for name, value in first.items() if any(other.get(name) != value for other in others)]
 
 
 def check_same(what: str, value: Any) -> None:
@@ -29,11 +176,8 @@ def check_same(what: str, value: Any) -> None:
     Raises:
         RuntimeError: they have not. It is raised in every process, so that none waits for another.
     """
-    if count() == 1:
-        return
-    values: list[Any] = [None] * count()
-    dist.all_gather_object(values, value)
-    if others := [rank for rank, other in enumerate(values) if other != values[0]]:
+    values = gather(value)
+    if others := [number for number, other in enumerate(values) if other != values[0]]:
         raise RuntimeError(
             f"{what} of process {others[0]} of {len(values)} is not that of process 0: the processes have not trained "
             "one model. Wrap it in DistributedDataParallel once its gates are there and train what is wrapped, with "

@@ -184,6 +184,10 @@ class RunDirectory:
                 remove(path)
         write_json(self.arguments, arguments)
 
+    def join(self, arguments: dict[str, Any]) -> None:
+        """Takes part in the run that another process has made the folder ready for, and writes nothing."""
+        self._started = _binding(arguments)
+
     def _take_lock(self) -> None:
         try:
             self._lock.acquire()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,26 @@ import datasets
 import pytest
 
 from earlybert import FinetuneArguments
+from tests.helpers.toy import FILLERS, WORDS
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise is not kept among what users have tokenised."""
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def toy_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A text file whose documents repeat one word, which can so be guessed."""
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    lines = []
+    for number in range(200):
+        word = generator.choice([*WORDS[number % 2], *FILLERS])
+        lines.append(" ".join([word] * generator.randint(6, 40)))
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
 
 
 @pytest.fixture

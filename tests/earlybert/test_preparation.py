@@ -262,12 +262,6 @@ def test_states_of_torch_that_would_change_a_run(arguments: Make, state: Any, me
         finetune(arguments())
 
 
-def test_a_process_among_several(arguments: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match=r"trains in one process, and this is one of 2.*EarlyBertCallback"):
-        finetune(arguments())
-
-
 def test_another_default_dtype(arguments: Make) -> None:
     torch.set_default_dtype(torch.float64)
     try:

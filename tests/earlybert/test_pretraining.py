@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 from collections.abc import Callable
 from copy import deepcopy
@@ -25,7 +24,6 @@ from earlybert.training.data import TrainingOrder
 from earlybert.training.evaluation import predict
 from earlybert.training.loop import StageSettings, TrainingLoop
 from tests.helpers.texts import encoded
-from tests.helpers.toy import FILLERS, WORDS
 
 Make = Callable[..., PretrainArguments]
 CPU = torch.device("cpu")
@@ -95,19 +93,6 @@ def test_the_model_is_judged_on_hidden_tokens(model: nn.Module, sequences: Any) 
 
 
 # Whole runs
-
-
-@pytest.fixture(scope="session")
-def toy_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A text file whose documents repeat one word, which can so be guessed."""
-    generator = random.Random(0)
-    path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    lines = []
-    for number in range(200):
-        word = generator.choice([*WORDS[number % 2], *FILLERS])
-        lines.append(" ".join([word] * generator.randint(6, 40)))
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
 
 
 @pytest.fixture

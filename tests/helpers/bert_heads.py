@@ -33,6 +33,11 @@ def _case(head: Head) -> tuple[dict, dict]:
     return {"labels": IGNORED}, {"logits": True}
 
 
+def labels_of(head: Head) -> dict[str, torch.Tensor]:
+    """What a head is trained by, of the batch of `LENGTHS`."""
+    return _case(head)[0]
+
+
 #: The head class that a name is of. CamemBERT and XLM-RoBERTa are RoBERTa under another name.
 CLASSES = {
     head.stock.__name__: head

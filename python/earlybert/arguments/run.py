@@ -68,7 +68,7 @@ class RunArguments:
     max_train_examples: int | None = help_field("Use only so many of the first training examples.")
     max_eval_examples: int | None = help_field("Use only so many of the first evaluation examples.")
     max_length: int | None = help_field("Cut examples to so many tokens.", 128)
-    batch_size: int = help_field("Examples in one forward pass of training.", 32)
+    batch_size: int = help_field("Examples in one forward pass of training, of all processes together.", 32)
     eval_batch_size: int = help_field("Examples in one forward pass of evaluation.", 64)
     gradient_accumulation_steps: int = help_field("Forward passes in one optimizer step.", 1)
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..arguments import KERNELS, METHODS, FinetuneArguments, PretrainArguments, RunArguments
 from ..errors import UsageError
 from ..files import write_bytes, write_json
+from ..launcher import check_alone
 from ..run_directory import RunDirectory
 from ..tasks import get_task
 
@@ -53,6 +54,7 @@ def compare(
         UsageError: a run cannot be done as asked, or a finished one's files are not as it wrote or read them or it was
             done with other versions, on another machine or by other backends; found before the first one begins.
     """
+    check_alone("a comparison")
     if not variants or not seeds:
         raise UsageError("a comparison needs at least one method, one choice of kernels and one seed")
     max_length = get_task(template.task).max_length

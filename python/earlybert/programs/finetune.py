@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import processes
 from ..arguments import TASK_OPTIONS, FinetuneArguments
 from ..tasks import Source, Task, get_task
 from ..tasks.base import Examples
@@ -47,14 +48,18 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
             is for the model's weights or for examples that its tokenizer cannot cut up, before anything is loaded.
         FloatingPointError: the loss, or an output of the trained model, is not finite.
         Interrupted: on SIGINT or SIGTERM while training, after a checkpoint has been written.
+        LostProcessError: of several processes (torchrun), another has ended.
     """
     args.check()
     data_dir, train_file, validation_file = (
         None if path is None else Path(path) for path in (args.data_dir, args.train_file, args.validation_file)
     )
     source = Source(data_dir, train_file, validation_file, args.dataset_name, args.dataset_config_name)
-    prepared = prepare(args, task_of(args), source)
-    return Finetuning(prepared, read_tests(args, prepared.task, source)).run()
+    with processes.joined():
+        with processes.together():
+            prepared = prepare(args, task_of(args), source)
+            run = Finetuning(prepared, read_tests(args, prepared.task, source))
+        return run.run()
 
 
 def task_of(args: FinetuneArguments) -> Task:

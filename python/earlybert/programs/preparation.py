@@ -14,9 +14,11 @@ from transformers import AutoModel
 import earlybert_kernels as ek
 from earlybert_kernels.models import family_of_type
 
+from .. import processes
 from ..arguments import RunArguments
 from ..environment import describe_machine, versions
 from ..errors import MissingFileError, UsageError
+from ..launcher import local_rank
 from ..loading import first_line, read_config, read_tokenizer, reading
 from ..run_directory import RunDirectory
 from ..tasks import Source, Task, TaskData
@@ -79,11 +81,12 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
         UsageError: the run cannot be done as asked; the message says why.
     """
     _check_torch()
-    _check_alone()
+    _check_processes(args)
     check_trackers(args.trackers)
     args = args.resolved(task.max_length)
     directory = RunDirectory(args.output_dir)
-    directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
+    if processes.rank() == 0:  # which alone writes there
+        directory.check(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
     device = _device(args)
     head = task.model_class.__name__.removeprefix("AutoModel")
     config, labels = read_config(args.model_source, args.model_flag, head)
@@ -106,13 +109,12 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
 
 
-def _check_alone() -> None:
-    """Raises UsageError under torchrun or `accelerate launch`, each of whose processes would be a run of its own."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdecimal() and int(count) > 1:
+def _check_processes(args: RunArguments) -> None:
+    """Raises UsageError unless every process has an example of each batch."""
+    if args.batch_size < processes.count():
         raise UsageError(
-            f"a run trains in one process, and this is one of {count} (WORLD_SIZE): start it without torchrun; to "
-            "train in several, use earlybert.EarlyBertCallback with transformers.Trainer, or earlybert.Search"
+            f"--batch-size: expected at least {processes.count()}, the number of processes, which share the examples "
+            f"of each batch, found {args.batch_size}"
         )
 
 
@@ -218,12 +220,25 @@ def find_device(name: str | None) -> torch.device:
 
 
 def _device(args: RunArguments) -> torch.device:
-    device = find_device(args.device)
+    device = find_device(args.device if processes.count() == 1 else _own_device(args.device))
     if args.dtype == "float16" and device.type not in ("cuda", "cpu"):
         raise UsageError(
             f"--dtype float16 needs autocast and loss scaling, which cuda and cpu have; use bfloat16 on device {device}"
         )
     return device
+
+
+def _own_device(name: str | None) -> str | None:
+    """The device of this process, of several, each of which has a GPU of its own where they train on GPUs."""
+    if not torch.cuda.is_available() or not (name or "cuda").startswith("cuda"):
+        return name
+    if name not in (None, "cuda"):
+        raise UsageError(f"--device {name}: each of {processes.count()} processes has a GPU of its own; give cuda")
+    number, there = local_rank(), torch.cuda.device_count()
+    if number >= there:
+        raise UsageError(f"--device cuda: process {number} of this machine has no GPU: there are {there}")
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
 def _check_length(flag: str, length: int, config: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from .. import processes
 from ..arguments import PretrainArguments
 from ..errors import UsageError
 from ..loading import new_model
@@ -36,6 +37,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         UsageError: (a ValueError) the run cannot be done as asked.
         FloatingPointError: the loss, or an output of the trained model, is not finite.
         Interrupted: on SIGINT or SIGTERM while training, after a checkpoint has been written.
+        LostProcessError: of several processes (torchrun), another has ended.
     """
     args.check()
     corpus = Corpus(
@@ -51,7 +53,10 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         None if path is None else Path(path) for path in (args.train_file, args.validation_file)
     )
     source = Source(train_file=train_file, validation_file=validation_file)
-    return Pretraining(prepare(args, task, source, args.long_length if args.long_share else None)).run()
+    with processes.joined():
+        with processes.together():
+            run = Pretraining(prepare(args, task, source, args.long_length if args.long_share else None))
+        return run.run()
 
 
 class Pretraining(Run):

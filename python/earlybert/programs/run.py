@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
+from .. import processes
 from ..environment import commit
 from ..errors import UsageError
 from ..files import json_bytes, write_bytes
@@ -98,17 +99,23 @@ class Run(ABC):
 
     def run(self) -> dict[str, Any]:
         """Does what is left to do, and returns what is in `metrics.json`."""
-        if self.args.resume and self.directory.is_finished:
+        if (finished := processes.on_first(self._finished)) is not None:
             logger.info("%s holds this run, finished", self.directory.path)
-            return self.directory.read_finished(asdict(self.args))
+            return finished
         with self.directory.released():
             return self.execute()
 
+    def _finished(self) -> dict[str, Any] | None:
+        """What is in `metrics.json`, of a run that is to be continued and is finished."""
+        if self.args.resume and self.directory.is_finished:
+            return self.directory.read_finished(asdict(self.args))
+        return None
+
     def execute(self) -> dict[str, Any]:
         """Does what is left to do of an unfinished run."""
-        with self._timed("loading"):
+        with self._timed("loading"), processes.together():
             model, weights = self._load_model()
-        with self._timed("tokenizing"):
+        with self._timed("tokenizing"), processes.together():
             train = self.read_examples()
             evals = {n: self.held_out(self.encode(examples)) for n, examples in self.prepared.data.evals.items()}
         self.searched = next(iter(train.values()))
@@ -122,9 +129,10 @@ class Run(ABC):
         inputs = {"the model's weights": weights, **self._inputs(train, evals)}
 
         # Not before all is there that the run needs: this removes an earlier run.
-        self.directory.start(asdict(self.args), resume=self.args.resume, overwrite=self.args.overwrite_output_dir)
-        if self.args.resume and self.directory.is_finished:  # by another process, while this one was loading
-            return self.directory.read_finished(asdict(self.args))
+        processes.on_first(self._start)
+        if (finished := processes.on_first(self._finished)) is not None:  # by another run, while this one was loading
+            return finished
+        self.directory.join(asdict(self.args))
         self.checkpoints = Checkpoints(
             self.directory, self.interrupt, self.args.checkpoint_steps, inputs=inputs, environment=self.environment
         )
@@ -139,8 +147,13 @@ class Run(ABC):
             metrics = self._metrics(model, judgement.metrics, dense_parameters)
             self.tracking.log_results(metrics)
         files = {name: json_bytes(content) for name, content in judgement.files.items()} | self.predictions(model)
-        write_results(self.directory, metrics, model, self.prepared.tokenizer, self.ticket, files)
+        results = (self.directory, metrics, model, self.prepared.tokenizer, self.ticket, files)
+        processes.on_first(lambda: write_results(*results))
         return metrics
+
+    def _start(self) -> None:
+        args = self.args
+        self.directory.start(asdict(args), resume=args.resume, overwrite=args.overwrite_output_dir)
 
     def encode(self, examples: Any, max_length: int | None = None) -> EncodedExamples:
         """A split as the model is given it, in sequences of at most `max_length` tokens (of the arguments')."""
@@ -219,7 +232,7 @@ class Run(ABC):
             loop.load_state_dict(checkpoint["loop"])
             search.load_state_dict(checkpoint["search_state"])
         else:
-            torch.manual_seed(args.seed)  # dropout
+            loop.seed()
 
         def after_step(step: int) -> bool:
             if search.after_step():
@@ -248,7 +261,7 @@ class Run(ABC):
         drawn_by, longest = self.search["drawn_by"], loop.settings.max_steps
         logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
         self._warn_of_divergence(loop)
-        write_bytes(self.directory.gates, save(gates_by_name(*gates)))
+        processes.on_first(lambda: write_bytes(self.directory.gates, save(gates_by_name(*gates))))
         with loop.watch.running():
             search.finish(self.ticket)
         return loop.watch.seconds
@@ -301,7 +314,7 @@ class Run(ABC):
         if checkpoint is not None:
             loop.load_state_dict(checkpoint["loop"])
         else:
-            torch.manual_seed(self.args.seed)  # dropout
+            loop.seed()
             if self.search is not None or begin:
                 self.checkpoints.save(loop, self._progress(stage, begin))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .. import processes
 from ..errors import UsageError
 from ..loading import first_line
 from ..run_directory import RunDirectory
@@ -40,10 +41,10 @@ class Tracking:
     def __init__(self, names: Sequence[str], directory: RunDirectory) -> None:
         """
         Args:
-            names: of trackers that `check_trackers` has let pass.
+            names: of trackers that `check_trackers` has let pass. Of several processes the first alone has them.
             directory: the run's. TensorBoard's files are written there.
         """
-        self._names = tuple(names)
+        self._names = tuple(names) if processes.rank() == 0 else ()
         self._directory = directory
         self._trackers: dict[str, Any] = {}
         #: What the trackers know the run by.
@@ -62,14 +63,15 @@ class Tracking:
         """
         step, ids = (0, {}) if state is None else (state["step"], state["ids"])
         try:
-            for name in self._names:
-                known = ids.get(name)
-                try:
-                    self._trackers[name], self._ids[name] = self._open(name, known, step)
-                    if known is None:
-                        self._trackers[name].store_init_configuration(_simple(arguments))
-                except Exception as error:  # each has its own, of no account, login or server
-                    raise UsageError(f"--report-to {name}: {first_line(error)}") from error
+            with processes.together():
+                for name in self._names:
+                    known = ids.get(name)
+                    try:
+                        self._trackers[name], self._ids[name] = self._open(name, known, step)
+                        if known is None:
+                            self._trackers[name].store_init_configuration(_simple(arguments))
+                    except Exception as error:  # each has its own, of no account, login or server
+                        raise UsageError(f"--report-to {name}: {first_line(error)}") from error
             yield
         finally:
             for tracker in self._trackers.values():

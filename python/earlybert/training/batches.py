@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import earlybert_kernels as ek
 
-from .data import EncodedExamples
+from .. import processes
+from .data import EncodedExamples, deal
 
 Batch = dict[str, Any]
 
@@ -53,6 +55,8 @@ class BatchMaker:
         self.packs = ek.is_converted(model)
         self.label_tokens = "labels" in examples.of_tokens
         self._examples = examples
+        self._lengths = np.asarray(examples.lengths())
+        self._fills = fill_from is not None
         self._device = device
         self._pad_to = pad_to
         options: dict[str, Any] = {
@@ -76,6 +80,23 @@ class BatchMaker:
         if self.packs:
             return self._pack([self._examples[index] for index in indices])
         return collate(self._examples, indices, pad_to=self._pad_to)
+
+    def make_share(self, indices: list[int]) -> tuple[Batch, int]:
+        """The part of a batch that this process has, and how many examples, or labelled tokens, it counts for."""
+        own = [indices[place] for place in deal(self.lengths(indices), processes.count())[processes.rank()]]
+        # All processes take part in every reduction. One for which nothing is left does so with an example of weight 0.
+        batch = self.make(own or indices[:1])
+        if not self.label_tokens:
+            return batch, len(own)
+        labels = batch["labels"]
+        count = int((labels != NO_LABEL).sum())
+        if count == 0 and not self._fills:  # filled batches are of captured steps, which know no weights
+            labels.view(-1)[0] = 0  # the mean over no labels would be no number, which weight 0 does not make one
+        return batch, count if own else 0
+
+    def lengths(self, indices: list[int]) -> list[int]:
+        """Tokens of each of some examples, as `TrainingOrder` counts them."""
+        return self._lengths[np.asarray(indices) % len(self._lengths)].tolist()
 
     def move(self, batch: Batch) -> Batch:
         """A batch where the model is; a copy to a GPU does not wait."""

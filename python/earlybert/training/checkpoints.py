@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import processes
 from ..errors import Interrupted, UsageError
 from ..run_directory import RunDirectory
 from .interrupt import InterruptRequest
@@ -48,8 +49,17 @@ class Checkpoints:
         """The run's checkpoint, if there is one.
 
         Raises:
-            UsageError: it is torn or of another run, or what the run reads is no longer what it was.
+            UsageError: it is torn or of another run, or what the run reads is no longer what it was; or of several
+                processes, perhaps on several machines, one reads something else.
         """
+        with processes.together():
+            checkpoint = self._load()
+        place = None if checkpoint is None else [checkpoint["stage"], checkpoint["loop"]["step"]]
+        if found := processes.differing({**self._inputs, f"the checkpoint in {self._directory.path}": place}):
+            raise UsageError(f"{' and '.join(found)} differ between processes; all have to read the same files")
+        return checkpoint
+
+    def _load(self) -> dict[str, Any] | None:
         checkpoint = self._directory.load_checkpoint()
         if checkpoint is None:
             return None
@@ -75,20 +85,25 @@ class Checkpoints:
         return sentences
 
     def save(self, loop: TrainingLoop, extra: dict[str, Any]) -> None:
-        """Writes a checkpoint, which is the loop's state and what else the run has to remember."""
+        """Writes a checkpoint, which is the loop's state and what else the run has to remember.
+
+        Of several processes all have to call this, and the first writes.
+        """
         bound = {"inputs": self._inputs, "environments": self._environments}
-        self._directory.save_checkpoint({**extra, **bound, "loop": loop.state_dict()})
+        state = {**extra, **bound, "loop": loop.state_dict()}
+        processes.on_first(lambda: self._directory.save_checkpoint(state))
 
     def after_step(self, loop: TrainingLoop, extra: Callable[[], dict[str, Any]]) -> None:
         """Saves if it is time to, off the loop's clock.
 
         Raises:
-            Interrupted: the user asked for it; there is a checkpoint then.
+            Interrupted: the user asked for it, in one process or all; there is a checkpoint then.
         """
-        if self._interrupt.made or (self._every and loop.step % self._every == 0):
+        is_interrupted = processes.total(self._interrupt.made) > 0
+        if is_interrupted or (self._every and loop.step % self._every == 0):
             with loop.watch.paused():
                 self.save(loop, extra())
-        if self._interrupt.made:
+        if is_interrupted:
             raise Interrupted(
                 f"{self._directory.path}: interrupted in stage {loop.settings.name} after {loop.step} of "
                 f"{loop.settings.max_steps} steps, with a checkpoint to resume from"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -157,3 +158,25 @@ class TrainingOrder:
                 own = order[start : start + self.step_size]
                 yield [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
             epoch, first = epoch + 1, 0
+
+
+def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Deals examples out to processes so that none has many more tokens than another, and waits less for it.
+
+    The longest first, each to the one that has the fewest tokens by then: two differ by no more than the longest has,
+    and each gets an example if there are enough.
+
+    Args:
+        lengths: tokens of each example, at least 1.
+        count: of processes.
+
+    Returns:
+        For each process the places of its examples, in rising order.
+    """
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, process) for process in range(count)]
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        load, process = loads[0]
+        heapq.heapreplace(loads, (load + lengths[place], process))
+        dealt[process].append(place)
+    return [sorted(places) for places in dealt]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..launcher import launched_count
+
 
 @contextmanager
 def terminable() -> Iterator[None]:
@@ -40,7 +42,11 @@ class InterruptRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listens while within, in the main thread; a second signal is a KeyboardInterrupt."""
+        """Listens while within, in the main thread; a second signal is a KeyboardInterrupt.
+
+        But not under torchrun, which hands Ctrl-C on to processes that have had it from the terminal, and ends them
+        itself if they go on for too long.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -52,6 +58,6 @@ class InterruptRequest:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.made:
+        if self.made and launched_count() == 1:
             raise KeyboardInterrupt
         self.made = True

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 import earlybert_kernels as ek
 
-from .batches import NO_LABEL, Batch, BatchMaker
+from .. import processes
+from .batches import Batch, BatchMaker
 from .data import EncodedExamples, TrainingOrder
 from .progress import Progress
 from .stopwatch import Stopwatch
@@ -68,6 +72,9 @@ def has_graphs(device: torch.device) -> bool:
 
 class TrainingLoop:
     """Trains a model on batches in a given order. It can be saved after any optimizer step and continued.
+
+    Of several processes (torchrun) each has the whole loop, and trains on its share of the examples of every batch: the
+    batches, the gradients and the recorded losses are those of one process, but for the order of additions.
 
     Attributes:
         step: optimizer steps taken.
@@ -142,10 +149,11 @@ class TrainingLoop:
         )
         self._loss = torch.zeros((), device=device)
         self._rate: float | torch.Tensor = settings.learning_rate
-        self._lengths = np.asarray(examples.lengths())
         # Since the last record: tokens without padding, and what the watch said then.
         self._tokens, self._since = 0, 0.0
         self._captured: ek.CapturedStep | None = None
+        # What is called: the model, or its wrapper while it trains in several processes.
+        self._parallel: nn.Module = model
 
     def run(
         self,
@@ -162,6 +170,25 @@ class TrainingLoop:
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        with self._in_all_processes():
+            self._run(after_step, on_record)
+
+    @contextmanager
+    def _in_all_processes(self) -> Iterator[None]:
+        """While within, all processes' models train as one, beginning with process 0's weights."""
+        if processes.count() == 1:
+            yield
+            return
+        self._parallel = DistributedDataParallel(self.model)
+        try:
+            yield
+        finally:
+            self._parallel = self.model
+            gc.collect()  # its hooks are on the Parameters for as long as the wrapper lives
+
+    def _run(
+        self, after_step: Callable[[int], bool], on_record: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         self.model.train()
         if self.captures:
             self._captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))
@@ -206,6 +233,7 @@ class TrainingLoop:
         if not (self.settings.cuda_graphs and ek.is_converted(self.model) and has_graphs(self.device)):
             return False
         obstacles = {
+            "several processes add up their gradients": processes.count() > 1,
             "loss scaling of float16 looks at every step's gradients": self.scaler.is_enabled(),
             "each is made of several batches": self.order.step_size > self.order.batch_size,
             "no number can be the label of a filler of a regression, or of several labels": any(
@@ -219,18 +247,17 @@ class TrainingLoop:
         return True
 
     def _train_step(self, batches: list[list[int]]) -> None:
-        made = [self._batches.make(indices) for indices in batches]
-        self._tokens += int(self._lengths[np.concatenate(batches) % len(self._lengths)].sum())
+        made, counts = zip(*[self._batches.make_share(indices) for indices in batches], strict=True)
+        self._tokens += sum(sum(self._batches.lengths(indices)) for indices in batches)
         # The gradient is that of the mean over all the step's examples, or labelled tokens, however they are split.
-        counts = [
-            int((batch["labels"] != NO_LABEL).sum()) if self._batches.label_tokens else len(indices)
-            for batch, indices in zip(made, batches, strict=True)
-        ]
-        made = [self._batches.move(batch) for batch in made]
+        total = processes.total(sum(counts)) if self._batches.label_tokens else sum(map(len, batches))
+        moved = [self._batches.move(batch) for batch in made]
         if self._captured is not None:
-            self._loss += self._captured(*made)
+            self._loss += self._captured(*moved)
         else:
-            self._loss += self._update(made, [count / sum(counts) for count in counts])
+            # DistributedDataParallel takes the mean over the processes, and this is a sum.
+            shares = [count / max(1, total) * processes.count() for count in counts]
+            self._loss += self._update(moved, shares)
         if self.step == 0:
             self.first_loss = self._loss.item()
         self._rate = self.scheduler.get_last_lr()[0]
@@ -240,20 +267,23 @@ class TrainingLoop:
         """Forward, backward and the optimizer's step; on a GPU its work alone, but for float16.
 
         Args:
-            batches: of one optimizer step.
-            shares: which share of the step's examples, or labelled tokens, each of them has.
+            batches: of one optimizer step, in this process.
+            shares: the weights of their mean losses: which share of the step's examples, or labelled tokens, each of
+                them has, times the number of processes.
 
         Returns:
-            The step's mean loss, a 0-dimensional tensor.
+            The step's mean loss, over all processes, a 0-dimensional tensor.
         """
         dtype = self.settings.dtype
         total = torch.zeros_like(self._loss)
-        for batch, share in zip(batches, shares, strict=True):
-            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                loss = self.model(**batch).loss
-            loss = loss * share
-            self.scaler.scale(loss).backward()
+        for number, (batch, share) in enumerate(zip(batches, shares, strict=True), start=1):
+            with self._reducing(is_last=number == len(batches)):
+                with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                    loss = self._parallel(**batch).loss
+                loss = loss * share
+                self.scaler.scale(loss).backward()
             total += loss.detach()
+        processes.average([total])
         self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm)
@@ -263,6 +293,12 @@ class TrainingLoop:
         self.scaler.update()
         self.optimizer.zero_grad()
         return total
+
+    def _reducing(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients are summed over the processes with those of a step's last batch, and not before."""
+        if is_last or not isinstance(self._parallel, DistributedDataParallel):
+            return nullcontext()
+        return self._parallel.no_sync()
 
     def _logged_step(self) -> int:
         """The step of the last record of the loss."""
@@ -318,8 +354,19 @@ class TrainingLoop:
         self._tokens, self._since = 0, self.watch.seconds
         return found
 
+    def seed(self) -> None:
+        """Gives dropout random numbers of its own in this process, from the run's seed and the steps taken."""
+        seed, rank = self.order.seed, processes.rank()
+        if self.step or rank:
+            (seed,) = np.random.SeedSequence([seed, self.step, rank]).generate_state(1).tolist()
+        torch.manual_seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while training, the state of torch's random numbers (dropout) included."""
+        """All that changes while training, the states of torch's random numbers (dropout) of all processes included.
+
+        All of them have to call this.
+        """
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "step": self.step,
             "seconds": self.watch.seconds,
@@ -330,12 +377,14 @@ class TrainingLoop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rng": processes.gather([torch.get_rng_state(), cuda]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what `state_dict` gave, for a loop made with the same arguments."""
+        """Continues from what `state_dict` gave, for a loop made with the same arguments.
+
+        In another number of processes the random numbers of dropout are others, by `seed`.
+        """
         self.step = state["step"]
         self.watch = Stopwatch(self.device, state["seconds"])
         self.history = state["history"]
@@ -345,6 +394,10 @@ class TrainingLoop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        if len(state["rng"]) != processes.count():
+            self.seed()
+            return
+        own, cuda = state["rng"][processes.rank()]
+        torch.set_rng_state(own)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)

@@ -12,10 +12,17 @@ from typing import Self
 import torch
 from tqdm.auto import tqdm
 
+from .. import processes
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between two lines of the log, where there is no terminal for a progress bar.
 LINE_INTERVAL = 10.0
+
+
+def not_shown() -> bool | None:
+    """What tqdm takes for `disable`: no bar but in a terminal, and of several processes only in the first."""
+    return True if processes.rank() else None
 
 
 class Progress:
@@ -30,7 +37,7 @@ class Progress:
             device: whose memory is shown.
         """
         self._name, self._begin, self._max_steps, self._device = name, step, max_steps, device
-        self._bar = tqdm(total=max_steps, initial=step, desc=name, unit="step", disable=None)
+        self._bar = tqdm(total=max_steps, initial=step, desc=name, unit="step", disable=not_shown())
         self._start = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,8 +52,8 @@ class Progress:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a line."""
-        return self._bar.disable and time.monotonic() - self._last_line >= LINE_INTERVAL
+        """Whether it is time for a line, which the first process alone writes."""
+        return processes.rank() == 0 and self._bar.disable and time.monotonic() - self._last_line >= LINE_INTERVAL
 
     def show(self, record: Mapping[str, float], *, is_last: bool = False) -> None:
         """Shows a record at the bar; or in a line, where one is due or the record is the last."""

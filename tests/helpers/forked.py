@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = ["transformers.trainer", "accelerate", "earlybert.programs.finetune", "tests.helpers.many_processes"]
+PRELOADED = ["transformers.trainer", "accelerate", "tests.helpers.many_processes", "tests.helpers.program_processes"]
 
 
 @dataclass(frozen=True)

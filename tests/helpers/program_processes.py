@@ -1,8 +1,10 @@
-"""Commands of the command line in several processes, which torchrun starts; one of them can be made to end early.
+"""Commands of the command line in two processes, one of which can be made to end early.
 
-    torchrun --standalone --nproc-per-node 2 -m tests.helpers.program_processes FOLDER < COMMANDS
+Each process writes what it has seen to FOLDER/NAME-RANK.json. Where torchrun is to start them, it starts
 
-COMMANDS are JSON, a list of the fields of `Command`. Each process writes what it has seen to FOLDER/NAME-RANK.json.
+    python -m tests.helpers.program_processes FOLDER COMMAND
+
+with the fields of a `Command` in JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ import torch.distributed as dist
 from earlybert import cli
 from earlybert.launcher import attempt, launched_rank
 from earlybert.training.loop import TrainingLoop
+from tests.helpers import forked
+from tests.helpers.forked import Ended
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,22 +77,34 @@ class Seen:
     tokens: list[list[int]]
 
 
-def launch(folder: Path, *commands: Command, count: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs commands in processes of their own.
+def launch(folder: Path, *commands: Command) -> list[Ended]:
+    """Runs commands in processes of their own."""
+    return forked.start(2, run, folder, commands)
 
-    A single one is started so many times anew if one of them ends. None gets a signal then, and what there is of the
-    output folder is kept in FOLDER/NAME.
+
+def launch_again(folder: Path, command: Command) -> subprocess.CompletedProcess[str]:
+    """Runs a command by torchrun, which starts both processes anew when one of them ends.
+
+    None gets a signal then, and what there was of the output folder is kept in FOLDER/NAME.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["--max-restarts", str(restarts)]
-    command += ["-m", "tests.helpers.program_processes", str(folder), json.dumps([asdict(each) for each in commands])]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
+    run += ["-m", "tests.helpers.program_processes", str(folder), json.dumps(asdict(command))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT, check=False)
+    return subprocess.run(start, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT, check=False)
 
 
-def seen_by(folder: Path, name: str, count: int = 2) -> list[Seen]:
+def seen_by(folder: Path, name: str) -> list[Seen]:
     """What each process has seen of a command."""
-    return [Seen(**json.loads((folder / f"{name}-{rank}.json").read_text())) for rank in range(count)]
+    return [Seen(**json.loads((folder / f"{name}-{rank}.json").read_text())) for rank in range(2)]
 
 
 class _Watch:
@@ -128,16 +145,9 @@ class _Watch:
             os.kill(os.getpid(), self.command.signal)
 
 
-def main() -> None:
-    """What a process that torchrun has started does."""
-    folder, commands = Path(sys.argv[1]), [Command(**fields) for fields in json.loads(sys.argv[2])]
-    if attempt() > 0:
-        (command,) = commands
-        command.signal = 0
-        if launched_rank() == 0:
-            shutil.copytree(command.output, folder / command.name)
-        time.sleep(3 * launched_rank())  # the first is to look for the others before they are there
-    if len(commands) > 1:  # torchrun's store serves one group; a single command makes it itself
+def run(folder: Path, commands: Sequence[Command]) -> None:
+    """What each of them does."""
+    if len(commands) > 1:  # else the command makes the group itself
         dist.init_process_group("gloo")
     watch = _Watch()
     for command in commands:
@@ -151,7 +161,18 @@ def main() -> None:
         (folder / f"{command.name}-{os.environ['RANK']}.json").write_text(json.dumps(asdict(seen)))
     if len(commands) > 1:
         dist.destroy_process_group()
-    sys.exit(status)
+    sys.exit(status if len(commands) == 1 else 0)
+
+
+def main() -> None:
+    """What a process that torchrun has started does."""
+    folder, command = Path(sys.argv[1]), Command(**json.loads(sys.argv[2]))
+    if attempt() > 0:
+        command.signal = 0
+        if launched_rank() == 0:
+            shutil.copytree(command.output, folder / command.name)
+        time.sleep(3 * launched_rank())  # the first is to look for the others before they are there
+    run(folder, [command])
 
 
 if __name__ == "__main__":

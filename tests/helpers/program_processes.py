@@ -87,17 +87,8 @@ def launch_again(folder: Path, command: Command) -> subprocess.CompletedProcess[
 
     None gets a signal then, and what there was of the output folder is kept in FOLDER/NAME.
     """
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
-    run += ["-m", "tests.helpers.program_processes", str(folder), json.dumps(asdict(command))]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start += ["--max-restarts", "1", "-m", "tests.helpers.program_processes", str(folder), json.dumps(asdict(command))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(start, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT, check=False)
 

@@ -35,7 +35,7 @@ def main() -> float:
     )
     args = parser.parse_args()
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dist.init_process_group()  # NCCL for GPUs, gloo for processors
     rank, count = dist.get_rank(), dist.get_world_size()
     if device.type != "cpu":

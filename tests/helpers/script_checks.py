@@ -110,6 +110,8 @@ def saved(runs: Runs) -> tuple[str, str]:
 def goes_on(runs: Runs, after: int | None) -> tuple[str, str]:
     """A run goes on as if it had not been interrupted, so many steps behind the draw, or at its beginning if None."""
     for found in (runs.single("trained"), *found_by(runs.two, "trained")):
+        if found["resumed"] is None:
+            pytest.skip("this version of transformers resumes no Trainer of several processes on a CPU")
         run = found["resumed"][2 if after is None else found["steps"] + after]
         assert run["ticket"] == found["ticket"] and run["losses"] == found["losses"] and run["rates"] == found["rates"]
     return DONE, DONE

@@ -66,7 +66,7 @@ _BACKWARD = {
 # What fits the registers of compute capability 9.0 and does not those of 8.0.
 _FORWARD_BEFORE_90 = _FORWARD | {(_HALF, 128): [*_FORWARD[_HALF, 128][:-1], Tiles(64, 64, 8, 2)]}
 _BACKWARD_BEFORE_90 = _BACKWARD | {
-    (_HALF, 64): [*_BACKWARD[_HALF, 64][:3], Tiles(32, 128, 8, 1), _BACKWARD[_HALF, 64][-1]]
+    (_HALF, 64): [*_BACKWARD[_HALF, 64][:2], Tiles(32, 64, 4, 1), Tiles(32, 128, 8, 1), _BACKWARD[_HALF, 64][-1]]
 }
 
 # Programs that keep a GPU busy: where sequences times heads are fewer, backward divides long sequences' keys up.

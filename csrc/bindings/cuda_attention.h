@@ -55,7 +55,9 @@ std::pair<int64_t, int64_t> parts(int device, const Problem& p) {
 
 inline void define_attention(pybind11::module_& m) {
   using namespace attention_binding;
-  pybind11::class_<Problem>(m, "AttentionProblem", "What attention's forward and backward have in common.")
+  // Of its own in each of the two modules, which one process may load.
+  pybind11::class_<Problem>(m, "AttentionProblem", pybind11::module_local(),
+                            "What attention's forward and backward have in common.")
       .def(pybind11::init(&problem));
   m.def("attention_max_keys", &attention_max_keys, "The longest sequences that the device can take.");
   m.def("attention_parts", &parts, "Parts of a sequence in grad_gates, and float32 of workspace.");

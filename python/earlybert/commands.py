@@ -337,10 +337,18 @@ _REPEAT = "the same command without --overwrite-output-dir continues"
 
 COMMANDS = {
     "finetune": Command(
-        "search, draw and train a ticket on a task, or a baseline", _make_finetune_parser, _finetune, _RESUME, True
+        "search, draw and train a ticket on a task, or a baseline",
+        _make_finetune_parser,
+        _finetune,
+        _RESUME,
+        in_processes=True,
     ),
     "pretrain": Command(
-        "search, draw and train a ticket on texts, or a baseline", _make_pretrain_parser, _pretrain, _RESUME, True
+        "search, draw and train a ticket on texts, or a baseline",
+        _make_pretrain_parser,
+        _pretrain,
+        _RESUME,
+        in_processes=True,
     ),
     "compare": Command(
         "run several methods over several seeds and compare them", _make_compare_parser, _compare, _REPEAT

@@ -186,9 +186,7 @@ class TrainingLoop:
             self._parallel = self.model
             gc.collect()  # its hooks are on the Parameters for as long as the wrapper lives
 
-    def _run(
-        self, after_step: Callable[[int], bool], on_record: Callable[[dict[str, Any]], None] | None = None
-    ) -> None:
+    def _run(self, after_step: Callable[[int], bool], on_record: Callable[[dict[str, Any]], None] | None) -> None:
         self.model.train()
         if self.captures:
             self._captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))

@@ -338,9 +338,13 @@ def test_an_nvcc_that_knows_no_architecture_is_named(tree, fake, listed, status)
 
 
 @pytest.mark.parametrize("name", ["_cpu", "_cuda", "_cuda_emulated"])
-def test_nothing_is_left_out_for_a_compilation_that_failed(name):
-    """It would be left out quietly, and all its tests skipped."""
-    assert "the compilation failed" not in build_record().get(name, {}).get("reason", "")
+def test_nothing_is_left_out_for_what_has_failed(name):
+    """What did not compile, or does not load beside the others: all its tests would be skipped, and nobody told."""
+    record = build_record().get(name, {})
+    assert "the compilation failed" not in record.get("reason", "")
+    if record.get("built"):
+        module, missing = load_extension(name)
+        assert module is not None, missing
 
 
 @pytest.mark.skipif(CUDA is None, reason=f"{MISSING_CUDA}")

@@ -10,7 +10,9 @@ namespace EARLYBERT_ISA {
 
 static constexpr int kChains = 12;  // that do not wait for one another: more than either instruction's latency
 static constexpr int kRounds = 100;
-static constexpr int kTrials = 5;  // the shortest counts: the others may have been interrupted
+// The shortest counts: others may have been interrupted, or be of a core's first microseconds with wide registers, in
+// which it is slow.
+static constexpr int kTrials = 200;
 
 // Clock ticks of one trial, in which every round adds once to every chain.
 template <typename Add>

@@ -12,7 +12,7 @@ from tests.ops.test_linear import SHAPES, case
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
-SETS = [] if cpu.extension is None else cpu.extension.instruction_sets()
+SETS = [] if cpu.extension is None else sorted(cpu.extension.instruction_sets())
 #: Wide enough that errors average out.
 SIZES = {"hidden_size": 96, "intermediate_size": 200}
 TINY = torch.finfo(torch.float32).tiny

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 import earlybert_kernels as ek
 from earlybert_kernels.models import encoder_gaps, family_of_type
+from earlybert_kernels.models.compact_classes import COMPACT_CLASSES
 from earlybert_kernels.pruned import without_pruned_heads
 
 from .errors import MissingFileError, UsageError
@@ -154,6 +156,36 @@ def load_model(name: str, task: Task, config: Any, labels: Mapping[int, str], *,
     _check_encoder(name, model, absent, found["unexpected_keys"])
     task.match_head(model, absent, labels, seed)
     return model
+
+
+def load_whole_model(name: str, *, dtype: Any) -> PreTrainedModel:
+    """A model with the head that its config names, whole, in evaluation mode.
+
+    Args:
+        name: a folder or a model of the hub, compact or not.
+        dtype: as `from_pretrained` takes it.
+
+    Raises:
+        UsageError: no model can be read there, it is not whole, or it has no head that is known.
+    """
+    config, _ = read_config(name, "model")
+    family = family_of_type(config.model_type)
+    stated = (config.architectures or [None])[0]
+    named = {}
+    for auto, stock in family.auto_classes:
+        for cls in (stock, COMPACT_CLASSES.compact(stock) or stock):
+            named[cls.__name__] = auto
+    if stated not in named:
+        raise UsageError(f"model {name}: its config names no class of {family.name} that is known, found {stated}")
+    auto_class = getattr(transformers, named[stated])
+    with reading(f"model {name}: no weights could be read there"):
+        model, found = auto_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if model.base_model is model and missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # as it was saved
+    elif missing:
+        raise UsageError(f"model {name}: expected the weights of a whole {stated}, found none for {missing[0]}")
+    return model.eval()
 
 
 def new_model(task: Task, config: Any, *, seed: int) -> PreTrainedModel:

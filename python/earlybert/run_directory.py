@@ -23,9 +23,12 @@ from .files import PARTIAL, check_replaceable, json_bytes, read_json, remove, re
 logger = logging.getLogger(__name__)
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
-_FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
+FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
 #: Arguments that may be paths of what a run reads.
-_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "test_file", "config_name", "tokenizer")
+INPUTS = (
+    "model", "ticket", "dataset_name", "data_dir", "train_file", "validation_file", "test_file",
+    "config_name", "tokenizer",
+)  # fmt: skip
 #: What arguments.json has where this library wrote it.
 _MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.
@@ -138,7 +141,7 @@ class RunDirectory:
         return names - {Path(self._lock.lock_file).name} - ours
 
     def _check_inputs_stay(self, arguments: dict[str, Any]) -> None:
-        for name in _INPUTS:
+        for name in INPUTS:
             value = arguments.get(name)
             if value is None or not Path(value).exists():  # no path, or the name of something on the hub
                 continue
@@ -367,10 +370,10 @@ class RunDirectory:
 
 def input_sums(arguments: dict[str, Any]) -> dict[str, str]:
     """The checksums of the files (not of folders) that a run's arguments name, by the argument."""
-    given = {name: Path(value) for name in _INPUTS if (value := arguments.get(name)) is not None}
+    given = {name: Path(value) for name in INPUTS if (value := arguments.get(name)) is not None}
     return {name: sha256(path) for name, path in given.items() if path.is_file()}
 
 
 def _binding(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those arguments that a run cannot be continued without."""
-    return {name: value for name, value in arguments.items() if name not in _FREE_ARGUMENTS}
+    return {name: value for name, value in arguments.items() if name not in FREE_ARGUMENTS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from transformers import AutoModelForSequenceClassification
 
 from earlybert import FinetuneArguments, finetune
 from earlybert.cli import main
-from earlybert.programs.push import model_card
+from earlybert.programs.forward_time import time_forward
+from earlybert.programs.model_card import model_card
+from earlybert.run_directory import RunDirectory
 
 
 class Hub(ThreadingHTTPServer):
@@ -129,13 +132,40 @@ def test_a_pushed_model_is_what_the_run_trained(
     assert hub.repositories == {"me/small": False}
     ours = {path: token for path, token in hub.tokens.items() if path.startswith(("/api/repos/", "/api/models/"))}
     assert len(ours) == 3 and set(ours.values()) == {"Bearer hf_secret"}
-    assert set(hub.files) == {path.name for path in (run / "model").iterdir()} | {"ticket.json", "README.md"}
+    expected = {path.name for path in (run / "model").iterdir()} | {"ticket.json", "ticket.png", "README.md"}
+    assert set(hub.files) == expected
     for name, content in hub.files.items():
         (tmp_path / name).write_bytes(content)
     ids = torch.tensor([[1, 5, 9, 13]])
     pulled, trained = (AutoModelForSequenceClassification.from_pretrained(f) for f in (tmp_path, run / "model"))
     assert torch.equal(pulled(ids).logits, trained(ids).logits)
     assert hub.files["ticket.json"] == (run / "ticket.json").read_bytes()
+    assert hub.files["ticket.png"] == (run / "ticket.png").read_bytes()
+    card = hub.files["README.md"].decode()
+    assert "](ticket.png)" in card
+    assert re.search(r"\| the same after `ek.convert` \| \d+\.\d\d \|", card)
+
+
+def test_the_recipe_on_the_card_does_the_run_again(run: Path, tiny_bert: str, toy_sst2: str, tmp_path: Path) -> None:
+    card = str(model_card(RunDirectory(run), "me/small", None))
+    assert str(run) not in card and toy_sst2 not in card and tiny_bert not in card
+    (tmp_path / "recipe.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
+    again = tmp_path / "again"
+    settings = ("--config", str(tmp_path / "recipe.yaml"))
+    assert main(["finetune", *settings, "--model", tiny_bert, "--data-dir", toy_sst2, "--output-dir", str(again)]) == 0
+    for name in ("ticket.json", "model/model.safetensors"):
+        assert (again / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_a_forward_is_timed_next_to_stock_and_the_model_stays(run: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    ids, encoder = torch.tensor([[1, 5, 9, 13]]), type(model.bert.encoder)
+    before = model(ids).logits
+    time = time_forward(model, torch.device("cpu"))
+    assert torch.equal(model(ids).logits, before) and type(model.bert.encoder) is encoder
+    assert time.stock_ms > 0 and time.loaded > 0 and time.converted > 0
+    assert time.length == 32, "the longest that the model has positions for"
+    assert time.machine["threads"] == torch.get_num_threads()
 
 
 def test_pushing_again_replaces_and_private_is_private(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +181,7 @@ def test_pushing_again_replaces_and_private_is_private(run: Path, hub: Hub, caps
 
 
 def test_the_card_says_what_the_model_is(run: Path) -> None:
-    card = model_card(str(run), "me/small")
+    card = model_card(RunDirectory(run), "me/small", None)
     metrics = json.loads((run / "metrics.json").read_text())
     _, head, text = str(card).split("---\n", 2)
     data = yaml.safe_load(head)
@@ -176,15 +206,17 @@ def test_the_card_says_what_the_model_is(run: Path) -> None:
 
 def test_the_card_of_a_dense_model_of_the_hub(run: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics |= {"method": "dense", "ticket": None, "model": "google-bert/bert-base-uncased"}
+    hub = {"model": "google-bert/bert-base-uncased"}
+    metrics |= {"method": "dense", "ticket": None, "arguments": metrics["arguments"] | hub} | hub
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-    card = model_card(str(tmp_path), "small")
+    card = model_card(RunDirectory(tmp_path), "small", None)
     assert card.data.base_model == "google-bert/bert-base-uncased"
     assert card.data.tags == ["roberta", "earlybert"], "as the model says, whatever its base is called"
     assert "of which nothing was pruned" in card.text
-    assert "earlybert_kernels" not in card.text and "## Widths" not in card.text
+    assert "earlybert_kernels" not in card.text and "## Widths" not in card.text and "## Speed" not in card.text
+    assert "\nmodel: google-bert/bert-base-uncased\n" in card.text, "in the recipe"
 
 
 def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
-from earlybert_kernels.models import family_of_type, find_base
+from earlybert_kernels.models import find_base
 from earlybert_kernels.models.compact_classes import COMPACT_CLASSES
 from earlybert_kernels.models.compact_config import CompactConfig
 
 from ..errors import MissingFileError, OutputExistsError, UsageError
 from ..files import PARTIAL, remove
-from ..loading import read_config, read_tokenizer, reading
+from ..loading import load_whole_model, read_tokenizer
 from ..run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def export(model: str, output: str, *, format: str) -> list[Path]:
         raise UsageError("--format onnx needs packages: pip install 'earlybert-kernels[export]'")
     folder = _check_folder(Path(output))
     source = _model_of(model)
-    loaded = _load(source, dtype="auto" if format == "stock" else torch.float32)
+    loaded = load_whole_model(source, dtype="auto" if format == "stock" else torch.float32)
     partial = folder.with_name(folder.name + PARTIAL)
     remove(partial)
     try:
@@ -92,28 +91,6 @@ def _model_of(source: str) -> str:
     directory.read_metrics()
     directory.check_read()
     return str(directory.model)
-
-
-def _load(name: str, *, dtype: Any) -> PreTrainedModel:
-    """The model with the head that its config names, whole, in evaluation mode."""
-    config, _ = read_config(name, "model")
-    family = family_of_type(config.model_type)
-    stated = (config.architectures or [None])[0]
-    named = {}
-    for auto, stock in family.auto_classes:
-        for cls in (stock, COMPACT_CLASSES.compact(stock) or stock):
-            named[cls.__name__] = auto
-    if stated not in named:
-        raise UsageError(f"model {name}: its config names no class of {family.name} that is known, found {stated}")
-    auto_class = getattr(transformers, named[stated])
-    with reading(f"model {name}: no weights could be read there"):
-        model, found = auto_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
-    missing = sorted(found["missing_keys"])
-    if model.base_model is model and missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None  # as it was saved
-    elif missing:
-        raise UsageError(f"model {name}: expected the weights of a whole {stated}, found none for {missing[0]}")
-    return model.eval()
 
 
 def _stock_config(model: PreTrainedModel) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -165,7 +165,12 @@ def ticket_figure(ticket: ek.Ticket, num_heads: list[int], num_neurons: list[int
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, file: Path | BinaryIO) -> None:
+    """Writes a figure as PNG."""
     # A canvas of its own, and not pyplot, which would choose a window system for the whole process.
+    FigureCanvasAgg(figure).print_png(file)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as partial:
-        FigureCanvasAgg(figure).print_png(partial)
+        write_png(figure, partial)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 import earlybert_kernels as ek
 from earlybert import EarlyBertCallback
@@ -28,6 +28,7 @@ def main() -> dict[str, float]:
     parser.add_argument("--output-dir", default="runs/trainer")
     parser.add_argument("--epochs", type=float, default=2.2, help="of search and training together")
     parser.add_argument("--examples", type=int, help="train on the first so many; default: all")
+    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--max-length", type=int, default=128, help="of a sentence, in tokens")
     args = parser.parse_args()
 
@@ -35,6 +36,7 @@ def main() -> dict[str, float]:
     task = TASKS["sst2" if args.data_dir else "pydocs"]
     data = task.load(Source(data_dir=args.data_dir))
     tokenizer = AutoTokenizer.from_pretrained(name)
+    set_seed(args.seed)  # of the new classifier
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(task.labels))
 
     def encode(sentences, limit=None):
@@ -50,6 +52,7 @@ def main() -> dict[str, float]:
             per_device_train_batch_size=32,
             learning_rate=1e-4,
             logging_steps=10,
+            seed=args.seed,
             save_strategy="no",
             report_to="none",
         ),

@@ -144,3 +144,20 @@ def end_to_end(result: Result) -> str:
         + table(header, rows)
         + "".join(f"\n{sentence}\n" for sentence in sentences)
     )
+
+
+def trainer(result: Result, baselines: dict[str, str]) -> str:
+    """Conditions and table of `bench.trainer`: seconds, and of whose in the same round they are which part."""
+    rows = [
+        [
+            name,
+            _spread(quartiles(seconds), 1),
+            "" if name not in baselines else f"{_spread(result['ratio'][name], 3)} of {baselines[name]}",
+        ]
+        for name, seconds in result["seconds"].items()
+    ]
+    rounds = len(next(iter(result["seconds"].values())))
+    return (
+        f"{result['model']}, {result['steps']} steps with batches of {result['batch_size']}, {rounds} rounds, medians "
+        f"and quartiles.\n{conditions(result)}\n\n" + table(["", "seconds of training", "ratio"], rows)
+    )

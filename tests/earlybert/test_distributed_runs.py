@@ -112,8 +112,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, toy_sst2:
     found.lost.append(first.output)
     shutil.copytree(folder / "lost", folder / "lost-searching")
     again = launch_again(folder, Command("lost-training", **lost, stage="train", step=7, rank=0))
-    assert again.returncode == 0 and "(exitcode: -9)" in again.stderr, again.stderr
-    found.lost.append(again.stderr)
+    assert again.status == 0 and "(exitcode: -9)" in again.output, again.output
+    found.lost.append(again.output)
     for ended in launch(
         folder,
         *[Command(name, found.argv(name)) for name in ("finetune", "stock", "dropout", "pretrain", "few", "compare")],

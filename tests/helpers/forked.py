@@ -17,7 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = ["transformers.trainer", "accelerate", "tests.helpers.many_processes", "tests.helpers.program_processes"]
+PRELOADED = [
+    "transformers.trainer", "accelerate", "sklearn.metrics", "scipy.stats", "earlybert.programs.plots",
+    "tests.helpers.many_processes", "tests.helpers.program_processes",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

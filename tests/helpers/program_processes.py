@@ -1,10 +1,6 @@
 """Commands of the command line in two processes, one of which can be made to end early.
 
-Each process writes what it has seen to FOLDER/NAME-RANK.json. Where torchrun is to start them, it starts
-
-    python -m tests.helpers.program_processes FOLDER COMMAND
-
-with the fields of a `Command` in JSON.
+Each process writes what it has seen to FOLDER/NAME-RANK.json.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,14 +20,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from earlybert import cli
 from earlybert.launcher import attempt, launched_rank
 from earlybert.training.loop import TrainingLoop
 from tests.helpers import forked
 from tests.helpers.forked import Ended
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -82,15 +77,26 @@ def launch(folder: Path, *commands: Command) -> list[Ended]:
     return forked.start(2, run, folder, commands)
 
 
-def launch_again(folder: Path, command: Command) -> subprocess.CompletedProcess[str]:
-    """Runs a command by torchrun, which starts both processes anew when one of them ends.
+def launch_again(folder: Path, command: Command) -> Ended:
+    """Runs a command by torchrun's agent, which starts both processes anew when one of them ends.
 
     None gets a signal then, and what there was of the output folder is kept in FOLDER/NAME.
     """
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    start += ["--max-restarts", "1", "-m", "tests.helpers.program_processes", str(folder), json.dumps(asdict(command))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(start, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT, check=False)
+    return forked.start(1, _be_agent, folder, command)[0]
+
+
+def _be_agent(folder: Path, command: Command) -> None:
+    """What `torchrun --standalone --nproc-per-node 2 --max-restarts 1` does, but that the processes are forks of it."""
+    logs = folder / f"{command.name}-logs"
+    config = LaunchConfig(
+        1, 1, 2, run_id=command.name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1,
+        start_method="fork", logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
+    )  # fmt: skip
+    try:
+        elastic_launch(config, _run_in_agent)(folder, command)
+    finally:
+        for written in sorted(logs.rglob("std*.log")):
+            print(written.read_text(encoding="utf-8"))
 
 
 def seen_by(folder: Path, name: str) -> list[Seen]:
@@ -152,19 +158,16 @@ def run(folder: Path, commands: Sequence[Command]) -> None:
         (folder / f"{command.name}-{os.environ['RANK']}.json").write_text(json.dumps(asdict(seen)))
     if len(commands) > 1:
         dist.destroy_process_group()
-    sys.exit(status if len(commands) == 1 else 0)
+    elif status:
+        sys.exit(status)
 
 
-def main() -> None:
-    """What a process that torchrun has started does."""
-    folder, command = Path(sys.argv[1]), Command(**json.loads(sys.argv[2]))
+def _run_in_agent(folder: Path, command: Command) -> None:
+    """What a process does that torchrun's agent has started."""
+    torch.set_num_threads(1)
     if attempt() > 0:
         command.signal = 0
         if launched_rank() == 0:
             shutil.copytree(command.output, folder / command.name)
-        time.sleep(3 * launched_rank())  # the first is to look for the others before they are there
+        time.sleep(launched_rank())  # the first is to look for the others before they are there
     run(folder, [command])
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,8 @@ from tests.helpers.targets import Target, device_of
 ISAS = [] if cpu.extension is None else [s for s in cpu.extension.instruction_sets() if s != "avx512_bf16"]
 
 GPU_BACKENDS = {"triton": triton, "cuda": cuda}
+#: The parameters of `target`.
+TARGETS = [*ISAS, *GPU_BACKENDS]
 
 
 @contextlib.contextmanager
@@ -40,7 +42,8 @@ def isa(request):
         yield request.param
 
 
-def _on_gpu(backend):
+def target_on_gpu(backend):
+    """Skips the test where the backend is not there."""
     reason = GPU_BACKENDS[backend].unavailable()
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
@@ -50,14 +53,14 @@ def _on_gpu(backend):
 @pytest.fixture(params=GPU_BACKENDS)
 def gpu_target(request):
     """Each backend with kernels for GPUs in turn, which run on the CPU where there is none."""
-    return _on_gpu(request.param)
+    return target_on_gpu(request.param)
 
 
-@pytest.fixture(params=[*ISAS, *GPU_BACKENDS])
+@pytest.fixture(params=TARGETS)
 def target(request):
     """Each compiled backend in turn, the CPU's with each of its instruction sets."""
     if request.param in GPU_BACKENDS:
-        yield _on_gpu(request.param)
+        yield target_on_gpu(request.param)
         return
     with _use_instruction_set(request.param):
         yield Target("cpu", "cpu")

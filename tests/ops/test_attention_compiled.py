@@ -8,6 +8,8 @@ from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.counter_rng import keep_mask
 from tests.helpers import oracles
 from tests.helpers.accuracy import assert_as_exact_as_pytorch, results
+from tests.helpers.covering import every_pair
+from tests.ops.conftest import ISAS
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
@@ -49,8 +51,7 @@ def known_keep(q, longest, dropout_p):
     return keep_mask(SEED, (q.shape[1], q.shape[0], longest), dropout_p)
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("case", CASES)
+@every_pair(isa=ISAS, case=list(CASES), dropout_p=[0.0, 0.3], indirect=["isa"])
 def test_output_and_gradients(isa, case, dropout_p):
     lengths, _, _, lengths_q = CASES[case]
     tensors, packing = inputs(*CASES[case])

@@ -8,6 +8,7 @@ from earlybert_kernels import reference
 from earlybert_kernels.backends import cpu, cuda
 from earlybert_kernels.reference.counter_rng import keep_mask
 from tests.helpers.add_norm_case import SHAPES, assert_as_exact_as_pytorch, inputs, run, seed_for, seeded
+from tests.helpers.covering import every_pair
 from tests.helpers.targets import device_of
 
 NAME = "dropout_add_layer_norm"
@@ -22,9 +23,7 @@ COMPILED = [needs("cpu"), needs("cuda")]
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.7])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend", COMPILED)
+@every_pair(backend=COMPILED, shape=SHAPES, p=[0.0, 0.1, 0.7])
 def test_output_and_gradients_match_the_reference(backend, shape, p):
     *tensors, grad_out = inputs(shape, device=device_of(backend))
     seed = seed_for(p, device_of(backend))
@@ -194,9 +193,7 @@ def test_opcheck(backend, p):
     torch.library.opcheck(getattr(torch.ops.earlybert.dropout_add_layer_norm_backward, backend), arguments)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("forced", [True, False])
-@pytest.mark.parametrize("backend", COMPILED)
+@every_pair(backend=COMPILED, forced=[True, False], dynamic=[False, True])
 def test_compiles_into_one_graph(backend, dynamic, forced):
     torch._dynamo.reset()
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.feed_forward import ACTIVATIONS
 from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.covering import every_pair
+from tests.ops.conftest import ISAS
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
@@ -40,9 +42,13 @@ def defined(x, kept, bias, dtype, grad_y, activation="none"):
     return y, *torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y.to(dtype))
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("picked", [(False, False), (True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_pair(
+    isa=ISAS,
+    shape=SHAPES,
+    picked=[(False, False), (True, False), (False, True), (True, True)],
+    scaled=[False, True],
+    indirect=["isa"],
+)
 def test_output_and_gradients(isa, shape, picked, scaled):
     x, kept, bias = case(*shape, *picked, scaled)
     y, _ = cpu.linear.forward(x, kept, bias)

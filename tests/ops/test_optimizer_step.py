@@ -8,7 +8,9 @@ import torch
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
 from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.covering import every_pair
 from tests.helpers.targets import targets_of
+from tests.ops.conftest import ISAS
 
 TARGETS = pytest.mark.parametrize("target", targets_of("optimizer_step"), ids=lambda target: target.backend)
 STEPS = 20
@@ -107,8 +109,7 @@ def test_a_penalty_is_part_of_the_gradient(isa, adapt):
     assert all((a != b).any() == (a != 0).any() for a, b in zip(truth[::3], without[::3], strict=True))
 
 
-@pytest.mark.parametrize("view", [torch.clone, misaligned, transposed, with_gaps])
-@pytest.mark.parametrize("adapt", [True, False])
+@every_pair(isa=ISAS, adapt=[True, False], view=[torch.clone, misaligned, transposed, with_gaps], indirect=["isa"])
 def test_the_kernel_is_as_exact_as_pytorch(isa, adapt, view):
     params, grads = problem(SHAPES)
     truth = naive(params, grads, adapt=adapt, **OPTIONS)

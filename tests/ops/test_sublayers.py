@@ -10,7 +10,9 @@ from earlybert_kernels.backends import cpu
 from earlybert_kernels.reference.counter_rng import keep_mask, kept_scale
 from tests.helpers import oracles
 from tests.helpers.accuracy import assert_as_exact_as_pytorch, assert_defined_by, results
+from tests.helpers.covering import every_pair
 from tests.helpers.targets import Target
+from tests.ops.conftest import TARGETS
 
 CPU = Target("cpu", "cpu")
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
@@ -125,9 +127,7 @@ def compiled_feed_forward(tensors, kept, activation, dropout_p, target, as_mask=
     return getattr(torch.ops.earlybert.feed_forward_sublayer, target.backend)(*inputs)[0]
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("kept", UNITS)
-@pytest.mark.parametrize("first_token_only", [False, True])
+@every_pair(target=TARGETS, first_token_only=[False, True], kept=list(UNITS), dropout_p=[0.0, 0.3], indirect=["target"])
 def test_attention_output_and_gradients(target, first_token_only, kept, dropout_p):
     kept, as_mask = UNITS[kept], target.backend == "triton"
     keeps = keeps_of(kept, first_token_only, dropout_p)
@@ -157,9 +157,7 @@ def test_attention_output_and_gradients(target, first_token_only, kept, dropout_
     assert_as_exact_as_pytorch(ours, plain, truth, dtype)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("kept", UNITS)
+@every_pair(target=TARGETS, kept=list(UNITS), dropout_p=[0.0, 0.3], activation=["gelu", "relu"], indirect=["target"])
 def test_feed_forward_output_and_gradients(target, kept, dropout_p, activation):
     keep = keep_mask(SEEDS[0], (TOKENS, HIDDEN), dropout_p) if dropout_p else None
 

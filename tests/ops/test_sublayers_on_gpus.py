@@ -9,12 +9,15 @@ import earlybert_kernels as ek
 from earlybert_kernels import reference
 from earlybert_kernels.backends import cuda, triton
 from tests.helpers.accuracy import assert_as_exact_as_pytorch, results
+from tests.helpers.covering import every_pair
+from tests.ops.conftest import target_on_gpu
 
 pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
 
 LENGTHS = (9, 1, 33, 6)
 TOKENS, HIDDEN, HEADS, SIZE, NEURONS = sum(LENGTHS), 48, 4, 32, 50
 PACKING = (torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
+HALF = (torch.float16, torch.bfloat16)
 UNITS = {"all": None, "indices": [0, 2, 3], "mask": [0, 2, 3]}
 
 
@@ -30,12 +33,15 @@ def feed_forward_inputs():
     return [torch.randn(shape) * HIDDEN**-0.5 for shape in (*shapes, (NEURONS,))]
 
 
-#: What each backend is tested on: CUDA's takes no masks.
-on_every_form = pytest.mark.parametrize(
-    ("gpu_target", "kept"),
-    [(backend, kept) for backend in ("triton", "cuda") for kept in UNITS if (backend, kept) != ("cuda", "mask")],
-    indirect=["gpu_target"],
-)
+#: What each backend is tested on, with which units: CUDA's takes no masks.
+FORMS = [(backend, kept) for backend in ("triton", "cuda") for kept in UNITS if (backend, kept) != ("cuda", "mask")]
+
+
+@pytest.fixture
+def form(request):
+    """A backend's target, and the form of the units that it computes."""
+    backend, kept = request.param
+    return target_on_gpu(backend), kept
 
 
 def active(kept, units, device):
@@ -89,10 +95,9 @@ def without_b_k(sublayer, tensors):
     return [t for number, t in enumerate(tensors) if sublayer == "feed_forward" or number != 5]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@on_every_form
-@pytest.mark.parametrize("sublayer", SUBLAYERS)
-def test_half_precision(gpu_target, sublayer, kept, dtype):
+@every_pair(form=FORMS, sublayer=list(SUBLAYERS), dtype=HALF, indirect=["form"])
+def test_half_precision(form, sublayer, dtype):
+    gpu_target, kept = form
     call, inputs, op, definition, units = SUBLAYERS[sublayer]
     tensors = [t.to(dtype).float() for t in inputs()]
     device = gpu_target.device
@@ -104,10 +109,11 @@ def test_half_precision(gpu_target, sublayer, kept, dtype):
     assert_as_exact_as_pytorch(*(without_b_k(sublayer, side) for side in (ours, plain, truth)), dtype)
 
 
-@on_every_form
+@pytest.mark.parametrize("form", FORMS, indirect=True)
 @pytest.mark.parametrize("sublayer", SUBLAYERS)
-def test_autocast(gpu_target, sublayer, kept):
+def test_autocast(form, sublayer):
     """Products in bfloat16, the residual and the norm in float32, gradients in the dtype of what they belong to."""
+    gpu_target, kept = form
     call, inputs, op, definition, units = SUBLAYERS[sublayer]
     tensors = inputs()
 
@@ -136,8 +142,7 @@ def under_autocast(call, op, low, *leaves, **options):
         return call(partial(op, **options), None, *leaves)
 
 
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("sublayer", SUBLAYERS)
+@every_pair(gpu_target=["triton", "cuda"], sublayer=list(SUBLAYERS), low=HALF, indirect=["gpu_target"])
 def test_copies_are_what_casting_makes(gpu_target, sublayer, low):
     """That of the result, and with that of x the same bits as without it, gradients too."""
     call, inputs, op, _, _ = SUBLAYERS[sublayer]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.reference.feed_forward import ACTIVATIONS
 from tests.helpers.accuracy import assert_as_exact_as_pytorch
+from tests.helpers.covering import every_pair
 from tests.helpers.guarded import Guarded
 from tests.helpers.targets import device_of
 
@@ -51,9 +52,7 @@ def check(grad_h, y, gates, activation):
     assert_as_exact_as_pytorch(ours, plain, truth, y.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_pair(shape=SHAPES, gated=[False, True], dtype=[torch.float32, *HALF])
 def test_values_and_gradients(shape, gated, dtype):
     check(*inputs(shape, dtype, gated), "gelu")
 

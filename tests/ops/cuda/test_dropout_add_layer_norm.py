@@ -7,6 +7,7 @@ import earlybert_kernels as ek
 from earlybert_kernels.backends import cuda
 from earlybert_kernels.reference.counter_rng import keep_mask
 from tests.helpers.add_norm_case import SHAPES, assert_as_exact_as_pytorch, defined, inputs, run, seed_for, seeded
+from tests.helpers.covering import every_pair
 from tests.helpers.guarded import Guarded
 from tests.helpers.targets import device_of
 
@@ -19,10 +20,12 @@ needs_gpu = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize("param_dtype", [None, torch.float32])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [*SHAPES, (5, 300), (2, 1020)], ids=str)  # multiples of 4 and not of 8
+@every_pair(
+    shape=[*SHAPES, (5, 300), (2, 1020)],  # multiples of 4 and not of 8
+    dtype=[torch.float16, torch.bfloat16],
+    param_dtype=[None, torch.float32],
+    p=[0.0, 0.1],
+)
 def test_half_precision(shape, dtype, param_dtype, p):
     *tensors, grad_out = inputs(shape, device=DEVICE, dtype=dtype, param_dtype=param_dtype)
     results = run(lambda *t: seeded("cuda", *t, seed_for(p, DEVICE), p, 1e-5), tensors, grad_out)
@@ -43,9 +46,7 @@ def test_half_precision_x_and_float32_residual():
         torch.testing.assert_close(results[1].double(), truth[1], rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.4])
-@pytest.mark.parametrize("which", range(5))
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every_pair(dtype=[torch.float16, torch.bfloat16], which=range(5), p=[0.0, 0.4])
 def test_half_precision_off_16_bytes(dtype, which, p):
     """Rows of 64 values of which one tensor begins 8 bytes behind a multiple of 16."""
     tensors = list(inputs((9, 64), device=DEVICE, dtype=dtype, grad=False))
@@ -103,9 +104,11 @@ def test_writes_every_value_and_none_beside_them(monkeypatch, shape, p):
     guarded.check(9 if p else 8)  # three of forward; grad_x where it has its own, four gradients, and partial sums
 
 
-@pytest.mark.parametrize("p", [0.0, 0.4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1), (40, 13), (700, 64), (7, 600), (5, 900), (3, 4099)], ids=str)
+@every_pair(
+    shape=[(1, 1), (40, 13), (700, 64), (7, 600), (5, 900), (3, 4099)],
+    dtype=[torch.float32, torch.bfloat16],
+    p=[0.0, 0.4],
+)
 def test_sums_the_columns_of_the_gradient_of_x(shape, dtype, p):
     x, residual, weight, bias, grad_out = inputs(shape, device=DEVICE, grad=False)
     x, seed = x.to(dtype), seed_for(p, DEVICE)

@@ -13,6 +13,7 @@ if cuda.unavailable() is not None:
 
 from earlybert_kernels.backends.cuda.fold import fold, unfold
 from earlybert_kernels.backends.cuda.units import put, take
+from tests.helpers.covering import every_pair
 
 DEVICE = device_of("cuda")
 KEPT = {"all": None, "some": [0, 2, 3, 6], "unsorted": [5, 0, 6], "one": [5], "none": []}
@@ -26,11 +27,14 @@ def columns_of(units, size):
     return [unit * size + column for unit in units for column in range(size)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize(("rows", "units", "size"), [(1, 7, 1), (67, 7, 13), (70, 7, 16), (3, 7, 64), (9, 7, 300)])
-def test_fold_and_its_gradients(rows, units, size, kept, gated, dtype):
+@every_pair(
+    shape=[(1, 7, 1), (67, 7, 13), (70, 7, 16), (3, 7, 64), (9, 7, 300)],  # rows, units, columns of each
+    kept=list(KEPT),
+    gated=[False, True],
+    dtype=[torch.float32, torch.float16, torch.bfloat16],
+)
+def test_fold_and_its_gradients(shape, kept, gated, dtype):
+    rows, units, size = shape
     columns = columns_of(range(units) if KEPT[kept] is None else KEPT[kept], size)
     weight = torch.randn(rows, units * size).to(DEVICE, dtype)
     gates = torch.randn(units, device=DEVICE) if gated else None

@@ -11,6 +11,7 @@ if triton.unavailable() is not None:
     pytest.skip(f"triton: {triton.unavailable()}", allow_module_level=True)
 
 from earlybert_kernels.backends.triton import dropout_add_layer_norm as op
+from tests.helpers.covering import every_pair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 0x123456789ABCDEF
@@ -69,9 +70,7 @@ def test_output_and_gradients(shape, p):
     check(inputs(shape), p)
 
 
-@pytest.mark.parametrize("p", [None, 0.7])
-@pytest.mark.parametrize("half", [F16, BF16], ids=str)
-@pytest.mark.parametrize("of_residual_and_weight", ["half, half", "half, full", "full, full"])
+@every_pair(half=[F16, BF16], of_residual_and_weight=["half, half", "half, full", "full, full"], p=[None, 0.7])
 def test_half_precision_and_mixed(half, of_residual_and_weight, p):
     residual, weight = (half if name == "half" else F32 for name in of_residual_and_weight.split(", "))
     for shape in ((13, 43), (9, 384)):

@@ -10,6 +10,7 @@ if triton.unavailable() is not None:
 
 from earlybert_kernels.backends.triton.fold import fold, unfold
 from earlybert_kernels.backends.triton.units import computed_units, put, take
+from tests.helpers.covering import every_pair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KEPT = {"all": None, "some": [0, 2, 3, 6], "one": [5], "none": []}
@@ -23,12 +24,15 @@ def active_of(kept, units, as_mask):
     return (mask if as_mask else mask.nonzero().squeeze(1)).to(DEVICE)
 
 
-@pytest.mark.parametrize("as_mask", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize(("rows", "units", "size"), [(1, 7, 1), (67, 7, 13), (130, 7, 16)])
-def test_fold_and_its_gradients(rows, units, size, kept, gated, dtype, as_mask):
+@every_pair(
+    shape=[(1, 7, 1), (67, 7, 13), (130, 7, 16)],  # rows, units, columns of each
+    kept=list(KEPT),
+    gated=[False, True],
+    dtype=[torch.float32, torch.bfloat16],
+    as_mask=[False, True],
+)
+def test_fold_and_its_gradients(shape, kept, gated, dtype, as_mask):
+    rows, units, size = shape
     units_kept = list(range(units)) if KEPT[kept] is None else KEPT[kept]
     columns = [unit * size + column for unit in units_kept for column in range(size)]
     weight = torch.randn(rows, units * size).to(DEVICE, dtype)

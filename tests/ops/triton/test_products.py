@@ -11,6 +11,7 @@ if triton.unavailable() is not None:
 
 from earlybert_kernels.backends.triton import products
 from earlybert_kernels.backends.triton.matmul import Tile, Used, matmul, matmul_activation_backward
+from tests.helpers.covering import every_pair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -38,9 +39,7 @@ def used_of(dimension, units, size=1):
     return dimension, Used(torch.tensor(units, dtype=torch.int32, device=DEVICE), size)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("sizes", SIZES)
+@every_pair(sizes=SIZES, transposed=[False, True], dtype=DTYPES)
 def test_product(sizes, transposed, dtype):
     a, b = operands(sizes, dtype, transposed)
     bias = torch.randn(sizes[1]).to(a)

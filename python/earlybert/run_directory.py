@@ -23,9 +23,12 @@ from .files import PARTIAL, check_replaceable, json_bytes, read_json, remove, re
 logger = logging.getLogger(__name__)
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
-_FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
+FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
 #: Arguments that may be paths of what a run reads.
-_INPUTS = ("model", "ticket", "data_dir", "train_file", "validation_file", "test_file", "config_name", "tokenizer")
+_INPUTS = (
+    "model", "ticket", "search_from", "data_dir", "train_file", "validation_file", "test_file", "config_name",
+    "tokenizer",
+)  # fmt: skip
 #: What arguments.json has where this library wrote it.
 _MARKS_OF_A_RUN = {"model", "method"}
 #: What metrics.json has where this library wrote it.
@@ -75,6 +78,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
+        self.searched = self.path / "searched.pt"
         self.search_plot = self.path / "search.png"
         self.tensorboard = self.path / "runs"
         self.ticket = self.path / "ticket.json"
@@ -202,6 +206,7 @@ class RunDirectory:
             self.sums,
             self.checkpoint,
             self.gates,
+            self.searched,
             *self.predictions,
             self.ticket,
             self.curve_plot,
@@ -261,7 +266,14 @@ class RunDirectory:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes the checksums of all that the run wrote, and its metrics, and removes the checkpoint."""
         content = json_bytes(metrics)
-        paths = [self.arguments, self.ticket, self.gates, *self.predictions, *sorted(self.model.rglob("*"))]
+        paths = [
+            self.arguments,
+            self.ticket,
+            self.gates,
+            self.searched,
+            *self.predictions,
+            *sorted(self.model.rglob("*")),
+        ]
         sums = {path: sha256(path) for path in paths if path.is_file()}
         sums[self.metrics] = hashlib.sha256(content).hexdigest()
         lines = [f"{digest}  {path.relative_to(self.path).as_posix()}\n" for path, digest in sums.items()]
@@ -373,4 +385,4 @@ def input_sums(arguments: dict[str, Any]) -> dict[str, str]:
 
 def _binding(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those arguments that a run cannot be continued without."""
-    return {name: value for name, value in arguments.items() if name not in _FREE_ARGUMENTS}
+    return {name: value for name, value in arguments.items() if name not in FREE_ARGUMENTS}

@@ -29,6 +29,7 @@ TARGETS = {
     "finetune": "earlybert.programs.finetune.finetune",
     "pretrain": "earlybert.programs.pretrain.pretrain",
     "compare": "earlybert.programs.compare.compare",
+    "study": "earlybert.study_file.read_study",
     "demo": "earlybert.programs.demo.demo",
     "verify": "earlybert.programs.verify.verify",
     "plot": "earlybert.programs.plots.plot",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .programs.plots import plot
     from .programs.pretrain import pretrain
     from .programs.push import push
+    from .programs.study import Study, study
     from .programs.verify import verify
     from .search.callback import EarlyBertCallback
     from .search.detector import EarlyBirdDetector
@@ -32,6 +33,7 @@ __all__ = [
     "PretrainArguments",
     "Search",
     "SearchSettings",
+    "Study",
     "compare",
     "demo",
     "draw",
@@ -42,6 +44,7 @@ __all__ = [
     "predict",
     "pretrain",
     "push",
+    "study",
     "verify",
 ]
 
@@ -52,6 +55,7 @@ _MODULES = {
     "PretrainArguments": "arguments",
     "Search": "search.search",
     "SearchSettings": "search.search",
+    "Study": "programs.study",
     "compare": "programs.compare",
     "demo": "programs.demo",
     "draw": "search.drawing",
@@ -62,6 +66,7 @@ _MODULES = {
     "predict": "programs.inference",
     "pretrain": "programs.pretrain",
     "push": "programs.push",
+    "study": "programs.study",
     "verify": "programs.verify",
 }
 

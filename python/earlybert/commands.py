@@ -134,6 +134,34 @@ def _compare(namespace: argparse.Namespace) -> int:
     return 0
 
 
+def _make_study_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Run all arms of a file with all seeds on all tasks, and compare quality and time. What arms share "
+        "is run once; finished runs are not repeated and interrupted ones are continued.",
+    )
+    parser.add_argument("file", help="the study: .yaml or .json")
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=1,
+        help="runs at a time, each with its share of the processor's threads; default: %(default)s",
+    )
+    return parser
+
+
+def _study(args: argparse.Namespace) -> int:
+    from .study_file import read_study
+
+    plan = read_study(args.file)
+    _quiet_transformers()
+    from .programs.study import study
+
+    results = study(plan, parallel=args.parallel)
+    print(results["markdown"])
+    return EXIT_FAILURE if results["failures"] else 0
+
+
 def _make_demo_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -352,6 +380,9 @@ COMMANDS = {
     ),
     "compare": Command(
         "run several methods over several seeds and compare them", _make_compare_parser, _compare, _REPEAT
+    ),
+    "study": Command(
+        "run a grid of settings, tasks and seeds", _make_study_parser, _study, "the same command continues"
     ),
     "predict": Command("write what a run's model says of other texts", _make_predict_parser, _predict),
     "evaluate": Command("say how good a run's model is on another file", _make_evaluate_parser, _evaluate),

@@ -123,9 +123,25 @@ class TrainingParser(HfArgumentParser):
             if "config_name" in self._settings:  # which was called --config before there were files of settings
                 return {"config_name": file}
             raise UsageError(f"--config {file}: expected a file named .yaml, .yml or .json")
+        return self.settings(read_pairs(path, "--config "), str(path))
+
+    def takes_list(self, name: str) -> bool:
+        """Whether a setting of this name, if there is one, is a list."""
+        return _key(name) in self._settings and self._settings[_key(name)][0].nargs == "+"
+
+    def settings(self, pairs: Sequence[tuple[str, Any]], path: str) -> dict[str, Any]:
+        """Settings by the names of the dataclass's fields.
+
+        Args:
+            pairs: names and values as a file has them.
+            path: where they are, for messages.
+
+        Raises:
+            UsageError: a name is not known, or given twice, or a value is not of its type.
+        """
         settings: dict[str, Any] = {}
         names: dict[str, str] = {}
-        for name, value in _read_pairs(path):
+        for name, value in pairs:
             if _key(name) not in self._settings:
                 nearest = difflib.get_close_matches(_key(name), self._settings, n=1, cutoff=0)[0]
                 raise UsageError(f"{path}: {name}: no such setting; the nearest name is {nearest}")
@@ -190,8 +206,12 @@ def _expected_one(action: argparse.Action, value: Any) -> str | None:
     return None if isinstance(value, types) and isinstance(value, bool) == (bool in types) else what
 
 
-def _read_pairs(path: Path) -> list[tuple[str, Any]]:
-    """The keys and values of a file in its order, those that are there twice too.
+def read_pairs(path: Path, flag: str = "") -> list[tuple[str, Any]]:
+    """The keys and values of a YAML or JSON file in its order, those that are there twice too.
+
+    Args:
+        path: the file.
+        flag: what named it, for messages.
 
     Raises:
         UsageError: there is none, or it does not hold names and values.
@@ -201,17 +221,26 @@ def _read_pairs(path: Path) -> list[tuple[str, Any]]:
         is_json = path.suffix in _JSON
         content = json.loads(text, object_pairs_hook=_Pairs) if is_json else yaml.load(text, _Loader)
     except FileNotFoundError:
-        raise MissingFileError(f"--config {path}: no such file") from None
+        raise MissingFileError(f"{flag}{path}: no such file") from None
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from None
+        raise UsageError(f"{flag}{path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
         raise UsageError(f"{path}: expected YAML, found in line {line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = path.suffix[1:].upper()
         raise UsageError(f"{path}: expected {what}, found {' '.join(str(error).split())}") from None
+    return named(content, str(path))
+
+
+def named(content: Any, where: str) -> list[tuple[str, Any]]:
+    """The names and values of what `read_pairs` has read, or of a value in it.
+
+    Raises:
+        UsageError: it is something else.
+    """
     if not isinstance(content, _Pairs):
-        raise UsageError(f"{path}: expected names and values, found {type(content).__name__}")
+        raise UsageError(f"{where}: expected names and values, found {type(content).__name__}")
     return [(str(name), value) for name, value in content]
 
 

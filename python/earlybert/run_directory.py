@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
 #: Arguments that may be paths of what a run reads.
 INPUTS = (
-    "model", "ticket", "dataset_name", "data_dir", "train_file", "validation_file", "test_file",
+    "model", "ticket", "search_from", "dataset_name", "data_dir", "train_file", "validation_file", "test_file",
     "config_name", "tokenizer",
 )  # fmt: skip
 #: What arguments.json has where this library wrote it.
@@ -78,6 +78,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
+        self.searched = self.path / "searched.pt"
         self.search_plot = self.path / "search.png"
         self.tensorboard = self.path / "runs"
         self.ticket = self.path / "ticket.json"
@@ -205,6 +206,7 @@ class RunDirectory:
             self.sums,
             self.checkpoint,
             self.gates,
+            self.searched,
             *self.predictions,
             self.ticket,
             self.curve_plot,
@@ -264,7 +266,14 @@ class RunDirectory:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes the checksums of all that the run wrote, and its metrics, and removes the checkpoint."""
         content = json_bytes(metrics)
-        paths = [self.arguments, self.ticket, self.gates, *self.predictions, *sorted(self.model.rglob("*"))]
+        paths = [
+            self.arguments,
+            self.ticket,
+            self.gates,
+            self.searched,
+            *self.predictions,
+            *sorted(self.model.rglob("*")),
+        ]
         sums = {path: sha256(path) for path in paths if path.is_file()}
         sums[self.metrics] = hashlib.sha256(content).hexdigest()
         lines = [f"{digest}  {path.relative_to(self.path).as_posix()}\n" for path, digest in sums.items()]

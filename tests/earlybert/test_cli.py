@@ -110,7 +110,20 @@ def test_several_trackers_can_be_named() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["finetune", "pretrain", "compare", "predict", "evaluate", "demo", "draw", "verify", "plot", "push", "env"],
+    [
+        "finetune",
+        "pretrain",
+        "compare",
+        "study",
+        "predict",
+        "evaluate",
+        "demo",
+        "draw",
+        "verify",
+        "plot",
+        "push",
+        "env",
+    ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
@@ -173,7 +186,8 @@ def test_the_api_is_what_all_says() -> None:
     commands = set(COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
     assert commands < set(earlybert.__all__)
     assert [name for name in earlybert.__all__ if name not in commands] == [
-        "EarlyBertCallback", "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "Search", "SearchSettings"
+        "EarlyBertCallback", "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "Search", "SearchSettings",
+            "Study",
     ]  # fmt: skip
     for name in earlybert.__all__:
         assert callable(getattr(earlybert, name))

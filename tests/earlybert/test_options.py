@@ -47,6 +47,11 @@ FINETUNE: dict[str, Options] = {
         "model": "@bert", "dataset_name": "some/texts", "dataset_config_name": "en", "output_dir": "@out",
         "ticket": "@ticket", "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 1, "search_steps": 2,
     },
+    "a ticket of another run's search": {
+        "model": "@bert", "task": "sst2", "data_dir": "@sst2", "output_dir": "@out", "search_from": "@search",
+        "head_scope": "global", "neuron_scope": "layer", "discard_model": True, "device": "cpu", "batch_size": 8,
+        "max_length": 16, "max_steps": 1,
+    },
     "several labels of a text, in columns of their own": {
         "model": "@bert", "task": "multilabel", "train_file": "@labels", "label_columns": ["good", "bad"],
         "output_dir": "@out", "method": "dense", "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 3,
@@ -77,6 +82,7 @@ PRETRAIN: dict[str, Options] = {
 #: Of the other commands: where each option is run with a value that is not its default.
 ELSEWHERE = {
     "compare": dict.fromkeys(("methods", "kernels", "seeds", "pretrain"), "test_options.test_options_of_compare"),
+    "study": {"parallel": "test_study.test_runs_in_several_processes"},
     "demo": dict.fromkeys(("output_dir", "seed", "overwrite_output_dir"), "test_options.test_options_of_demo"),
     "draw": dict.fromkeys(
         ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope", "multiple_of", "overwrite"),
@@ -115,7 +121,11 @@ def places(tiny_bert: str, toy_sst2: str, tmp_path_factory: pytest.TempPathFacto
     for split in ("train", "dev"):
         written(squad, content, f"{split}-v2.0.json")
     (folder / "texts.txt").write_text("".join(f"{text}\n{text}\n\n" for text, _ in rows))
+    search = ["finetune", "--model", tiny_bert, "--task", "sst2", "--data-dir", str(sst2), "--method", "search"]
+    search += ["--search-steps", "2", "--device", "cpu", "--max-length", "16", "--output-dir", str(folder / "search")]
+    assert main(search) == 0
     return {
+        "@search": str(folder / "search"),
         "@bert": tiny_bert, "@sst2": str(sst2), "@table": str(folder / "table.csv"), "@squad": str(squad),
         "@ticket": str(folder / "ticket.json"), "@texts": str(folder / "texts.txt"),
         "@labels": str(folder / "labels.csv"),
@@ -177,6 +187,9 @@ def test_options_of_finetune(what: str, places: dict[str, str], tmp_path: Path, 
         assert ticket["heads"] == [2] * 3 and sum(ticket["neurons"]) == 3 * 36
         assert 1 <= steps["search"] <= 6 and steps["train"] == 2
         assert (out / "test_predictions.jsonl").read_text().count("\n") == 90
+    elif what.startswith("a ticket of another"):
+        assert sum(ticket["heads"]) == 8 and ticket["neurons"] == [29] * 3
+        assert steps == {"search": 2, "train": 1} and not (out / "model").exists()
     elif what.startswith("several labels"):
         assert list(metrics["eval"]) == ["f1_micro", "f1_macro", "exact_match", "eval_loss"] and steps["train"] == 3
     elif what.startswith("a given ticket"):

@@ -2,6 +2,15 @@
 
 from .finetune import TASK_OPTIONS, FinetuneArguments
 from .pretrain import PretrainArguments
-from .run import KERNELS, METHODS, SCHEDULES, RunArguments
+from .run import KERNELS, METHODS, SCHEDULES, SCOPES, RunArguments
 
-__all__ = ["KERNELS", "METHODS", "SCHEDULES", "TASK_OPTIONS", "FinetuneArguments", "PretrainArguments", "RunArguments"]
+__all__ = [
+    "KERNELS",
+    "METHODS",
+    "SCHEDULES",
+    "SCOPES",
+    "TASK_OPTIONS",
+    "FinetuneArguments",
+    "PretrainArguments",
+    "RunArguments",
+]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from ..errors import UsageError
 
-METHODS = ("earlybert", "dense", "random", "inverted")
+METHODS = ("earlybert", "dense", "random", "inverted", "search")
 KERNELS = ("auto", "off")
 CUDA_GRAPHS = ("auto", "off")
 #: So that steps can be counted, and that what float32 makes of a rate is a number.
@@ -24,6 +24,7 @@ SCHEDULES = (
     "constant_with_warmup",
     "constant",
 )
+SCOPES = ("layer", "global")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DTYPES = ("float32", "bfloat16", "float16")
 EVAL_STRATEGIES = ("no", "steps", "epoch")
@@ -39,9 +40,10 @@ class RunArguments:
     """What every run can be told, whatever it trains on."""
 
     output_dir: str = field(metadata={"help": "Folder for metrics.json, ticket.json, the trained model and plots."})
-    method: Literal["earlybert", "dense", "random", "inverted"] = help_field(
+    method: Literal["earlybert", "dense", "random", "inverted", "search"] = help_field(
         "earlybert: search, draw and train a ticket. dense: train the whole model. random, inverted: train a "
-        "ticket of the drawn one's widths with random units, or with those of the smallest gates.",
+        "ticket of the drawn one's widths with random units, or with those of the smallest gates. search: the search "
+        "alone, from which others draw their tickets (--search-from).",
         "earlybert",
     )
     kernels: Literal["auto", "off"] = help_field("auto: this library's fused layers. off: stock transformers.", "auto")
@@ -58,6 +60,11 @@ class RunArguments:
     ticket: str | None = help_field(
         "Train this ticket (a ticket.json, or a run's folder) instead of searching for one."
     )
+    search_from: str | None = help_field(
+        "Draw the ticket from the search in this folder of a run of --method search, whose seconds count, instead of "
+        "searching."
+    )
+    discard_model: bool = help_field("Do not write the trained model.", False)
 
     seed: int = help_field("Seed of new weights, the order of the data, dropout and random tickets.", 42)
     device: str | None = help_field("Device as torch names it. Default: cuda where there is one, else cpu.")
@@ -91,6 +98,10 @@ class RunArguments:
     gate_l1: float = help_field("Weight of the L1 penalty on the gates.", 1e-4)
     head_ratio: float = help_field("Share of the heads of each layer that are dropped.", 1 / 3)
     neuron_ratio: float = help_field("Share of all feed-forward neurons that are dropped.", 0.4)
+    head_scope: Literal["layer", "global"] = help_field(
+        "layer: the share of heads is dropped in each layer. global: of all layers together.", "layer"
+    )
+    neuron_scope: Literal["layer", "global"] = help_field("The same of neurons.", "global")
     early_bird_interval: int | None = help_field(
         "Optimizer steps between two looks at the ticket while searching. Default: a twelfth of the longest search, "
         "at most 10."
@@ -148,7 +159,7 @@ class RunArguments:
     @property
     def searches(self) -> bool:
         """Whether the run has a search stage."""
-        return self.method != "dense" and self.ticket is None
+        return self.method != "dense" and self.ticket is None and self.search_from is None
 
     @property
     def picks_best(self) -> bool:
@@ -199,6 +210,8 @@ class RunArguments:
         expect_one_of(self, "eval_strategy", EVAL_STRATEGIES)
         expect_one_of(self, "optim", OPTIMIZERS)
         expect_one_of(self, "lr_scheduler_type", SCHEDULES)
+        for name in ("head_scope", "neuron_scope"):
+            expect_one_of(self, name, SCOPES)
         for name in (
             "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
             "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
@@ -230,8 +243,11 @@ class RunArguments:
                 "--padding none: stock modules compute padding like any token; use --padding longest, "
                 "or --kernels auto, which leaves padding out"
             )
-        if self.ticket is not None and self.method == "dense":
-            raise UsageError("--ticket: --method dense trains the whole model and takes no ticket")
+        for name in ("ticket", "search_from"):
+            if getattr(self, name) is not None and self.method in ("dense", "search"):
+                raise UsageError(f"{flag(name)}: --method {self.method} trains the whole model and takes no ticket")
+        if self.ticket is not None and self.search_from is not None:
+            raise UsageError("--ticket and --search-from exclude each other: each says where the ticket comes from")
         if self.ticket is not None and self.method == "inverted":
             raise UsageError("--ticket: --method inverted needs the gates of a search, which a ticket does not hold")
         if self.eval_strategy == "no" and self.early_stopping_patience is not None:

@@ -21,6 +21,7 @@ from ..errors import MissingFileError, UsageError
 from ..launcher import local_rank
 from ..loading import first_line, read_config, read_tokenizer, reading
 from ..run_directory import RunDirectory
+from ..search.result import SearchResult
 from ..tasks import Source, Task, TaskData
 from .tracking import check_trackers
 
@@ -38,6 +39,7 @@ class Prepared:
         tokenizer: the model's.
         device: where the run computes.
         ticket: the ticket that was given, if one was.
+        search: the search whose result was given, if one was.
         backends: per op, the backend that will run it; empty with stock modules.
     """
 
@@ -50,6 +52,7 @@ class Prepared:
     tokenizer: Any
     device: torch.device
     ticket: ek.Ticket | None
+    search: SearchResult | None
     backends: dict[str, str]
 
     @property
@@ -94,6 +97,7 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     if long_length is not None:
         _check_length("--long-length", long_length, config)
     ticket = None if args.ticket is None else load_ticket(args.ticket, config)
+    search = None if args.search_from is None else load_search(args, task.name, config)
     backends = _backends(args, config, device)
     tokenizer = read_tokenizer(args.tokenizer_source, config, args.tokenizer_flag)
     data = task.load(source)
@@ -106,7 +110,7 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     for split, examples in (("train", data.train), *data.evals.items()):
         if not len(examples):
             raise UsageError(f"task {task.name}: expected examples in split {split or 'dev'}, found none")
-    return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, backends)
+    return Prepared(args, directory, task, data, config, labels, tokenizer, device, ticket, search, backends)
 
 
 def _check_processes(args: RunArguments) -> None:
@@ -164,6 +168,23 @@ def load_ticket(path: str, config: Any) -> ek.Ticket:
     except ValueError as error:
         raise UsageError(f"--ticket {path}: {error}") from None
     return ticket
+
+
+def load_search(args: RunArguments, task: str, config: Any) -> SearchResult:
+    """Reads the search that `--search-from` names and checks it against the run's model and task.
+
+    Raises:
+        UsageError: as `SearchResult.read`, or the search is of a model of other sizes.
+    """
+    assert args.search_from is not None
+    found = SearchResult.read(args.search_from, model=args.model_source, task=task)
+    sizes = tuple([len(gates) for gates in kind] for kind in (found.head_gates, found.neuron_gates))
+    if sizes != unit_counts(config):
+        raise UsageError(
+            f"--search-from {args.search_from}: expected the gates of {unit_counts(config)} heads and neurons, "
+            f"found {sizes}"
+        )
+    return found
 
 
 def unit_counts(config: Any) -> tuple[list[int], list[int]]:

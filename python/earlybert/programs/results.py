@@ -38,6 +38,17 @@ def write_results(
     """
     from .plots import plot_run  # matplotlib takes a second
 
+    if not metrics["arguments"]["discard_model"]:
+        _write_model(directory, model, tokenizer)
+    for name, content in files.items():
+        write_bytes(directory.path / name, content)
+    if ticket is not None:
+        ticket.save(directory.ticket)
+    plot_run(directory, metrics, ticket)
+    directory.finish(metrics)
+
+
+def _write_model(directory: RunDirectory, model: PreTrainedModel, tokenizer: Any) -> None:
     try:
         model.save_pretrained(directory.model)
     except SafetensorError as error:
@@ -45,9 +56,3 @@ def write_results(
     tokenizer.save_pretrained(directory.model)
     for path in directory.model.iterdir():
         apply_umask(path)  # safetensors makes its files readable for their owner alone
-    for name, content in files.items():
-        write_bytes(directory.path / name, content)
-    if ticket is not None:
-        ticket.save(directory.ticket)
-    plot_run(directory, metrics, ticket)
-    directory.finish(metrics)

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,21 +18,19 @@ import earlybert_kernels as ek
 from .. import processes
 from ..environment import commit
 from ..errors import UsageError
-from ..files import json_bytes, write_bytes
+from ..files import json_bytes
 from ..loading import load_model
 from ..run_directory import input_sums
-from ..search.drawing import gates_by_name, inverted_ticket, random_ticket
-from ..search.search import Search, SearchSettings
 from ..training.checkpoints import Checkpoints, fingerprint
 from ..training.data import EncodedExamples, check_fits, unknown_share
 from ..training.interrupt import InterruptRequest
 from ..training.loop import TrainingLoop
 from ..training.stopwatch import Stopwatch
 from .evaluations import Evaluations
-from .preparation import Prepared, unit_counts
+from .preparation import Prepared
 from .results import write_results
-from .stages import Stages, TrainingStage
-from .tracking import Tracking
+from .searching import Searching
+from .stages import TrainingStage
 from .verify import model_size
 
 logger = logging.getLogger(__name__)
@@ -43,33 +39,18 @@ logger = logging.getLogger(__name__)
 MOST_UNKNOWN = 0.5
 
 
-class Run(ABC):
-    """One run; its attributes are what the stages hand on to each other.
-
-    Attributes:
-        stages: makes them.
-    """
+class Run(Searching, ABC):
+    """One run."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-        self.args = prepared.args
-        self.directory = prepared.directory
-        self.device = prepared.device
-        self.stages = Stages(self.args, prepared.dtype)
+        super().__init__(prepared)
         self.interrupt = InterruptRequest()
         self.environment = prepared.environment
         self.commit = commit()  # now: the checkout may be another when the run is done
         self.inputs = input_sums(asdict(self.args))
-        self.tracking = Tracking(self.args.trackers, self.directory)
-        self.seconds: dict[str, float] = {"train": 0.0}
         #: The records of the training stages that are done, their steps counted through.
         self.log: list[dict[str, Any]] = []
-        #: What the search found; goes into checkpoints of the training stage and into metrics.json.
-        self.search: dict[str, Any] | None = None
-        self.warnings: list[str] = []
         self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.input_length), self._track_evaluation)
-        self.ticket = prepared.ticket
-        self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
     def read_model(self) -> PreTrainedModel:
         """The stock model that is to be trained, in float32 on the CPU.
@@ -121,7 +102,7 @@ class Run(ABC):
         self.searched = next(iter(train.values()))
         if (share := unknown_share(self.prepared.tokenizer, self.searched)) > MOST_UNKNOWN:
             unknown = self.prepared.tokenizer.unk_token
-            self._warn(
+            self.warn(
                 f"{share:.0%} of the training examples' tokens are {unknown}: the tokenizer is made for other texts, "
                 "or not this model's"
             )
@@ -139,11 +120,12 @@ class Run(ABC):
         checkpoint = self.checkpoints.load()
         with self.tracking.running(asdict(self.args), None if checkpoint is None else checkpoint["tracking"]):
             with self.interrupt.listening():
-                self._obtain_ticket(model, checkpoint)
-                self._train(model, evals, checkpoint)
+                self.obtain_ticket(model, checkpoint)
+                if self.args.method != "search":
+                    self._train(model, evals, checkpoint)
             with self._timed("evaluation"):
                 seconds = self.seconds["search"] + self.seconds["train"]
-                judgement = self.evaluations.last(model, evals, self.log[-1]["step"], seconds)
+                judgement = self.evaluations.last(model, evals, self._train_steps, seconds)
             metrics = self._metrics(model, judgement.metrics, dense_parameters)
             self.tracking.log_results(metrics)
         files = {name: json_bytes(content) for name, content in judgement.files.items()} | self.predictions(model)
@@ -167,12 +149,13 @@ class Run(ABC):
         config = self.prepared.config.to_dict()
         for field in ("transformers_version", "_name_or_path"):
             config.pop(field, None)
-        ticket = self.prepared.ticket
+        ticket, search = self.prepared.ticket, self.prepared.search
         return {
             "the model's config": fingerprint(config),
             **{name: fingerprint(examples.contents()) for name, examples in train.items()},
             "the evaluation examples": fingerprint({name: examples.contents() for name, examples in evals.items()}),
             "the ticket": fingerprint(None if ticket is None else [ticket.heads, ticket.neurons]),
+            "the search": fingerprint(None if search is None else search.metrics),
         }
 
     def _load_model(self) -> tuple[PreTrainedModel, str]:
@@ -186,89 +169,6 @@ class Run(ABC):
             return ek.convert(model), weights
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self.prepared.origin}: {error}") from error
-
-    def _obtain_ticket(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> None:
-        """Searches if the run does, and leaves `model` compact, with the weights that it came with."""
-        done = None if checkpoint is None or checkpoint["stage"] == "search" else checkpoint
-        if done is not None:
-            self.warnings = list(done["warnings"])
-        if self.args.method == "dense":
-            self.seconds["search"] = 0.0
-            return
-        if done is not None:
-            self.search = done["search"]
-            self.ticket = ek.Ticket(**done["ticket"])
-            self.seconds["search"] = done["search_seconds"]
-            ek.compact(model, self.ticket)
-            return
-        if self.args.searches:
-            self.seconds["search"] = self._search(model, checkpoint)
-            return
-        assert self.ticket is not None  # it was given
-        if self.args.method == "random":
-            self.ticket = self._random(self.ticket)
-        watch = Stopwatch(self.device)
-        with watch.running():
-            ek.compact(model, self.ticket)
-        self.seconds["search"] = watch.seconds
-
-    def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> float:
-        """Trains with gates until the ticket is at rest or the time is up, draws, rewinds and cuts; returns seconds."""
-        args, plan = self.args, self.stages.search(self.searched)
-        search = Search(
-            model,
-            SearchSettings(
-                max_steps=plan.settings.max_steps,
-                head_ratio=args.head_ratio,
-                neuron_ratio=args.neuron_ratio,
-                interval=args.early_bird_interval,
-                threshold=args.early_bird_threshold,
-                patience=args.early_bird_patience,
-                min_share=args.min_search_share,
-            ),
-        )
-        loop = TrainingLoop(model, plan.examples, plan.order, plan.settings, self.device, gates=search.gates)
-        if checkpoint is not None:
-            loop.load_state_dict(checkpoint["loop"])
-            search.load_state_dict(checkpoint["search_state"])
-        else:
-            loop.seed()
-
-        def after_step(step: int) -> bool:
-            if search.after_step():
-                return True
-            # A run that goes on has begun with the same weights: its checkpoint is checked for that.
-            self.checkpoints.after_step(
-                loop,
-                lambda: {
-                    "stage": "search",
-                    "search_state": search.state_dict(start=False),
-                    "tracking": self.tracking.state_dict(step),
-                },
-            )
-            return False
-
-        loop.run(after_step, lambda record: self.tracking.log_record(record, prefix="search_"))
-        with loop.watch.running():
-            drawn = search.draw()
-        gates = search.head_gates, search.neuron_gates
-        self.ticket = {
-            "earlybert": lambda: drawn,
-            "random": lambda: self._random(drawn),
-            "inverted": lambda: inverted_ticket(drawn, *gates),
-        }[args.method]()
-        self.search = {**search.record(), "step": loop.step, "log": loop.history}
-        drawn_by, longest = self.search["drawn_by"], loop.settings.max_steps
-        logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
-        self._warn_of_divergence(loop)
-        processes.on_first(lambda: write_bytes(self.directory.gates, save(gates_by_name(*gates))))
-        with loop.watch.running():
-            search.finish(self.ticket)
-        return loop.watch.seconds
-
-    def _random(self, ticket: ek.Ticket) -> ek.Ticket:
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return random_ticket(ticket, self.head_counts, self.neuron_counts, generator)
 
     def _train(self, model: nn.Module, evals: dict[str, EncodedExamples], checkpoint: dict[str, Any] | None) -> None:
         """Goes through the training stages, from the one that the checkpoint is of."""
@@ -333,7 +233,7 @@ class Run(ABC):
         if not self.evaluations.are_past_the_best:
             loop.run(after_step, lambda record: self.tracking.log_record(record, begin=self._search_steps + begin))
         self.checkpoints.save(loop, self._progress(stage, begin + loop.step))
-        self._warn_of_divergence(loop)
+        self.warn_of_divergence(loop)
         return loop
 
     def _progress(self, stage: TrainingStage, step: int) -> dict[str, Any]:
@@ -356,20 +256,16 @@ class Run(ABC):
         """Optimizer steps of the search, which trackers count before those of training."""
         return 0 if self.search is None else self.search["step"]
 
+    @property
+    def _train_steps(self) -> int:
+        """Optimizer steps of all training stages so far."""
+        return self.log[-1]["step"] if self.log else 0
+
     def _track_evaluation(self, metrics: dict[str, float], step: int) -> None:
         self.tracking.log_evaluation(metrics, self._search_steps + step)
 
-    def _warn_of_divergence(self, loop: TrainingLoop) -> None:
-        if (warning := loop.divergence()) is not None:
-            self._warn(warning)
-
-    def _warn(self, warning: str) -> None:
-        logger.warning("%s", warning)
-        self.warnings.append(warning)
-
     def _metrics(self, model: PreTrainedModel, results: dict[str, float], dense_parameters: int) -> dict[str, Any]:
         args, ticket = self.args, self.ticket
-        steps = self.log[-1]["step"]
         order = ("search", "train", "total", "loading", "tokenizing", "evaluation")
         seconds = self.seconds | {"total": self.seconds["search"] + self.seconds["train"]}
         return {
@@ -383,7 +279,7 @@ class Run(ABC):
             "eval": results,
             "main_metric": self.prepared.task.main_metric,
             "seconds": {name: seconds[name] for name in order},
-            "steps": {"search": self._search_steps, "train": steps},
+            "steps": {"search": self._search_steps, "train": self._train_steps},
             "parameters": {"dense": dense_parameters, "trained": model_size(model)},
             "ticket": None if ticket is None else {
                 "heads": [len(units) for units in ticket.heads],

@@ -70,8 +70,8 @@ class EarlyBertCallback(TrainerCallback):
                 of other rates keep their ratio to it.
             gate_learning_rate: of the gates; by default `search_learning_rate`.
             gate_l1: lambda of the L1 penalty on the gates.
-            settings: all of `SearchSettings` but `max_steps`: `head_ratio`, `neuron_ratio`, `interval`, `threshold`,
-                `patience`, `min_share`.
+            settings: all of `SearchSettings` but `max_steps`: `head_ratio`, `neuron_ratio`, `head_scope`,
+                `neuron_scope`, `interval`, `threshold`, `patience`, `min_share`.
 
         Raises:
             UsageError: `search_share` is no share.

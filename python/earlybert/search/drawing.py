@@ -17,13 +17,13 @@ import earlybert_kernels as ek
 from earlybert_kernels import Ticket
 from earlybert_kernels.reference.ticket_masks import best_first
 
+from ..arguments import SCOPES
 from ..errors import MissingFileError, UsageError
 from ..run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 Scope = Literal["layer", "global"]
-SCOPES = ("layer", "global")
 
 
 class Masks(NamedTuple):

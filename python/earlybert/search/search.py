@@ -12,7 +12,10 @@ import earlybert_kernels as ek
 from .. import processes
 from ..errors import UsageError
 from .detector import Check, EarlyBirdDetector, default_interval
-from .drawing import draw, draw_masks
+from .drawing import Scope, draw, draw_masks
+
+#: The settings, and arguments of a run, that say how many units of what `draw` keeps.
+RULE = ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope")
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class SearchSettings:
 
     Attributes:
         max_steps: optimizer steps after which the ticket is drawn in any case.
-        head_ratio: share of the heads of each layer that are dropped.
-        neuron_ratio: share of all neurons that are dropped.
+        head_ratio: share of the heads that are dropped.
+        neuron_ratio: share of the neurons that are dropped.
+        head_scope: "layer" drops that share in each layer, "global" of all layers together.
+        neuron_scope: the same of neurons.
         interval: steps between two looks at the ticket; None for `default_interval`.
         threshold: distance, as a share of chance level, below which a ticket is at rest.
         patience: looks in a row at which it has to be.
@@ -32,6 +37,8 @@ class SearchSettings:
     max_steps: int
     head_ratio: float = 1 / 3
     neuron_ratio: float = 0.4
+    head_scope: Scope = "layer"
+    neuron_scope: Scope = "global"
     interval: int | None = None
     threshold: float = 0.1
     patience: int = 3
@@ -120,7 +127,7 @@ class Search:
         self.step += 1
         if self._detector.is_due(self.step):
             self._check_gates()
-            masks = draw_masks(self.head_gates, self.neuron_gates, **self._ratios())
+            masks = draw_masks(self.head_gates, self.neuron_gates, **self._rule())
             if processes.count() > 1:  # or a GPU is not waited for
                 processes.check_same("the ticket", [self.step, [mask.tolist() for mask in (*masks[0], *masks[1])]])
             self._detector.update(self.step, masks)
@@ -133,7 +140,7 @@ class Search:
             UsageError: the model's gates are others than at the beginning.
         """
         self._check_gates()
-        return draw(self.head_gates, self.neuron_gates, **self._ratios())
+        return draw(self.head_gates, self.neuron_gates, **self._rule())
 
     def finish(self, ticket: ek.Ticket | None = None) -> ek.Ticket:
         """Takes the gates away, puts back the weights of the beginning, and removes all units but the ticket's.
@@ -195,5 +202,5 @@ class Search:
                 "after finish()"
             )
 
-    def _ratios(self) -> dict[str, Any]:
-        return {"head_ratio": self.settings.head_ratio, "neuron_ratio": self.settings.neuron_ratio}
+    def _rule(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in RULE}

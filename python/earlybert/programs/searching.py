@@ -1,0 +1,198 @@
+"""The part of a run before its model is trained: a search, or what stands in its place, and the small model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import earlybert_kernels as ek
+
+from .. import processes
+from ..files import replacing, write_bytes
+from ..search.drawing import draw, gates_by_name, inverted_ticket, random_ticket
+from ..search.result import SearchResult
+from ..search.search import RULE, Search, SearchSettings
+from ..training.checkpoints import Checkpoints
+from ..training.data import EncodedExamples
+from ..training.loop import TrainingLoop
+from ..training.stopwatch import Stopwatch
+from .preparation import Prepared, unit_counts
+from .stages import Stages
+from .tracking import Tracking
+
+logger = logging.getLogger(__name__)
+
+
+class Searching:
+    """What a run needs to have its ticket; its attributes are what the stages hand on to each other.
+
+    Attributes:
+        stages: makes the stages.
+        searched: the examples that a search sees.
+        checkpoints: saves loops.
+        seconds: by what was done.
+        search: what the search found; goes into checkpoints of the training stage and into metrics.json.
+        ticket: what the model is cut to; None for the whole model.
+        warnings: sentences on what makes the results doubtful.
+    """
+
+    searched: EncodedExamples
+    checkpoints: Checkpoints
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.args = prepared.args
+        self.directory = prepared.directory
+        self.device = prepared.device
+        self.stages = Stages(self.args, prepared.dtype)
+        self.tracking = Tracking(self.args.trackers, self.directory)
+        self.seconds: dict[str, float] = {"train": 0.0}
+        self.search: dict[str, Any] | None = None
+        self.ticket = prepared.ticket
+        self.warnings: list[str] = []
+        self.head_counts, self.neuron_counts = unit_counts(prepared.config)
+
+    def obtain_ticket(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> None:
+        """Searches if the run does, and leaves `model` compact, with the weights that it came with.
+
+        A run of `--method search` leaves it whole, as the search has trained it.
+
+        Args:
+            model: whole, with the weights that the run begins with.
+            checkpoint: where to go on, of a run that was interrupted.
+        """
+        done = None if checkpoint is None or checkpoint["stage"] == "search" else checkpoint
+        if done is not None:
+            self.warnings = list(done["warnings"])
+        if self.args.method == "dense":
+            self.seconds["search"] = 0.0
+        elif done is not None:
+            self.search = done["search"]
+            self.ticket = ek.Ticket(**done["ticket"])
+            self.seconds["search"] = done["search_seconds"]
+            ek.compact(model, self.ticket)
+        elif self.args.searches:
+            self.seconds["search"] = self._search(model, checkpoint)
+        else:
+            self.seconds["search"] = self._take_ticket(model)
+
+    def _take_ticket(self, model: nn.Module) -> float:
+        """Cuts the model to the ticket that was given, or to one of the search that was; returns seconds."""
+        watch = Stopwatch(self.device)
+        found = self.prepared.search
+        with watch.running():
+            if found is not None:
+                self.ticket = self._draw_from(found)
+            elif self.args.method == "random":
+                assert self.ticket is not None
+                self.ticket = self._random(self.ticket)
+            assert self.ticket is not None
+            ek.compact(model, self.ticket)
+        return watch.seconds + (0.0 if found is None else found.metrics["seconds"]["search"])
+
+    def _draw_from(self, found: SearchResult) -> ek.Ticket | None:
+        """The ticket of another run's search, which becomes this one's."""
+        self.search = found.metrics["search"]
+        self.warnings += found.metrics["warnings"]
+        gates = found.head_gates, found.neuron_gates
+        self._write_gates(*gates)
+        drawn = draw(*gates, **{name: getattr(self.args, name) for name in RULE})
+        return self._chosen(drawn, *gates)
+
+    def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> float:
+        """Trains with gates until the ticket is at rest or the time is up, draws, rewinds and cuts; returns seconds."""
+        args, plan = self.args, self.stages.search(self.searched)
+        search = Search(
+            model,
+            SearchSettings(
+                max_steps=plan.settings.max_steps,
+                interval=args.early_bird_interval,
+                threshold=args.early_bird_threshold,
+                patience=args.early_bird_patience,
+                min_share=args.min_search_share,
+                **{name: getattr(args, name) for name in RULE},
+            ),
+        )
+        loop = TrainingLoop(model, plan.examples, plan.order, plan.settings, self.device, gates=search.gates)
+        if checkpoint is not None:
+            loop.load_state_dict(checkpoint["loop"])
+            search.load_state_dict(checkpoint["search_state"])
+        else:
+            loop.seed()
+
+        def after_step(step: int) -> bool:
+            if search.after_step():
+                return True
+            # A run that goes on has begun with the same weights: its checkpoint is checked for that.
+            self.checkpoints.after_step(
+                loop,
+                lambda: {
+                    "stage": "search",
+                    "search_state": search.state_dict(start=False),
+                    "tracking": self.tracking.state_dict(step),
+                },
+            )
+            return False
+
+        loop.run(after_step, lambda record: self.tracking.log_record(record, prefix="search_"))
+        gates = search.head_gates, search.neuron_gates
+        with loop.watch.running():
+            drawn = search.draw()
+            self.ticket = self._chosen(drawn, *gates)
+        self.search = {**search.record(), "step": loop.step, "log": loop.history}
+        drawn_by, longest = self.search["drawn_by"], loop.settings.max_steps
+        logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
+        self.warn_of_divergence(loop)
+        self._write_gates(*gates)
+        if self.ticket is None:
+            self._write_searched(model)
+            ek.remove_gates(model)
+            return loop.watch.seconds
+        with loop.watch.running():
+            search.finish(self.ticket)
+        return loop.watch.seconds
+
+    def _chosen(
+        self, drawn: ek.Ticket, head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor]
+    ) -> ek.Ticket | None:
+        """The method's ticket, given that of the best scores; None for a search alone."""
+        choices = {
+            "earlybert": lambda: drawn,
+            "random": lambda: self._random(drawn),
+            "inverted": lambda: inverted_ticket(drawn, head_scores, neuron_scores),
+            "search": lambda: None,
+        }
+        return choices[self.args.method]()
+
+    def _random(self, ticket: ek.Ticket) -> ek.Ticket:
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return random_ticket(ticket, self.head_counts, self.neuron_counts, generator)
+
+    def _write_gates(self, head_gates: Sequence[Tensor], neuron_gates: Sequence[Tensor]) -> None:
+        processes.on_first(lambda: write_bytes(self.directory.gates, save(gates_by_name(head_gates, neuron_gates))))
+
+    def _write_searched(self, model: nn.Module) -> None:
+        """Writes the weights beside the gates, for `SearchResult.weights`."""
+        gates = {gate.data_ptr() for gate in (*ek.head_gates(model), *ek.neuron_gates(model))}
+        state = {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in gates}
+
+        def write() -> None:
+            with replacing(self.directory.searched) as partial, partial.open("wb") as file:
+                torch.save(state, file)
+
+        processes.on_first(write)
+
+    def warn(self, warning: str) -> None:
+        """Says what makes the results doubtful, now and in metrics.json."""
+        logger.warning("%s", warning)
+        self.warnings.append(warning)
+
+    def warn_of_divergence(self, loop: TrainingLoop) -> None:
+        """Warns if the loss has ended far above its start."""
+        if (warning := loop.divergence()) is not None:
+            self.warn(warning)

@@ -33,7 +33,7 @@ TARGETS = {
     "demo": "earlybert.programs.demo.demo",
     "verify": "earlybert.programs.verify.verify",
     "plot": "earlybert.programs.plots.plot",
-    "draw": "earlybert.search.drawing.read_gates",
+    "draw": "earlybert.search.result.read_scores",
     "predict": "earlybert.programs.inference.predict",
     "evaluate": "earlybert.programs.inference.evaluate",
     "export": "earlybert.programs.export.export",

@@ -183,18 +183,19 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _make_draw_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
-    from .arguments import FinetuneArguments
+    from .arguments import SCOPES, SCORES, FinetuneArguments
 
     parser = argparse.ArgumentParser(
-        prog=prog, description="Draw a ticket with other ratios from the gates of a search."
+        prog=prog, description="Draw a ticket with other ratios, or by other scores, from a search."
     )
     parser.add_argument("gates", type=Path, help="gates.safetensors of a run, or the run's folder")
     parser.add_argument("output", type=Path, help="file for the ticket")
     shown = "default: %(default)s"
     parser.add_argument("--head-ratio", type=float, default=FinetuneArguments.head_ratio, help=shown)
     parser.add_argument("--neuron-ratio", type=float, default=FinetuneArguments.neuron_ratio, help=shown)
-    parser.add_argument("--head-scope", choices=("layer", "global"), default="layer", help=shown)
-    parser.add_argument("--neuron-scope", choices=("layer", "global"), default="global", help=shown)
+    parser.add_argument("--head-scope", choices=SCOPES, default="layer", help=shown)
+    parser.add_argument("--neuron-scope", choices=SCOPES, default="global", help=shown)
+    parser.add_argument("--score", choices=SCORES, default="gate", help=f"what units are drawn by; {shown}")
     parser.add_argument("--multiple-of", type=int, default=1, help="keep a multiple of so many neurons in a layer")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     return parser
@@ -202,11 +203,12 @@ def _make_draw_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser
 
 def _draw(args: argparse.Namespace) -> int:
     from .run_directory import check_output
-    from .search.drawing import draw, read_gates
+    from .search.drawing import draw
+    from .search.result import read_scores
 
     output = check_output(args.output, overwrite=args.overwrite)
     ticket = draw(
-        *read_gates(args.gates),
+        *read_scores(args.gates, args.score),
         head_ratio=args.head_ratio,
         neuron_ratio=args.neuron_ratio,
         head_scope=args.head_scope,

@@ -78,6 +78,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
+        self.scores = self.path / "scores.safetensors"
         self.searched = self.path / "searched.pt"
         self.search_plot = self.path / "search.png"
         self.tensorboard = self.path / "runs"
@@ -206,6 +207,7 @@ class RunDirectory:
             self.sums,
             self.checkpoint,
             self.gates,
+            self.scores,
             self.searched,
             *self.predictions,
             self.ticket,
@@ -270,6 +272,7 @@ class RunDirectory:
             self.arguments,
             self.ticket,
             self.gates,
+            self.scores,
             self.searched,
             *self.predictions,
             *sorted(self.model.rglob("*")),

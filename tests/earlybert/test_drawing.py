@@ -166,6 +166,24 @@ def test_masks_take_scores_that_are_not_finite() -> None:
     assert masks.heads.tolist() == masks.neurons.tolist() == [False, True, False, True]
 
 
+def test_mixed_widths_are_half_way_between_those_of_the_other_scopes() -> None:
+    scores = [
+        torch.tensor([9.0, 8, 7, 6, 5]),
+        torch.tensor([4.0, 3, 2.5, 2, 1]),
+        torch.tensor([3.5, 0.4, 0.3, 0.2, 0.1]),
+    ]
+    options = {"neuron_ratio": 0.4, "head_ratio": 0.0}
+    widths = {
+        scope: [len(kept) for kept in draw(scores, scores, neuron_scope=scope, **options).neurons]
+        for scope in ("layer", "global", "mixed")
+    }
+    assert widths == {"layer": [3, 3, 3], "global": [5, 3, 1], "mixed": [4, 3, 2]}
+    ticket = draw(scores, scores, neuron_scope="mixed", head_scope="mixed", neuron_ratio=0.5, head_ratio=0.5)
+    # By layer 3 of each, by all 8: 5, 2 and 1. The halves go up until there are 8.
+    assert [len(kept) for kept in ticket.neurons] == [4, 2, 2]
+    assert ticket.heads == ticket.neurons == [[0, 1, 2, 3], [0, 1], [0, 1]]
+
+
 def test_refuses_other_nonsense() -> None:
     scores = [torch.ones(4)]
     with pytest.raises(ValueError, match="as many layers of head_scores .1. as of neuron_scores .2."):
@@ -174,7 +192,7 @@ def test_refuses_other_nonsense() -> None:
         draw([], [])
     with pytest.raises(ValueError, match=r"layer 0: expected one score per unit, found shape \(2, 2\)"):
         draw([torch.ones(2, 2)], scores)
-    with pytest.raises(ValueError, match="neuron_scope: expected one of layer, global, found 'model'"):
+    with pytest.raises(ValueError, match="neuron_scope: expected one of layer, global, mixed, found 'model'"):
         draw(scores, scores, neuron_scope="model")
     with pytest.raises(ValueError, match="multiple_of: expected at least 1, found 0"):
         draw(scores, scores, multiple_of=0)

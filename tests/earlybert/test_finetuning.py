@@ -20,7 +20,7 @@ from tests.helpers.toy import LAYERS, NEURONS, PER_HEAD, PER_NEURON
 
 Make = Callable[..., FinetuneArguments]
 DENSE_FILES = {".lock", "SHA256SUMS", "arguments.json", "metrics.json", "model"}
-FILES = {*DENSE_FILES, "gates.safetensors", "search.png", "ticket.json", "ticket.png"}
+FILES = {*DENSE_FILES, "gates.safetensors", "scores.safetensors", "search.png", "ticket.json", "ticket.png"}
 
 
 @pytest.mark.parametrize("kernels", ["auto", "off"])

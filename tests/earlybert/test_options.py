@@ -40,7 +40,7 @@ FINETUNE: dict[str, Options] = {
         "output_dir": "@out", "text_column": "left", "text_pair_column": "right", "label_column": "verdict",
         "metrics": ["f1", "accuracy"], "device": "cpu", "method": "random", "batch_size": 8, "max_length": 16,
         "max_steps": 2, "search_epochs": 0.5, "search_learning_rate": 1e-3, "gate_learning_rate": 1e-2,
-        "gate_l1": 0.01, "head_ratio": 0.5, "neuron_ratio": 0.25, "early_bird_interval": 1,
+        "gate_l1": 0.01, "rewind_steps": 1, "head_ratio": 0.5, "neuron_ratio": 0.25, "early_bird_interval": 1,
         "early_bird_threshold": 0.9, "early_bird_patience": 1, "min_search_share": 0.1, "overwrite_output_dir": True,
     },
     "a given ticket on a dataset of the hub": {
@@ -49,7 +49,8 @@ FINETUNE: dict[str, Options] = {
     },
     "a ticket of another run's search": {
         "model": "@bert", "task": "sst2", "data_dir": "@sst2", "output_dir": "@out", "search_from": "@search",
-        "head_scope": "global", "neuron_scope": "layer", "discard_model": True, "device": "cpu", "batch_size": 8,
+        "head_scope": "global", "neuron_scope": "layer", "score": "magnitude", "ticket_weights": "folded",
+        "distillation": 0.25, "distillation_temperature": 1.0, "discard_model": True, "device": "cpu", "batch_size": 8,
         "max_length": 16, "max_steps": 1,
     },
     "several labels of a text, in columns of their own": {
@@ -85,7 +86,7 @@ ELSEWHERE = {
     "study": {"parallel": "test_study.test_runs_in_several_processes"},
     "demo": dict.fromkeys(("output_dir", "seed", "overwrite_output_dir"), "test_options.test_options_of_demo"),
     "draw": dict.fromkeys(
-        ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope", "multiple_of", "overwrite"),
+        ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope", "score", "multiple_of", "overwrite"),
         "test_options.test_options_of_draw",
     ),
     "predict": dict.fromkeys(("device", "overwrite"), "test_options.test_options_of_predict_and_evaluate"),
@@ -228,7 +229,10 @@ def test_options_of_draw(places: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "ticket.json"
     output.write_text("{}")
     argv = ["draw", str(tmp_path / "run"), str(output), "--overwrite", "--head-ratio", "0.25", "--neuron-ratio", "0.5"]
-    assert main([*argv, "--head-scope", "global", "--neuron-scope", "layer", "--multiple-of", "8"]) == 0
+    assert (
+        main([*argv, "--head-scope", "global", "--neuron-scope", "layer", "--multiple-of", "8", "--score", "magnitude"])
+        == 0
+    )
     ticket = Ticket.load(output)
     assert sum(map(len, ticket.heads)) == 9
     assert [len(units) for units in ticket.neurons] == [24] * 3

@@ -118,6 +118,20 @@ def test_an_untouched_run_goes_on_and_one_in_another_environment_says_so(
     assert f"versions torch 0.0 and now {metrics['versions']['torch']}" in warning
 
 
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_scores_weights_and_teacher_are_as_if_it_had_not_been_interrupted(
+    own: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    knobs = {"score": "fisher", "rewind_steps": 1, "distillation": 0.5, "checkpoint_steps": 1}
+    whole = finetune(own(output_dir=str(tmp_path / "whole"), **knobs))
+    stop(own(**knobs), monkeypatch, stage)
+    metrics = finetune(own(resume=True, **knobs))
+    for name in ("eval", "ticket", "train_log", "search"):
+        assert metrics[name] == whole[name], name
+    unmixed = finetune(own(output_dir=str(tmp_path / "unmixed"), **(knobs | {"distillation": 0.0})))
+    assert unmixed["ticket"] == whole["ticket"] and unmixed["train_log"] != whole["train_log"]
+
+
 def test_fingerprints_tell_values_apart() -> None:
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])
     values = [

@@ -74,16 +74,29 @@ def test_what_arms_share_is_run_once_and_nothing_twice(
     assert again["tables"]["toy"][1] == rows["dense"] | {"arm": "renamed"}
 
 
-@pytest.mark.parametrize("method", ["earlybert", "random", "inverted"])
-def test_a_ticket_of_another_runs_search_is_that_of_ones_own(arguments: Make, tmp_path: Path, method: str) -> None:
-    own = finetune(arguments(method=method, output_dir=str(tmp_path / "own")))
-    search = finetune(arguments(method="search", output_dir=str(tmp_path / "search")))
+KNOBS: dict[str, dict[str, Any]] = {
+    "earlybert": {},
+    "random": {"method": "random"},
+    "inverted": {"method": "inverted", "score": "gate-norm", "ticket_weights": "searched"},
+    "much": {"score": "fisher", "ticket_weights": "folded", "distillation": 0.5, "neuron_scope": "mixed"},
+    "rewound": {"score": "first-order", "rewind_steps": 2, "kernels": "off"},
+}
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
+def test_a_ticket_of_another_runs_search_is_that_of_ones_own(arguments: Make, tmp_path: Path, knobs: str) -> None:
+    # So that both searches end at the same step, whatever they look at.
+    arm = {"early_bird_threshold": 0.0, "early_bird_interval": 20, **KNOBS[knobs]}
+    own = finetune(arguments(output_dir=str(tmp_path / "own"), **arm))
+    of_search = {name: value for name, value in arm.items() if name in ("rewind_steps", "kernels")}
+    of_search |= {"early_bird_threshold": 0.0, "early_bird_interval": 20}
+    search = finetune(arguments(**of_search, method="search", output_dir=str(tmp_path / "search")))
     assert search["ticket"] is None and search["steps"] == own["steps"] | {"train": 0}
-    drawn = arguments(method=method, search_from=str(tmp_path / "search"), output_dir=str(tmp_path / "drawn"))
-    shared = finetune(drawn)
-    for name in ("eval", "steps", "ticket", "parameters", "train_log", "search"):
+    shared = finetune(arguments(search_from=str(tmp_path / "search"), output_dir=str(tmp_path / "drawn"), **arm))
+    assert shared["search"] | {"score": own["search"]["score"]} == own["search"]
+    for name in ("eval", "steps", "ticket", "parameters", "train_log"):
         assert shared[name] == own[name], name
-    for name in ("ticket.json", "gates.safetensors"):
+    for name in ("ticket.json", "gates.safetensors", "scores.safetensors"):
         assert (tmp_path / "drawn" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
     assert shared["seconds"]["search"] > search["seconds"]["search"] > 0
 

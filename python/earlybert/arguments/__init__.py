@@ -2,14 +2,16 @@
 
 from .finetune import TASK_OPTIONS, FinetuneArguments
 from .pretrain import PretrainArguments
-from .run import KERNELS, METHODS, SCHEDULES, SCOPES, RunArguments
+from .run import KERNELS, METHODS, SCHEDULES, SCOPES, SCORES, TICKET_WEIGHTS, RunArguments
 
 __all__ = [
     "KERNELS",
     "METHODS",
     "SCHEDULES",
     "SCOPES",
+    "SCORES",
     "TASK_OPTIONS",
+    "TICKET_WEIGHTS",
     "FinetuneArguments",
     "PretrainArguments",
     "RunArguments",

@@ -24,7 +24,10 @@ SCHEDULES = (
     "constant_with_warmup",
     "constant",
 )
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "mixed")
+#: What units are drawn by; `search.scores.Scorer` says what each is.
+SCORES = ("gate", "gate-norm", "first-order", "fisher", "magnitude")
+TICKET_WEIGHTS = ("start", "searched", "folded")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DTYPES = ("float32", "bfloat16", "float16")
 EVAL_STRATEGIES = ("no", "steps", "epoch")
@@ -98,10 +101,27 @@ class RunArguments:
     gate_l1: float = help_field("Weight of the L1 penalty on the gates.", 1e-4)
     head_ratio: float = help_field("Share of the heads of each layer that are dropped.", 1 / 3)
     neuron_ratio: float = help_field("Share of all feed-forward neurons that are dropped.", 0.4)
-    head_scope: Literal["layer", "global"] = help_field(
-        "layer: the share of heads is dropped in each layer. global: of all layers together.", "layer"
+    head_scope: Literal["layer", "global", "mixed"] = help_field(
+        "layer: the share of heads is dropped in each layer. global: of all layers together. mixed: each layer keeps "
+        "the mean of what both would.",
+        "layer",
     )
-    neuron_scope: Literal["layer", "global"] = help_field("The same of neurons.", "global")
+    neuron_scope: Literal["layer", "global", "mixed"] = help_field("The same of neurons.", "global")
+    score: Literal["gate", "gate-norm", "first-order", "fisher", "magnitude"] = help_field(
+        "What units are drawn by: their gates; gates times the norm of what a unit writes; how much the loss would "
+        "change without it, to the first order or squared, summed over the search; or the norm of its weights.",
+        "gate",
+    )
+    ticket_weights: Literal["start", "searched", "folded"] = help_field(
+        "Weights that the ticket's training begins with: those of the search's beginning, those it has come to, or the "
+        "same with the gates folded in.",
+        "start",
+    )
+    rewind_steps: int = help_field("start is the search's weights after so many of its steps, in place of 0.", 0)
+    distillation: float = help_field(
+        "Share of the ticket's loss that is its distance to what the dense model says that the search has come to.", 0.0
+    )
+    distillation_temperature: float = help_field("What logits are divided by for that.", 2.0)
     early_bird_interval: int | None = help_field(
         "Optimizer steps between two looks at the ticket while searching. Default: a twelfth of the longest search, "
         "at most 10."
@@ -210,8 +230,10 @@ class RunArguments:
         expect_one_of(self, "eval_strategy", EVAL_STRATEGIES)
         expect_one_of(self, "optim", OPTIMIZERS)
         expect_one_of(self, "lr_scheduler_type", SCHEDULES)
-        for name in ("head_scope", "neuron_scope"):
-            expect_one_of(self, name, SCOPES)
+        for name, known in (
+            ("head_scope", SCOPES), ("neuron_scope", SCOPES), ("score", SCORES), ("ticket_weights", TICKET_WEIGHTS)
+        ):  # fmt: skip
+            expect_one_of(self, name, known)
         for name in (
             "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
             "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
@@ -221,7 +243,7 @@ class RunArguments:
             expect(value is None or value >= 1, self, name, "at least 1")
         length = self.max_length
         expect(length is None or length >= 3, self, "max_length", "at least 3: [CLS], a token and [SEP]")
-        for name in ("checkpoint_steps", "warmup_steps"):
+        for name in ("checkpoint_steps", "warmup_steps", "rewind_steps"):
             value = getattr(self, name)
             expect(value is None or value >= 0, self, name, "0 or more")
         expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
@@ -236,7 +258,10 @@ class RunArguments:
             expect(0 <= getattr(self, name) <= _HIGHEST_RATE, self, name, f"0 or more and at most {_HIGHEST_RATE:g}")
         for name in ("head_ratio", "neuron_ratio", "early_bird_threshold", "warmup_ratio"):
             expect(0 <= getattr(self, name) < 1, self, name, "a share from 0 to less than 1")
-        expect(0 <= self.min_search_share <= 1, self, "min_search_share", "a share from 0 to 1")
+        for name in ("min_search_share", "distillation"):
+            expect(0 <= getattr(self, name) <= 1, self, name, "a share from 0 to 1")
+        temperature = self.distillation_temperature
+        expect(0 < temperature <= _HIGHEST_RATE, self, "distillation_temperature", "a number above 0")
 
         if self.kernels == "off" and self.padding == "none":
             raise UsageError(
@@ -246,6 +271,9 @@ class RunArguments:
         for name in ("ticket", "search_from"):
             if getattr(self, name) is not None and self.method in ("dense", "search"):
                 raise UsageError(f"{flag(name)}: --method {self.method} trains the whole model and takes no ticket")
+        if self.ticket is not None and (self.ticket_weights != "start" or self.distillation):
+            name = "distillation" if self.distillation else "ticket_weights"
+            raise UsageError(f"{flag(name)}: a given --ticket comes without the weights of a search; use --search-from")
         if self.ticket is not None and self.search_from is not None:
             raise UsageError("--ticket and --search-from exclude each other: each says where the ticket comes from")
         if self.ticket is not None and self.method == "inverted":

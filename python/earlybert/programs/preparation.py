@@ -103,6 +103,7 @@ def prepare(args: RunArguments, task: Task, source: Source, long_length: int | N
     data = task.load(source)
     task = task.fitted(data)
     task.configure(config)
+    _check_distillation(args, task, config)
     data = TaskData(
         data.train.first(args.max_train_examples),
         {name: examples.first(args.max_eval_examples) for name, examples in data.evals.items()},
@@ -178,13 +179,21 @@ def load_search(args: RunArguments, task: str, config: Any) -> SearchResult:
     """
     assert args.search_from is not None
     found = SearchResult.read(args.search_from, model=args.model_source, task=task)
-    sizes = tuple([len(gates) for gates in kind] for kind in (found.head_gates, found.neuron_gates))
+    sizes = tuple([len(layer) for layer in kind] for kind in found.scores()[args.score])
     if sizes != unit_counts(config):
         raise UsageError(
-            f"--search-from {args.search_from}: expected the gates of {unit_counts(config)} heads and neurons, "
+            f"--search-from {args.search_from}: expected scores of {unit_counts(config)} heads and neurons, "
             f"found {sizes}"
         )
     return found
+
+
+def _check_distillation(args: RunArguments, task: Task, config: Any) -> None:
+    """Raises UsageError if what the task's model says is not one row of logits an example."""
+    if args.distillation and config.problem_type is None:
+        raise UsageError(
+            f"--distillation: task {task.name} has none; expected one of classes, labels or numbers of a text"
+        )
 
 
 def unit_counts(config: Any) -> tuple[list[int], list[int]]:

@@ -13,13 +13,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-import earlybert_kernels as ek
-
 from .. import processes
 from ..environment import commit
-from ..errors import UsageError
 from ..files import json_bytes
-from ..loading import load_model
 from ..run_directory import input_sums
 from ..training.checkpoints import Checkpoints, fingerprint
 from ..training.data import EncodedExamples, check_fits, unknown_share
@@ -51,16 +47,6 @@ class Run(Searching, ABC):
         #: The records of the training stages that are done, their steps counted through.
         self.log: list[dict[str, Any]] = []
         self.evaluations = Evaluations(prepared, self.stages.pad_to(self.args.input_length), self._track_evaluation)
-
-    def read_model(self) -> PreTrainedModel:
-        """The stock model that is to be trained, in float32 on the CPU.
-
-        Raises:
-            UsageError: its weights cannot be read.
-        """
-        prepared = self.prepared
-        name = self.args.model_source
-        return load_model(name, prepared.task, prepared.config, prepared.labels, seed=self.args.seed)
 
     @abstractmethod
     def read_examples(self) -> dict[str, EncodedExamples]:
@@ -162,13 +148,7 @@ class Run(Searching, ABC):
         """The model on its device, and the fingerprint of its weights."""
         model = self.read_model()
         weights = fingerprint(model.state_dict())
-        model = model.to(self.device)  # type: ignore[arg-type]  # a method that functools.wraps has hidden
-        if self.args.kernels == "off":
-            return model, weights
-        try:
-            return ek.convert(model), weights
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{self.prepared.origin}: {error}") from error
+        return self.placed(model), weights
 
     def _train(self, model: nn.Module, evals: dict[str, EncodedExamples], checkpoint: dict[str, Any] | None) -> None:
         """Goes through the training stages, from the one that the checkpoint is of."""
@@ -210,7 +190,9 @@ class Run(Searching, ABC):
             evals: what the model is judged on meanwhile.
             checkpoint: of this stage.
         """
-        loop = TrainingLoop(model, stage.examples, stage.order, stage.settings, self.device)
+        loop = TrainingLoop(
+            model, stage.examples, stage.order, stage.settings, self.device, distillation=self.distillation
+        )
         if checkpoint is not None:
             loop.load_state_dict(checkpoint["loop"])
         else:

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 import earlybert_kernels as ek
 
 from .. import processes
-from ..files import replacing, write_bytes
-from ..search.drawing import draw, gates_by_name, inverted_ticket, random_ticket
-from ..search.result import SearchResult
-from ..search.search import RULE, Search, SearchSettings
+from ..arguments import SCORES
+from ..errors import UsageError
+from ..loading import load_model
+from ..search.drawing import draw, inverted_ticket, random_ticket
+from ..search.result import SearchResult, write_scores, write_searched
+from ..search.search import CHOICE, RULE, Search, SearchSettings
 from ..training.checkpoints import Checkpoints
 from ..training.data import EncodedExamples
+from ..training.distillation import Distillation
 from ..training.loop import TrainingLoop
 from ..training.stopwatch import Stopwatch
 from .preparation import Prepared, unit_counts
@@ -38,6 +41,7 @@ class Searching:
         seconds: by what was done.
         search: what the search found; goes into checkpoints of the training stage and into metrics.json.
         ticket: what the model is cut to; None for the whole model.
+        distillation: what the ticket's loss is made of, if that is asked for.
         warnings: sentences on what makes the results doubtful.
     """
 
@@ -54,6 +58,7 @@ class Searching:
         self.seconds: dict[str, float] = {"train": 0.0}
         self.search: dict[str, Any] | None = None
         self.ticket = prepared.ticket
+        self.distillation: Distillation | None = None
         self.warnings: list[str] = []
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
 
@@ -80,6 +85,36 @@ class Searching:
             self.seconds["search"] = self._search(model, checkpoint)
         else:
             self.seconds["search"] = self._take_ticket(model)
+        if self.args.distillation and self.args.method != "search":
+            self.distillation = self._make_distillation()
+
+    def read_model(self) -> PreTrainedModel:
+        """The stock model that is to be trained, in float32 on the CPU.
+
+        Raises:
+            UsageError: its weights cannot be read.
+        """
+        prepared = self.prepared
+        name = self.args.model_source
+        return load_model(name, prepared.task, prepared.config, prepared.labels, seed=self.args.seed)
+
+    def placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A stock model on the run's device, converted where the run is with kernels."""
+        model = model.to(self.device)  # type: ignore[arg-type]  # a method that functools.wraps has hidden
+        if self.args.kernels == "off":
+            return model
+        try:
+            return ek.convert(model)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{self.prepared.origin}: {error}") from error
+
+    def _make_distillation(self) -> Distillation:
+        """By the dense model that the search has come to, gates included."""
+        teacher = self.read_model()
+        found = self.prepared.search or SearchResult(self.directory, {})
+        found.set_weights(teacher, "folded")
+        args = self.args
+        return Distillation(self.placed(teacher).eval(), args.distillation, args.distillation_temperature)
 
     def _take_ticket(self, model: nn.Module) -> float:
         """Cuts the model to the ticket that was given, or to one of the search that was; returns seconds."""
@@ -88,6 +123,7 @@ class Searching:
         with watch.running():
             if found is not None:
                 self.ticket = self._draw_from(found)
+                found.set_weights(model, self.args.ticket_weights)
             elif self.args.method == "random":
                 assert self.ticket is not None
                 self.ticket = self._random(self.ticket)
@@ -99,10 +135,10 @@ class Searching:
         """The ticket of another run's search, which becomes this one's."""
         self.search = found.metrics["search"]
         self.warnings += found.metrics["warnings"]
-        gates = found.head_gates, found.neuron_gates
-        self._write_gates(*gates)
-        drawn = draw(*gates, **{name: getattr(self.args, name) for name in RULE})
-        return self._chosen(drawn, *gates)
+        scores = found.scores()
+        processes.on_first(lambda: write_scores(self.directory, scores))
+        own = scores[self.args.score]
+        return self._chosen(draw(*own, **{name: getattr(self.args, name) for name in RULE}), *own)
 
     def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> float:
         """Trains with gates until the ticket is at rest or the time is up, draws, rewinds and cuts; returns seconds."""
@@ -115,10 +151,18 @@ class Searching:
                 threshold=args.early_bird_threshold,
                 patience=args.early_bird_patience,
                 min_share=args.min_search_share,
-                **{name: getattr(args, name) for name in RULE},
+                **{name: getattr(args, name) for name in (*RULE, *CHOICE)},
             ),
         )
-        loop = TrainingLoop(model, plan.examples, plan.order, plan.settings, self.device, gates=search.gates)
+        loop = TrainingLoop(
+            model,
+            plan.examples,
+            plan.order,
+            plan.settings,
+            self.device,
+            gates=search.gates,
+            before_update=search.observe,
+        )
         if checkpoint is not None:
             loop.load_state_dict(checkpoint["loop"])
             search.load_state_dict(checkpoint["search_state"])
@@ -140,21 +184,18 @@ class Searching:
             return False
 
         loop.run(after_step, lambda record: self.tracking.log_record(record, prefix="search_"))
-        gates = search.head_gates, search.neuron_gates
         with loop.watch.running():
-            drawn = search.draw()
-            self.ticket = self._chosen(drawn, *gates)
+            self.ticket = self._chosen(search.draw(), *search.scores(args.score))
         self.search = {**search.record(), "step": loop.step, "log": loop.history}
         drawn_by, longest = self.search["drawn_by"], loop.settings.max_steps
         logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
         self.warn_of_divergence(loop)
-        self._write_gates(*gates)
+        processes.on_first(lambda: self._write_search(search))
         if self.ticket is None:
-            self._write_searched(model)
             ek.remove_gates(model)
             return loop.watch.seconds
         with loop.watch.running():
-            search.finish(self.ticket)
+            search.finish(self.ticket, weights=args.ticket_weights)
         return loop.watch.seconds
 
     def _chosen(
@@ -173,19 +214,10 @@ class Searching:
         generator = torch.Generator().manual_seed(self.args.seed)
         return random_ticket(ticket, self.head_counts, self.neuron_counts, generator)
 
-    def _write_gates(self, head_gates: Sequence[Tensor], neuron_gates: Sequence[Tensor]) -> None:
-        processes.on_first(lambda: write_bytes(self.directory.gates, save(gates_by_name(head_gates, neuron_gates))))
-
-    def _write_searched(self, model: nn.Module) -> None:
-        """Writes the weights beside the gates, for `SearchResult.weights`."""
-        gates = {gate.data_ptr() for gate in (*ek.head_gates(model), *ek.neuron_gates(model))}
-        state = {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in gates}
-
-        def write() -> None:
-            with replacing(self.directory.searched) as partial, partial.open("wb") as file:
-                torch.save(state, file)
-
-        processes.on_first(write)
+    def _write_search(self, search: Search) -> None:
+        write_scores(self.directory, {name: search.scores(name) for name in SCORES})
+        if self.ticket is None or self.args.distillation:
+            write_searched(self.directory, search)
 
     def warn(self, warning: str) -> None:
         """Says what makes the results doubtful, now and in metrics.json."""

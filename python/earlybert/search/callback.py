@@ -71,7 +71,7 @@ class EarlyBertCallback(TrainerCallback):
             gate_learning_rate: of the gates; by default `search_learning_rate`.
             gate_l1: lambda of the L1 penalty on the gates.
             settings: all of `SearchSettings` but `max_steps`: `head_ratio`, `neuron_ratio`, `head_scope`,
-                `neuron_scope`, `interval`, `threshold`, `patience`, `min_share`.
+                `neuron_scope`, `score`, `rewind_steps`, `interval`, `threshold`, `patience`, `min_share`.
 
         Raises:
             UsageError: `search_share` is no share.
@@ -156,12 +156,12 @@ class EarlyBertCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Steps the gates."""
-        if self._gates is None:
+        if self._gates is None or self._search is None:
             return
         if getattr(kwargs["optimizer"], "step_was_skipped", False):
             self._gates.skip()
         else:
-            self._gates.step(self._scale)
+            self._gates.step(self._scale, self._search.observe)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at the ticket."""

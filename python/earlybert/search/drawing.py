@@ -23,7 +23,7 @@ from ..run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "mixed"]
 
 
 class Masks(NamedTuple):
@@ -68,7 +68,9 @@ def draw(
         neuron_scores: per layer `(neurons,)`.
         head_ratio: share of the heads to drop, 0 <= ratio < 1.
         neuron_ratio: share of the neurons to drop, 0 <= ratio < 1.
-        head_scope: "layer" ranks within each layer, "global" across all layers.
+        head_scope: "layer" ranks within each layer, "global" across all layers. With "mixed" each layer keeps the mean
+            of what it would keep by both, odd halves going to lower layers first, so that the total is that of
+            "global" but for the rounding of "layer".
         neuron_scope: the same for neurons.
         multiple_of: keep a multiple of this many neurons in every layer; 1 for any number.
 
@@ -238,10 +240,17 @@ def _kept(count: int, ratio: Fraction) -> int:
 
 
 def _keep(scores: Sequence[torch.Tensor], ratio: Fraction, scope: Scope) -> int | list[int]:
-    """How many units stay, at least one a layer: of all layers together, or of each."""
-    if scope == "layer":
-        return [max(1, _kept(len(layer), ratio)) for layer in scores]
-    return max(len(scores), _kept(sum(map(len, scores)), ratio))
+    """How many units stay, at least one a layer: of all layers together, or of each; "mixed" waits for a GPU."""
+    by_layer = [max(1, _kept(len(layer), ratio)) for layer in scores]
+    total = max(len(scores), _kept(sum(map(len, scores)), ratio))
+    if scope == "mixed":
+        masks = ek.ops.ticket_masks(scores, total).split([len(layer) for layer in scores])
+        globally = torch.stack([mask.sum() for mask in masks]).tolist()
+        twice = [sum(both) for both in zip(by_layer, globally, strict=True)]
+        odd = [layer for layer, both in enumerate(twice) if both % 2]
+        up = odd[: max(0, total - sum(both // 2 for both in twice))]
+        return [both // 2 + (layer in up) for layer, both in enumerate(twice)]
+    return by_layer if scope == "layer" else total
 
 
 def _check_multiple_of(multiple_of: int, scores: Sequence[torch.Tensor]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,16 +36,18 @@ class GateUpdates:
         self.optimizer = ek.AdamW(self._gates, lr=learning_rate, weight_decay=0.0, l1=l1)
         self._hooks = [gate.requires_grad_(True).register_post_accumulate_grad_hook(self._take) for gate in self._gates]
 
-    def step(self, scale: float = 1.0) -> None:
+    def step(self, scale: float = 1.0, before_update: Callable[[], None] = lambda: None) -> None:
         """Changes the gates by the gradients since the step before.
 
         Args:
             scale: what the loss was multiplied by.
+            before_update: called when the gates have those gradients.
         """
         processes.average(self._sums[gate] for gate in self._gates if gate in self._sums)
         for gate, gradient in self._sums.items():
             gate.grad = gradient if scale == 1.0 else gradient / scale
         self._sums.clear()
+        before_update()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import earlybert_kernels as ek
 
 from .. import processes
+from ..arguments import SCORES, TICKET_WEIGHTS
 from ..errors import UsageError
 from .detector import Check, EarlyBirdDetector, default_interval
 from .drawing import Scope, draw, draw_masks
+from .scores import Scorer, Scores
 
 #: The settings, and arguments of a run, that say how many units of what `draw` keeps.
 RULE = ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope")
+#: The settings, and arguments of a run, that say which units those are, and with which weights they go on.
+CHOICE = ("score", "rewind_steps")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class SearchSettings:
         neuron_ratio: share of the neurons that are dropped.
         head_scope: "layer" drops that share in each layer, "global" of all layers together.
         neuron_scope: the same of neurons.
+        score: what units are drawn by, a name of `arguments.SCORES`; see `Scorer`.
+        rewind_steps: the weights of which step of the search `finish` puts back; 0 for those of the beginning. No
+            ticket is drawn before.
         interval: steps between two looks at the ticket; None for `default_interval`.
         threshold: distance, as a share of chance level, below which a ticket is at rest.
         patience: looks in a row at which it has to be.
@@ -39,6 +46,8 @@ class SearchSettings:
     neuron_ratio: float = 0.4
     head_scope: Scope = "layer"
     neuron_scope: Scope = "global"
+    score: str = "gate"
+    rewind_steps: int = 0
     interval: int | None = None
     threshold: float = 0.1
     patience: int = 3
@@ -65,6 +74,7 @@ class Search:
         settings: when the ticket is drawn, and what of.
         head_gates, neuron_gates: the model's gates, float32 `(heads,)` and `(neurons,)`, layer by layer.
         step: optimizer steps taken.
+        start: the weights that `finish` puts back, by name.
     """
 
     def __init__(self, model: nn.Module, settings: SearchSettings) -> None:
@@ -79,21 +89,27 @@ class Search:
         """
         if settings.max_steps < 1:
             raise UsageError(f"max_steps: expected at least 1, found {settings.max_steps}")
+        if settings.score not in SCORES:
+            raise UsageError(f"score: expected one of {', '.join(SCORES)}, found {settings.score}")
+        if not 0 <= settings.rewind_steps < settings.max_steps:
+            raise UsageError(
+                f"rewind_steps: expected 0 to less than the {settings.max_steps} steps of the search, found "
+                f"{settings.rewind_steps}"
+            )
         self.settings = settings
         self.step = 0
         self._model = model
         ek.enable_gates(model)
         self.head_gates, self.neuron_gates = ek.head_gates(model), ek.neuron_gates(model)
-        gates = {gate.data_ptr() for gate in self.gates}
-        state = model.state_dict()
-        self._start = {name: tensor.clone() for name, tensor in state.items() if tensor.data_ptr() not in gates}
+        self._scorer = Scorer(model)
+        self.start = {name: tensor.clone() for name, tensor in self.searched_weights().items()}
         self._detector = EarlyBirdDetector(
             [len(gates) for gates in self.head_gates],
             [len(gates) for gates in self.neuron_gates],
             interval=settings.interval or default_interval(settings.max_steps),
             threshold=settings.threshold,
             patience=settings.patience,
-            min_steps=round(settings.min_share * settings.max_steps),
+            min_steps=max(settings.rewind_steps, round(settings.min_share * settings.max_steps)),
         )
 
     @property
@@ -107,6 +123,11 @@ class Search:
         gates = set(self.gates)
         return [weight for weight in self._model.parameters() if weight.requires_grad and weight not in gates]
 
+    def searched_weights(self) -> dict[str, Tensor]:
+        """The weights as they are now, by name, without the gates; not copied."""
+        gates = {gate.data_ptr() for gate in self.gates}
+        return {name: tensor for name, tensor in self._model.state_dict().items() if tensor.data_ptr() not in gates}
+
     @property
     def is_over(self) -> bool:
         """Whether it is time to draw: the ticket is at rest, or `max_steps` are taken."""
@@ -117,51 +138,72 @@ class Search:
         """What the last look at the ticket has found, or None."""
         return self._detector.history[-1] if self._detector.history else None
 
+    def observe(self) -> None:
+        """Takes note of the gates' gradients, for scores that are made of them: after a step's backward passes, and
+        before the optimizer's step. Other scores do not need it.
+        """
+        self._scorer.observe()
+
+    def scores(self, name: str) -> Scores:
+        """The scores of that name (of `arguments.SCORES`) as they are now: of heads and of neurons, layer by layer."""
+        return self._scorer.scores(name)
+
     def after_step(self) -> bool:
         """Counts an optimizer step and looks at the ticket, if it is due; returns `is_over`.
 
         Raises:
             RuntimeError: of several processes, one has another ticket.
-            UsageError: the model's gates are others than at the beginning.
+            UsageError: the model's gates are others than at the beginning, or the score takes `observe`.
         """
         self.step += 1
+        if self.step == self.settings.rewind_steps:
+            for name, tensor in self.searched_weights().items():
+                self.start[name].copy_(tensor)
         if self._detector.is_due(self.step):
             self._check_gates()
-            masks = draw_masks(self.head_gates, self.neuron_gates, **self._rule())
+            masks = draw_masks(*self.scores(self.settings.score), **self._rule())
             if processes.count() > 1:  # or a GPU is not waited for
                 processes.check_same("the ticket", [self.step, [mask.tolist() for mask in (*masks[0], *masks[1])]])
             self._detector.update(self.step, masks)
         return self.is_over
 
     def draw(self) -> ek.Ticket:
-        """The ticket of the gates as they are now.
+        """The ticket of the scores as they are now.
 
         Raises:
             UsageError: the model's gates are others than at the beginning.
         """
         self._check_gates()
-        return draw(self.head_gates, self.neuron_gates, **self._rule())
+        return draw(*self.scores(self.settings.score), **self._rule())
 
-    def finish(self, ticket: ek.Ticket | None = None) -> ek.Ticket:
+    def finish(self, ticket: ek.Ticket | None = None, *, weights: str = "start") -> ek.Ticket:
         """Takes the gates away, puts back the weights of the beginning, and removes all units but the ticket's.
 
         The Parameters of what is cut are new ones, so that optimizers are built anew.
 
         Args:
             ticket: which units stay; by default those that `draw` gives.
+            weights: `"start"` puts the weights of the beginning back, or of step `rewind_steps`; `"searched"` leaves
+                those that the search has come to; `"folded"` too, and folds the gates into them.
 
         Returns:
             The ticket.
 
         Raises:
             RuntimeError: of several processes, one has another ticket.
-            UsageError: the model's gates are others than at the beginning.
+            UsageError: the model's gates are others than at the beginning, or there are no such weights.
         """
+        if weights not in TICKET_WEIGHTS:
+            raise UsageError(f"weights: expected one of {', '.join(TICKET_WEIGHTS)}, found {weights}")
         if ticket is None:
             ticket = self.draw()
         processes.check_same("the ticket", ticket)
+        if weights == "searched":
+            for gate in self.gates:
+                gate.data.fill_(1)
         ek.remove_gates(self._model)
-        self._model.load_state_dict(self._start)
+        if weights == "start":
+            self._model.load_state_dict(self.start)
         ek.compact(self._model, ticket)
         return ticket
 
@@ -169,6 +211,7 @@ class Search:
         """What the looks at the ticket have found, for the report of a run."""
         return {
             "drawn_by": "early bird" if self._detector.fired else "limit",
+            "score": self.settings.score,
             "max_steps": self.settings.max_steps,
             "threshold": self.settings.threshold,
             "interval": self._detector.interval,
@@ -180,17 +223,18 @@ class Search:
 
         Args:
             start: whether the weights of the beginning belong to it: as much as the model again. Without them, the
-                search that it is given to must be made with a model of the same weights.
+                search that it is given to must be made with a model of the same weights. With `rewind_steps` they do.
         """
-        state = {"step": self.step, "detector": self._detector.state_dict()}
-        return state | {"start": self._start} if start else state
+        state = {"step": self.step, "detector": self._detector.state_dict(), "scores": self._scorer.state_dict()}
+        return state | {"start": self.start} if start or self.settings.rewind_steps else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave, for a search made with the same kind of model and settings."""
         self.step = state["step"]
         self._detector.load_state_dict(state["detector"])
+        self._scorer.load_state_dict(state["scores"])
         for name, tensor in state.get("start", {}).items():
-            self._start[name].copy_(tensor)
+            self.start[name].copy_(tensor)
 
     def _check_gates(self) -> None:
         """Raises UsageError if what trains the model has put other Parameters in the place of its gates."""

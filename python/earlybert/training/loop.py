@@ -21,6 +21,7 @@ import earlybert_kernels as ek
 from .. import processes
 from .batches import Batch, BatchMaker
 from .data import EncodedExamples, TrainingOrder
+from .distillation import Distillation
 from .progress import Progress
 from .stopwatch import Stopwatch
 
@@ -94,6 +95,9 @@ class TrainingLoop:
         settings: StageSettings,
         device: torch.device,
         gates: list[nn.Parameter] | None = None,
+        *,
+        before_update: Callable[[], None] = lambda: None,
+        distillation: Distillation | None = None,
     ) -> None:
         """
         Args:
@@ -103,12 +107,16 @@ class TrainingLoop:
             settings: the recipe.
             device: where to train.
             gates: those of the model's parameters that are gates.
+            before_update: called when a step's gradients are all there, before they are used; on a GPU its work alone.
+            distillation: what the loss of each batch is made of, where it is not the model's own.
         """
         self.model = model
         self.order = order
         self.settings = settings
         self.device = device
         self.gates = gates or []
+        self._before_update = before_update
+        self._distillation = distillation
         self.step = 0
         self.watch = Stopwatch(device)
         self.history: list[dict[str, Any]] = []
@@ -233,6 +241,7 @@ class TrainingLoop:
         obstacles = {
             "several processes add up their gradients": processes.count() > 1,
             "loss scaling of float16 looks at every step's gradients": self.scaler.is_enabled(),
+            "another model is run beside it": self._distillation is not None,
             "each is made of several batches": self.order.step_size > self.order.batch_size,
             "no number can be the label of a filler of a regression, or of several labels": any(
                 values.is_floating_point() for values in examples.targets.values()
@@ -277,12 +286,14 @@ class TrainingLoop:
         for number, (batch, share) in enumerate(zip(batches, shares, strict=True), start=1):
             with self._reducing(is_last=number == len(batches)):
                 with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                    loss = self._parallel(**batch).loss
+                    outputs = self._parallel(**batch)
+                    loss = outputs.loss if self._distillation is None else self._distillation.loss(outputs, batch)
                 loss = loss * share
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         processes.average([total])
         self.scaler.unscale_(self.optimizer)
+        self._before_update()
         if self.settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm)
         if not isinstance(self.optimizer, (ek.AdamW, ek.Lamb)):  # which add the penalty themselves

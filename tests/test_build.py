@@ -240,16 +240,15 @@ def test_a_cuda_extension_builds_for_the_given_architectures(one_kernel):
     assert cuda_images(module) == {80, 90}
 
 
-# A tool that lists what it is told to, and otherwise makes the file that is asked for.
-FAKE_TOOL = """#!{python}
-import pathlib, sys
-if {question!r} in " ".join(sys.argv):
-    print({answer!r})
-    sys.exit({status})
-if "-o" in sys.argv:
-    pathlib.Path(sys.argv[sys.argv.index("-o") + 1]).touch()
-else:
-    print("stand-in, release 1.0")
+# A tool that lists what it is told to, and otherwise makes the file that is asked for. In the shell's own commands:
+# nothing else is on its PATH, and Python would take most of a build's time.
+FAKE_TOOL = """#!/bin/sh
+case "$*" in *{question}*) printf '%s\\n' '{answer}'; exit {status};; esac
+for argument; do
+  test "$before" = -o && : > "$argument" && exit
+  before=$argument
+done
+echo stand-in, release 1.0
 """
 
 
@@ -257,9 +256,8 @@ else:
 def fake(tmp_path_factory):
     """Puts a stand-in for a tool into a folder: `fake(name, question, answer, status=0)`; `fake.folder`."""
 
-    def make(name, question="no question", answer="", status=0):
-        text = FAKE_TOOL.format(python=sys.executable, question=question, answer=answer, status=status)
-        (make.folder / name).write_text(text)
+    def make(name, question="--no-question", answer="", status=0):
+        (make.folder / name).write_text(FAKE_TOOL.format(question=question, answer=answer, status=status))
         (make.folder / name).chmod(0o755)
 
     make.folder = tmp_path_factory.mktemp("bin")
@@ -286,11 +284,11 @@ HERE = "the GPUs that nvidia-smi lists"
         ("compute_80\ncompute_86\ncompute_89\ncompute_90", None, ("80;86;89;90a", "the common ones")),
     ],
 )
-def test_without_a_list_it_is_built_for_the_gpus_here(tree, fake, listed, gpus, expected):
+def test_without_a_list_it_is_built_for_the_gpus_here(one_kernel, fake, listed, gpus, expected):
     fake("nvcc", "--list-gpu-arch", listed)
     if gpus is not None:
         fake("nvidia-smi", "--query-gpu=compute_cap", gpus)
-    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
+    done, record = build(one_kernel, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
     assert done.returncode == 0, done.stderr
     assert (record["_cuda"]["archs"], record["_cuda"]["archs_from"]) == expected
     code = [flag.partition(",code=")[2] for flag in record["_cuda"]["flags"] if flag.startswith("-gencode")]
@@ -310,29 +308,29 @@ def test_what_both_cuda_modules_share_is_compiled_once(tree, fake):
 
 
 @needs_build_tools
-def test_a_driver_that_fails_is_no_gpu(tree, fake):
+def test_a_driver_that_fails_is_no_gpu(one_kernel, fake):
     fake("nvcc", "--list-gpu-arch", LISTED)
     fake("nvidia-smi", "--query-gpu", "9.0", status=9)
-    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
+    done, record = build(one_kernel, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_BUILD_CUDA="1")
     assert done.returncode == 0 and record["_cuda"]["archs"] == COMMON[0], done.stderr
 
 
 @needs_build_tools
-def test_without_a_gpu_it_is_built_where_it_is_asked_for(tree, fake):
+def test_without_a_gpu_it_is_built_where_it_is_asked_for(one_kernel, fake):
     """It takes minutes, and most machines without a GPU have no use for it."""
     fake("nvcc", "--list-gpu-arch", LISTED)
-    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0")
+    done, record = build(one_kernel, path=fake.folder, EARLYBERT_BUILD_CPU="0")
     assert done.returncode == 0, done.stderr
     assert record["_cuda"]["reason"].startswith("nvidia-smi lists no GPU here; EARLYBERT_BUILD_CUDA=1 builds it")
-    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_CUDA_ARCHS="common")
+    done, record = build(one_kernel, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_CUDA_ARCHS="common")
     assert done.returncode == 0 and (record["_cuda"]["archs"], record["_cuda"]["archs_from"]) == COMMON, done.stderr
 
 
 @needs_build_tools
 @pytest.mark.parametrize(("listed", "status"), [("compute_70", 0), ("", 1)])
-def test_an_nvcc_that_knows_no_architecture_is_named(tree, fake, listed, status):
+def test_an_nvcc_that_knows_no_architecture_is_named(one_kernel, fake, listed, status):
     fake("nvcc", "--list-gpu-arch", listed, status)
-    done, record = build(tree, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_CUDA_ARCHS="common")
+    done, record = build(one_kernel, path=fake.folder, EARLYBERT_BUILD_CPU="0", EARLYBERT_CUDA_ARCHS="common")
     reason = "--list-gpu-arch does not run" if status else "knows none of the architectures 80, 86, 89, 90a, 100"
     assert done.returncode == 0 and reason in record["_cuda"]["reason"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
+from tests.helpers import forked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -71,13 +70,12 @@ def test_a_sentence_encoder(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.
     assert model[0].auto_model.config.model_type == "compact_bert"
 
 
-def test_two_processes(tiny_bert: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(EXAMPLES / "torchrun_loop.py"), "--model", tiny_bert, "--output-dir", str(tmp_path / "out")]
-    command += ["--examples", "96", "--max-length", "32", "--batch-size", "16"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert ended.returncode == 0, ended.stderr
-    first, second = (float(line) for line in ended.stdout.splitlines() if line[:2] in ("0.", "1."))
+def test_two_processes(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = ["--model", tiny_bert, "--output-dir", str(tmp_path / "out")]
+    arguments += ["--examples", "96", "--max-length", "32", "--batch-size", "16"]
+    ended = forked.torchrun(2, forked.run_program, EXAMPLES / "torchrun_loop.py", *arguments)
+    assert ended.status == 0, ended.output
+    first, second = (float(line) for line in ended.output.splitlines() if line[:2] in ("0.", "1."))
     assert first == second <= 1
     assert_ticket(tmp_path / "out", labels=5)

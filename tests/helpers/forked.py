@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 import traceback
@@ -63,6 +64,37 @@ def start(count: int, call: Callable[..., None], *arguments: Any, timeout: float
                 process.kill()
                 process.join()
         return [Ended(process.exitcode, output.read_text(encoding="utf-8")) for process, output in started]
+
+
+def torchrun(count: int, call: Callable[..., None], *arguments: Any, restarts: int = 0) -> Ended:
+    """What `torchrun --standalone --nproc-per-node COUNT --max-restarts RESTARTS` does, with a function as program.
+
+    Returns:
+        How torchrun has ended, and what it and its processes have written.
+    """
+    return start(1, _be_agent, count, restarts, call, arguments)[0]
+
+
+def run_program(path: Path, *arguments: str) -> None:
+    """Runs a file as Python does that is given its name."""
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _be_agent(count: int, restarts: int, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            1, 1, count, run_id="tests", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=restarts,
+            start_method="fork", logs_specs=DefaultLogsSpecs(logs, redirects=Std.ALL),
+        )  # fmt: skip
+        try:
+            elastic_launch(config, call)(*arguments)
+        finally:
+            for written in sorted(Path(logs).rglob("std*.log")):
+                print(written.read_text(encoding="utf-8"))
 
 
 def _run(output: Path, environment: dict[str, str], call: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from earlybert import cli
 from earlybert.launcher import attempt, launched_rank
@@ -78,25 +76,11 @@ def launch(folder: Path, *commands: Command) -> list[Ended]:
 
 
 def launch_again(folder: Path, command: Command) -> Ended:
-    """Runs a command by torchrun's agent, which starts both processes anew when one of them ends.
+    """Runs a command by torchrun, which starts both processes anew when one of them ends.
 
     None gets a signal then, and what there was of the output folder is kept in FOLDER/NAME.
     """
-    return forked.start(1, _be_agent, folder, command)[0]
-
-
-def _be_agent(folder: Path, command: Command) -> None:
-    """What `torchrun --standalone --nproc-per-node 2 --max-restarts 1` does, but that the processes are forks of it."""
-    logs = folder / f"{command.name}-logs"
-    config = LaunchConfig(
-        1, 1, 2, run_id=command.name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1,
-        start_method="fork", logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
-    )  # fmt: skip
-    try:
-        elastic_launch(config, _run_in_agent)(folder, command)
-    finally:
-        for written in sorted(logs.rglob("std*.log")):
-            print(written.read_text(encoding="utf-8"))
+    return forked.torchrun(2, _run_once_more, folder, command, restarts=1)
 
 
 def seen_by(folder: Path, name: str) -> list[Seen]:
@@ -162,9 +146,7 @@ def run(folder: Path, commands: Sequence[Command]) -> None:
         sys.exit(status)
 
 
-def _run_in_agent(folder: Path, command: Command) -> None:
-    """What a process does that torchrun's agent has started."""
-    torch.set_num_threads(1)
+def _run_once_more(folder: Path, command: Command) -> None:
     if attempt() > 0:
         command.signal = 0
         if launched_rank() == 0:

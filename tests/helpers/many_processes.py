@@ -218,6 +218,7 @@ def trained(folder: Path) -> Found:
     for name, changes in {
         "accumulated": {"gradient_accumulation_steps": 2},
         "packed": {"collator": ek.PackedCollator()},
+        "rebalanced": {"collator": ek.PackedCollator(), "train_sampling_strategy": "batch_rebalance"},
         "bfloat16": {"bf16": True},
         "stock": {"converted": False},
     }.items():

@@ -97,6 +97,20 @@ def of_trainer(runs: Runs, variant: str | None = None) -> tuple[str, str]:
     return DONE, DONE
 
 
+def rebalanced(runs: Runs) -> tuple[str, str]:
+    """Batches of other sizes in each process, so that one has no such: the two come to one ticket and one model."""
+    first, second, single = (
+        run["plain"]["rebalanced"] for run in [*found_by(runs.two, "trained"), runs.single("trained")]
+    )
+    for name in ("ticket", "steps", "losses"):
+        assert first[name] == second[name], name
+    assert_same_state(first["state"], second["state"])
+    for found in (first, single):
+        assert len(found["losses"]) == found["steps"] + 10
+        assert found["losses"][0] != found["losses"][-1]
+    return DONE, DONE
+
+
 def saved(runs: Runs) -> tuple[str, str]:
     """What `save_model` writes is the trained model, and only the first process writes checkpoints."""
     for folder, found in ((runs.folder, runs.single("trained")), (runs.two, found_by(runs.two, "trained")[1])):
@@ -194,6 +208,7 @@ CHECKS: dict[str, Callable[[Runs], tuple[str, str]]] = {
     "`Trainer`: search, draw, training": of_trainer,
     "`Trainer`: a stock model": lambda runs: of_trainer(runs, "stock"),
     "`Trainer`: packed batches": lambda runs: of_trainer(runs, "packed"),
+    "`Trainer`: batches rebalanced by length": rebalanced,
     "`Trainer`: gradient accumulation": lambda runs: of_trainer(runs, "accumulated"),
     "`Trainer`: bfloat16": lambda runs: of_trainer(runs, "bfloat16"),
     "`Trainer`: saved and loaded": saved,

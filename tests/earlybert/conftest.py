@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
 
-from earlybert import FinetuneArguments
+from earlybert import FinetuneArguments, finetune
+from earlybert.programs import plots
 from tests.helpers.toy import FILLERS, WORDS
 
 
@@ -17,6 +19,18 @@ from tests.helpers.toy import FILLERS, WORDS
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise is not kept among what users have tokenised."""
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files are empty where a test does not ask for `pictures`: to draw them takes half of a short run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "_save", lambda figure, path: path.write_bytes(b""))
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Pictures are drawn."""
 
 
 @pytest.fixture(scope="session")
@@ -53,5 +67,29 @@ def arguments(tiny_bert: str, toy_sst2: str, tmp_path: Path) -> Callable[..., Fi
             "device": "cpu",
         }
         return FinetuneArguments(**{**defaults, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _runs() -> dict[str, Path]:
+    """The folders of the runs that `finished` has copied, by what their arguments change."""
+    return {}
+
+
+@pytest.fixture
+def finished(
+    arguments: Callable[..., FinetuneArguments], tmp_path_factory: pytest.TempPathFactory, _runs: dict[str, Path]
+) -> Callable[..., FinetuneArguments]:
+    """Makes the arguments of a short run that has ended in their folder: a copy of one that all tests share."""
+
+    def make(**changes: object) -> FinetuneArguments:
+        key = repr(sorted(changes.items()))
+        if key not in _runs:
+            _runs[key] = tmp_path_factory.mktemp("finished") / "run"
+            finetune(arguments(**changes, output_dir=str(_runs[key])))
+        args = arguments(**changes)
+        shutil.copytree(_runs[key], args.output_dir)
+        return args
 
     return make

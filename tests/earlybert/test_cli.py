@@ -347,6 +347,7 @@ def test_a_dense_run_has_nothing_to_verify_or_draw(
     assert "nothing to draw" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("pictures")
 def test_plot_draws_the_pictures_again(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = [own_run / "search.png", own_run / "ticket.png"]
     before = [path.read_bytes() for path in pictures]

@@ -43,6 +43,7 @@ def test_runs_all_variants_seed_by_seed_and_skips_what_is_finished(
         assert (tmp_path / name / "metrics.json").exists()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_curves_are_drawn_into_one_picture(arguments: Make, tmp_path: Path) -> None:
     template = arguments(output_dir=str(tmp_path), max_steps=2, search_steps=2, eval_strategy="steps", eval_steps=1)
     compare(template, [("dense", "auto"), ("random", "auto")], [1])

@@ -74,9 +74,9 @@ def test_two_runs_at_once(arguments: Make, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["arguments.json", "ticket.json", "gates.safetensors", "metrics.json", "model"])
 def test_a_finished_run_whose_files_changed_is_not_echoed(
-    arguments: Make, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    arguments: Make, finished: Make, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(arguments())
+    finished()
     assert finetune(arguments(resume=True))["method"] == "earlybert"
     path = tmp_path / "run" / name
     if name == "model":
@@ -97,9 +97,9 @@ def test_a_finished_run_whose_files_changed_is_not_echoed(
 
 @pytest.mark.parametrize("content", [b"", b"the first line", b"a  b\n", b"\xff\xfe\x00"])
 def test_checksums_that_are_not_whole_prove_nothing(
-    arguments: Make, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+    arguments: Make, finished: Make, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(arguments())
+    finished()
     sums = tmp_path / "run" / "SHA256SUMS"
     sums.write_bytes(sums.read_bytes().splitlines(keepends=True)[0] if content == b"the first line" else content)
     with pytest.raises(UsageError, match="found only a part, or something else"):
@@ -116,10 +116,10 @@ def test_checksums_that_are_not_whole_prove_nothing(
                                                ("model/model.safetensors", "predict"),
                                                ("model/config.json", "evaluate")])  # fmt: skip
 def test_what_reads_a_finished_run_checks_it(
-    arguments: Make, toy_sst2: str, tmp_path: Path, name: str, command: str, caplog: pytest.LogCaptureFixture,
+    finished: Make, toy_sst2: str, tmp_path: Path, name: str, command: str, caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    finetune(arguments())
+    finished()
     path = tmp_path / "run" / name
     dev, output = f"{toy_sst2}/dev.tsv", [str(tmp_path / "t.jsonl"), "--overwrite"]
     others = {"draw": output, "plot": [], "predict": [dev, *output], "evaluate": [dev]}
@@ -184,8 +184,8 @@ def test_a_run_that_another_process_finishes_while_this_one_loads_is_left_alone(
     RunDirectory(tmp_path / "run").check_sums()
 
 
-def test_the_checksums_are_those_of_sha256sum(arguments: Make, tmp_path: Path) -> None:
-    finetune(arguments())
+def test_the_checksums_are_those_of_sha256sum(finished: Make, tmp_path: Path) -> None:
+    finished()
     lines = (tmp_path / "run" / "SHA256SUMS").read_text().splitlines()
     sums = dict(reversed(line.split("  ")) for line in lines)
     assert {"arguments.json", "metrics.json", "ticket.json", "gates.safetensors", "model/model.safetensors"} <= {*sums}
@@ -232,9 +232,9 @@ def test_writing_follows_links_and_leaves_nothing_behind(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("what", ["folder", "pipe"])
 def test_draw_writes_over_files_alone(
-    arguments: Make, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+    finished: Make, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(arguments(max_steps=1))
+    finished(max_steps=1)
     target = tmp_path / what
     if what == "folder":
         target.mkdir()
@@ -247,9 +247,9 @@ def test_draw_writes_over_files_alone(
 
 @pytest.mark.parametrize("name", ["gates.safetensors", "ticket.json", "metrics.json", "arguments.json"])
 def test_draw_does_not_write_over_a_runs_own_files(
-    arguments: Make, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    finished: Make, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(arguments(max_steps=1))
+    finished(max_steps=1)
     assert main(["draw", str(tmp_path / "run"), str(tmp_path / "run" / name), "--overwrite"]) == 2
     assert "a file of the run in" in capsys.readouterr().err
     RunDirectory(tmp_path / "run").check_sums()
@@ -315,8 +315,8 @@ def test_torn_arguments_can_be_overwritten_where_all_else_is_a_runs(arguments: M
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", '{"method": "dense"}'])
-def test_metrics_that_are_none(arguments: Make, tmp_path: Path, content: str, capsys: pytest.CaptureFixture) -> None:
-    finetune(arguments(method="dense", max_steps=1))
+def test_metrics_that_are_none(finished: Make, tmp_path: Path, content: str, capsys: pytest.CaptureFixture) -> None:
+    finished(method="dense", max_steps=1)
     (tmp_path / "run" / "metrics.json").write_text(content)
     for command in ("plot", "verify"):
         assert main([command, str(tmp_path / "run")]) == 2

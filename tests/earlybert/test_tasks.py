@@ -9,6 +9,7 @@ import torch
 
 from earlybert.errors import UsageError
 from earlybert.tasks import TASKS, GlueTask, SentenceTask, Source, get_task
+from earlybert.tasks.base import TaskData
 from earlybert.tasks.pydocs import DEV_PER_CLASS, TRAIN_PER_CLASS, split_sentences
 from earlybert.training.data import EncodedExamples
 
@@ -259,9 +260,15 @@ def test_every_task_has_its_main_metric() -> None:
             assert task.main_metric in task.metrics
 
 
-def test_pydocs_is_balanced_and_disjoint() -> None:
-    data = TASKS["pydocs"].load(Source())
-    dev = data.evals[""]
+@pytest.fixture(scope="module")
+def pydocs() -> TaskData:
+    """What a task is made of takes seconds."""
+    random.seed(1)
+    return TASKS["pydocs"].load(Source())
+
+
+def test_pydocs_is_balanced_and_disjoint(pydocs: TaskData) -> None:
+    data, dev = pydocs, pydocs.evals[""]
     classes = range(5)
     assert [data.train.labels.count(label) for label in classes] == [TRAIN_PER_CLASS] * 5
     assert [dev.labels.count(label) for label in classes] == [DEV_PER_CLASS] * 5
@@ -270,11 +277,9 @@ def test_pydocs_is_balanced_and_disjoint() -> None:
     assert data.train.labels != sorted(data.train.labels)
 
 
-def test_pydocs_is_the_same_every_time() -> None:
-    random.seed(1)
-    first = TASKS["pydocs"].load(Source())
+def test_pydocs_is_the_same_every_time(pydocs: TaskData) -> None:
     random.seed(2)
-    assert first == TASKS["pydocs"].load(Source())
+    assert pydocs == TASKS["pydocs"].load(Source())
 
 
 def test_pydocs_takes_no_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, product
 from typing import Any
@@ -38,27 +39,30 @@ def covering(sizes: Sequence[int]) -> list[tuple[int, ...]]:
     """Rows of one index for each factor, the same in every call, in which all pairs of indices of two factors occur.
 
     Greedy: a row begins with a pair that is missing, and takes of each other factor, the largest first, what adds most
-    new pairs, and of equals what was taken least. There are no rows if a factor has no values.
+    new pairs; of equals, most new triples, so that among many rows three small factors meet in every way too; and of
+    those, the pairs that were taken least. There are no rows if a factor has no values.
     """
     if 0 in sizes:
         return []
     values = [[(factor, value) for value in range(size)] for factor, size in enumerate(sizes)]
     missing = {pair for two in combinations(values, 2) for pair in product(*two)}
-    rows: list[tuple[int, ...]] = []
+    taken: Counter[tuple[Choice, ...]] = Counter()
+    rows = []
     while missing:
         row = [*min(missing)]
         for others in sorted(values, key=len, reverse=True):
             if others[0][0] not in dict(row):
-                row.append(max(others, key=lambda choice: _gain(choice, row, missing, rows)))
-        missing -= set(combinations(sorted(row), 2))
+                row.append(max(others, key=lambda choice: _gain(choice, row, taken)))
+        for count in (2, 3):
+            taken.update(combinations(sorted(row), count))
+        missing -= taken.keys()
         rows.append(tuple(value for _, value in sorted(row)))
     return rows
 
 
-def _gain(
-    choice: Choice, row: list[Choice], missing: set[tuple[Choice, Choice]], rows: list[tuple[int, ...]]
-) -> tuple[int, int]:
-    """How many missing pairs a row gets with another choice, and minus how often that was made."""
-    factor, value = choice
-    pairs = (tuple(sorted((choice, other))) for other in row)
-    return sum(pair in missing for pair in pairs), -sum(other[factor] == value for other in rows)
+def _gain(choice: Choice, row: list[Choice], taken: Counter[tuple[Choice, ...]]) -> tuple[int, int, int]:
+    """How many new pairs and triples a row gets with another choice, and minus how often its pairs were taken."""
+    pairs, triples = (
+        [taken[tuple(sorted((choice, *others)))] for others in combinations(row, count)] for count in (1, 2)
+    )
+    return pairs.count(0), triples.count(0), -sum(pairs)

@@ -171,7 +171,8 @@ def test_without_dropout_it_is_layer_norm_of_the_sum(backend):
 def test_results_are_bitwise_equal_in_every_run(backend, shape):
     *tensors, grad_out = inputs(shape, device=device_of(backend))
     seed = seed_for(0.1, device_of(backend))
-    results = [run(lambda *t: seeded(backend, *t, seed, 0.1, 1e-12), tensors, grad_out) for _ in range(5)]
+    runs = 2 if backend == "cuda" and cuda.EMULATED else 5  # the emulator's blocks always run in one order
+    results = [run(lambda *t: seeded(backend, *t, seed, 0.1, 1e-12), tensors, grad_out) for _ in range(runs)]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

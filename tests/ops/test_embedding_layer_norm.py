@@ -49,6 +49,8 @@ def test_definition_is_what_transformers_computes():
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("shape", [(1, 5), (3, 4), (37, 13), (300, 384), (64, 1023)], ids=str)
 def test_output_and_gradients(target, shape, dropout_p):
+    if target.backend == "triton":  # whose interpreter takes seconds for what tells no more than three programs do
+        shape = (min(shape[0], 40), shape[1])
     ids, tensors = inputs(*shape)
     keep = keep_mask(SEED, shape, dropout_p) if dropout_p else None
 

@@ -252,6 +252,19 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
+def _make_report_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Write a page on a run, a comparison or a study.")
+    parser.add_argument("folder", help="output directory of finetune, pretrain, compare, demo or study")
+    return parser
+
+
+def _report_page(args: argparse.Namespace) -> int:
+    from .programs.report import report
+
+    print(f"written to {report(args.folder)}")
+    return 0
+
+
 def _make_predict_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Write what a run's model says of the texts of a file.")
     parser.add_argument("run", help="output directory of a run of finetune")
@@ -398,6 +411,7 @@ COMMANDS = {
     "plot": Command(
         "draw the pictures of a run again", _make_run_parser("Draw the pictures of a finished run again."), _plot
     ),
+    "report": Command("write a page on a run, a comparison or a study", _make_report_parser, _report_page),
     "export": Command("write a model for use without this library: stock, ONNX or torch", _make_export_parser, _export),
     "push": Command("upload a run's model to the Hugging Face hub", _make_push_parser, _push),
     "env": Command("say what this installation has", _make_env_parser, _env),

@@ -9,6 +9,39 @@ from typing import Any
 #: What the table over all tasks is called; tasks have lower-case names.
 ALL_TASKS = "All tasks"
 
+#: A difference counts when it has been seen with so many seeds and is more than so many standard errors.
+MIN_SEEDS = 3
+MIN_STANDARD_ERRORS = 2
+
+
+def record(task: str, arm: str, folder: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the results of a study say of a run.
+
+    Args:
+        task, arm: as the study calls them.
+        folder: the run's, by its name.
+        metrics: as in the run's `metrics.json`.
+    """
+    search = metrics["search"] or {}
+    return {
+        "task": task,
+        "arm": arm,
+        "seed": metrics["seed"],
+        "folder": folder,
+        "metric": metrics["main_metric"],
+        "quality": metrics["eval"][metrics["main_metric"]],
+        "eval": metrics["eval"],
+        "seconds": metrics["seconds"],
+        "steps": metrics["steps"],
+        "parameters": metrics["parameters"],
+        "drawn_by": search.get("drawn_by"),
+        "warnings": metrics["warnings"],
+        "machine": metrics["machine"],
+        "versions": metrics["versions"],
+        "commit": metrics["commit"],
+        "arguments": metrics["arguments"],
+    }
+
 
 def tables(runs: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, list[dict[str, Any]]]:
     """A table for each task, and where there are several one over all of them.
@@ -96,6 +129,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     """
     baseline = results["baseline"]
     lines = [
+        verdict(results["tables"], baseline),
+        "",
         f"Quality is the mean over the seeds ± its standard error; minus {baseline}: the mean difference seed by seed "
         "± its standard error, and with how many seeds it is positive. Seconds are means, and of "
         f"{baseline} the median ratio of total seconds to its own with the same seed.",
@@ -122,6 +157,42 @@ def markdown(results: Mapping[str, Any]) -> str:
     if results["failures"]:
         lines += ["Failed:", "", *(f"- {failure}" for failure in results["failures"]), ""]
     return "\n".join(lines)
+
+
+def verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> str:
+    """One sentence: which arm is fastest among those that are as good as the baseline, if any is.
+
+    As good is what is not worse by more than `MIN_STANDARD_ERRORS` standard errors, with at least `MIN_SEEDS` seeds.
+
+    Args:
+        tables: what `tables` gave; the table over all tasks counts, or the only one.
+        baseline: the arm that others are compared with.
+    """
+    rows = tables.get(ALL_TASKS) or next(iter(tables.values()), [])
+    faster = [row for row in rows if row["gain"] is not None and row["seconds_over_baseline"] < 1]
+    if not faster:
+        return f"No other arm is faster than {baseline}."
+    seeds = min(len(row["seeds"]) for row in faster)
+    if seeds < MIN_SEEDS:
+        best = max(faster, key=lambda row: row["gain"])
+        return (
+            f"With fewer than {MIN_SEEDS} seeds nothing is proven: of the arms that are faster than {baseline}, "
+            f"{best['arm']} is the best ({_difference(best)})."
+        )
+    good = [row for row in faster if row["gain"] >= -MIN_STANDARD_ERRORS * row["gain_error"]]
+    if not good:
+        best = max(faster, key=lambda row: row["gain"])
+        return f"No arm faster than {baseline} is as good: the best of them is {best['arm']} ({_difference(best)})."
+    fastest = min(good, key=lambda row: row["seconds_over_baseline"])
+    return (
+        f"As far as {seeds} seeds can tell, {fastest['arm']} is the fastest arm that is as good as {baseline} "
+        f"({_difference(fastest)})."
+    )
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    gain = f"{row['gain']:+.4f}{_plus_minus(row['gain_error'])}"
+    return f"difference {gain}, {row['seconds_over_baseline']:.2f} of its seconds, {len(row['seeds'])} seeds"
 
 
 def _plus_minus(error: float | None) -> str:

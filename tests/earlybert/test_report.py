@@ -193,19 +193,21 @@ def row(arm: str, gain: float | None, error: float | None, ratio: float, seeds: 
         "gain": gain,
         "gain_error": error,
         "seconds_over_baseline": ratio,
-        "seeds": [*range(seeds)],
+        "pairs": seeds,
     }
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
+        ([row("a", None, None, 1.0)], "There is nothing yet to compare with dense."),
         ([row("slow", 0.1, 0.01, 1.2)], "No other arm is faster than dense."),
         ([row("a", -0.03, 0.01, 0.5), row("b", -0.05, 0.01, 0.4)], "No arm faster than dense is as good: the best of "),
         (
             [row("a", -0.03, 0.02, 0.5), row("b", 0.01, 0.01, 0.6)],
             "As far as 5 seeds can tell, a is the fastest arm th",
         ),
+        ([row("a", 0.1, None, 0.3, seeds=1), row("b", 0.0, 0.01, 0.5)], "As far as 5 seeds can tell, b is the fastest"),
         ([row("a", 0.1, 0.01, 0.5, seeds=2)], "With fewer than 3 seeds nothing is proven: of the arms that are faster"),
     ],
 )

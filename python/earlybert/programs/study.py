@@ -220,6 +220,7 @@ def _executing(parallel: int, root: Path) -> Iterator[Callable[[FinetuneArgument
         return
     root.mkdir(parents=True, exist_ok=True)
     # Of the processes, which read it when they load their libraries.
+    before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // parallel))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, context, _begin_worker, (str(root / "study.log"),)) as pool:
@@ -230,6 +231,9 @@ def _executing(parallel: int, root: Path) -> Iterator[Callable[[FinetuneArgument
                 process.terminate()  # upon which a run writes a checkpoint
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            del os.environ["OMP_NUM_THREADS"]
+            os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
 
 
 def _begin_worker(log: str) -> None:

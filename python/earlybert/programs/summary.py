@@ -52,10 +52,11 @@ def tables(runs: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, list[d
 
     Returns:
         By task a row for each arm: `arm`; `seeds`; `quality`, the mean over the seeds, with `quality_error`, its
-        standard error (None of one seed); `gain`, the mean difference to the baseline, `gain_error` and `ahead`, the
-        seeds with a positive one (None where no seed has both); `seconds`, means of the stages;
-        `seconds_over_baseline`, the median ratio of total seconds; and the `parameters` that were trained. Over all
-        tasks a seed's quality and seconds are the means of its tasks, and a seed counts where all of them are done.
+        standard error (None of one seed); `gain`, the mean difference to the baseline over the `pairs`, the seeds that
+        both have, with `gain_error`, and `ahead`, the seeds with a positive one (None where there is no pair);
+        `seconds`, means of the stages; `seconds_over_baseline`, the median ratio of total seconds; and the
+        `parameters` that were trained. Over all tasks a seed's quality and seconds are the means of its tasks, and a
+        seed counts where all of them are done.
     """
     by_task: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}
     for run in runs:
@@ -102,6 +103,7 @@ def _rows(arms: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) ->
                 "quality_error": error,
                 "gain": gain,
                 "gain_error": gain_error,
+                "pairs": len(gains),
                 "ahead": None if gain is None else sum(each > 0 for each in gains),
                 "seconds": {
                     stage: statistics.mean(run["seconds"][stage] for run in runs.values())
@@ -169,30 +171,33 @@ def verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) ->
         baseline: the arm that others are compared with.
     """
     rows = tables.get(ALL_TASKS) or next(iter(tables.values()), [])
-    faster = [row for row in rows if row["gain"] is not None and row["seconds_over_baseline"] < 1]
+    compared = [row for row in rows if row["gain"] is not None]
+    if not compared:
+        return f"There is nothing yet to compare with {baseline}."
+    faster = [row for row in compared if row["seconds_over_baseline"] < 1]
     if not faster:
         return f"No other arm is faster than {baseline}."
-    seeds = min(len(row["seeds"]) for row in faster)
-    if seeds < MIN_SEEDS:
+    known = [row for row in faster if row["pairs"] >= MIN_SEEDS]
+    if not known:
         best = max(faster, key=lambda row: row["gain"])
         return (
             f"With fewer than {MIN_SEEDS} seeds nothing is proven: of the arms that are faster than {baseline}, "
             f"{best['arm']} is the best ({_difference(best)})."
         )
-    good = [row for row in faster if row["gain"] >= -MIN_STANDARD_ERRORS * row["gain_error"]]
+    good = [row for row in known if row["gain"] >= -MIN_STANDARD_ERRORS * row["gain_error"]]
     if not good:
-        best = max(faster, key=lambda row: row["gain"])
+        best = max(known, key=lambda row: row["gain"])
         return f"No arm faster than {baseline} is as good: the best of them is {best['arm']} ({_difference(best)})."
     fastest = min(good, key=lambda row: row["seconds_over_baseline"])
     return (
-        f"As far as {seeds} seeds can tell, {fastest['arm']} is the fastest arm that is as good as {baseline} "
-        f"({_difference(fastest)})."
+        f"As far as {fastest['pairs']} seeds can tell, {fastest['arm']} is the fastest arm that is as good as "
+        f"{baseline} ({_difference(fastest)})."
     )
 
 
 def _difference(row: Mapping[str, Any]) -> str:
     gain = f"{row['gain']:+.4f}{_plus_minus(row['gain_error'])}"
-    return f"difference {gain}, {row['seconds_over_baseline']:.2f} of its seconds, {len(row['seeds'])} seeds"
+    return f"difference {gain}, {row['seconds_over_baseline']:.2f} of its seconds, {row['pairs']} seeds"
 
 
 def _plus_minus(error: float | None) -> str:

@@ -33,6 +33,7 @@ TARGETS = {
     "demo": "earlybert.programs.demo.demo",
     "verify": "earlybert.programs.verify.verify",
     "plot": "earlybert.programs.plots.plot",
+    "report": "earlybert.programs.report.report",
     "draw": "earlybert.search.result.read_scores",
     "predict": "earlybert.programs.inference.predict",
     "evaluate": "earlybert.programs.inference.evaluate",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .programs.plots import plot
     from .programs.pretrain import pretrain
     from .programs.push import push
+    from .programs.report import report
     from .programs.study import Study, study
     from .programs.verify import verify
     from .search.callback import EarlyBertCallback
@@ -44,6 +45,7 @@ __all__ = [
     "predict",
     "pretrain",
     "push",
+    "report",
     "study",
     "verify",
 ]
@@ -66,6 +68,7 @@ _MODULES = {
     "predict": "programs.inference",
     "pretrain": "programs.pretrain",
     "push": "programs.push",
+    "report": "programs.report",
     "study": "programs.study",
     "verify": "programs.verify",
 }

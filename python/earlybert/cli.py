@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .commands import COMMANDS, EXIT_FAILURE, Command
-from .errors import ElsewhereError, Interrupted, LostProcessError, UsageError
+from .commands import COMMANDS, Command
+from .errors import EXIT_FAILURE, ElsewhereError, Interrupted, LostProcessError, UsageError
 from .launcher import check_alone, launched_rank
 from .training.interrupt import terminable
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from .errors import UsageError
-from .launcher import launched_rank
-
-if TYPE_CHECKING:
-    from .arguments import RunArguments
-
-EXIT_FAILURE = 1
+from .errors import EXIT_FAILURE, UsageError
+from .training_commands import (
+    make_compare_parser,
+    make_finetune_parser,
+    make_pretrain_parser,
+    make_study_parser,
+    quiet_transformers,
+    run_compare,
+    run_finetune,
+    run_pretrain,
+    run_study,
+)
 
 
 class Command(NamedTuple):
@@ -35,133 +39,6 @@ class Command(NamedTuple):
     in_processes: bool = False
 
 
-def _make_finetune_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
-    from .arguments import FinetuneArguments
-
-    return _make_training_parser(FinetuneArguments, prog=prog)
-
-
-def _finetune(namespace: argparse.Namespace) -> int:
-    from .arguments import FinetuneArguments
-
-    args = _arguments(FinetuneArguments, namespace)
-    args.check()
-    _quiet_transformers()
-    from .programs.finetune import finetune
-
-    return _report(finetune(args), args.output_dir)
-
-
-def _make_pretrain_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
-    from .arguments import PretrainArguments
-
-    return _make_training_parser(PretrainArguments, prog=prog)
-
-
-def _pretrain(namespace: argparse.Namespace) -> int:
-    from .arguments import PretrainArguments
-
-    args = _arguments(PretrainArguments, namespace)
-    args.check()
-    _quiet_transformers()
-    from .programs.pretrain import pretrain
-
-    return _report(pretrain(args), args.output_dir)
-
-
-def _report(metrics: dict[str, Any], output_dir: str) -> int:
-    if launched_rank() > 0:
-        return 0
-    quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics["eval"].items())
-    seconds = metrics["seconds"]
-    parameters = metrics["parameters"]
-    print(f"{metrics['task']}: {quality}")
-    print(f"seconds: {seconds['total']:.1f} = search {seconds['search']:.1f} + train {seconds['train']:.1f}")
-    print(f"parameters: {parameters['trained']:,} of {parameters['dense']:,}")
-    print(f"written to {output_dir}")
-    return 0
-
-
-def _make_compare_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
-    from .arguments import KERNELS, FinetuneArguments, PretrainArguments
-    from .programs.compare import COMPARED_METHODS
-
-    parser = _make_training_parser(
-        PretrainArguments if "--pretrain" in argv else FinetuneArguments,
-        prog=prog,
-        description="Run fine-tuning, or pre-training, by several methods and seeds alike and compare quality and "
-        "time. Finished runs are not repeated and interrupted ones are continued. The flags of `earlybert finetune`, "
-        "or with --pretrain of `earlybert pretrain`, hold for every run; --resume changes nothing: only "
-        "--overwrite-output-dir begins anew.",
-        allow_abbrev=False,  # --pretrain is looked for by its name
-        conflict_handler="resolve",  # --kernels takes several, and what a comparison varies is refused by name
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=COMPARED_METHODS,
-        default=["dense", "earlybert", "random", "inverted"],
-        help="dense-short is dense for as many epochs as a ticket",
-    )
-    parser.add_argument(
-        "--kernels", nargs="+", choices=KERNELS, default=["off", "auto"], help="stock modules, and ours"
-    )
-    parser.add_argument("--pretrain", action="store_true", help="compare pre-training in place of fine-tuning")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of all methods")
-    for name in ("--method", "--seed"):
-        parser.add_argument(name, action=_TakesSeveral, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    return parser
-
-
-class _TakesSeveral(argparse.Action):
-    """Refuses a flag of one run in a comparison of several."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
-        flag = self.option_strings[0]
-        parser.error(f"{flag}: a comparison takes {flag}s")
-
-
-def _compare(namespace: argparse.Namespace) -> int:
-    from .arguments import FinetuneArguments, PretrainArguments
-
-    variants = [(method, kernels) for method in namespace.methods for kernels in namespace.kernels]
-    del namespace.kernels
-    template = _arguments(PretrainArguments if namespace.pretrain else FinetuneArguments, namespace)
-    _quiet_transformers()
-    from .programs.compare import compare
-
-    print(compare(template, variants, namespace.seeds)["markdown"])
-    return 0
-
-
-def _make_study_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Run all arms of a file with all seeds on all tasks, and compare quality and time. What arms share "
-        "is run once; finished runs are not repeated and interrupted ones are continued.",
-    )
-    parser.add_argument("file", help="the study: .yaml or .json")
-    parser.add_argument(
-        "--parallel",
-        type=int,
-        default=1,
-        help="runs at a time, each with its share of the processor's threads; default: %(default)s",
-    )
-    return parser
-
-
-def _study(args: argparse.Namespace) -> int:
-    from .study_file import read_study
-
-    plan = read_study(args.file)
-    _quiet_transformers()
-    from .programs.study import study
-
-    results = study(plan, parallel=args.parallel)
-    print(results["markdown"])
-    return EXIT_FAILURE if results["failures"] else 0
-
-
 def _make_demo_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -175,7 +52,7 @@ def _make_demo_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser
 
 
 def _demo(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from .programs.demo import demo
 
     print(demo(args.output_dir, seed=args.seed, overwrite=args.overwrite_output_dir)["markdown"])
@@ -235,7 +112,7 @@ def _make_run_parser(description: str) -> Callable[[str, Sequence[str]], argpars
 
 
 def _verify(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from .programs.verify import verify
 
     findings = verify(args.run)
@@ -252,6 +129,19 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
+def _make_report_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Write a page on a run, a comparison or a study.")
+    parser.add_argument("folder", help="output directory of finetune, pretrain, compare, demo or study")
+    return parser
+
+
+def _report_page(args: argparse.Namespace) -> int:
+    from .programs.report import report
+
+    print(f"written to {report(args.folder)}")
+    return 0
+
+
 def _make_predict_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Write what a run's model says of the texts of a file.")
     parser.add_argument("run", help="output directory of a run of finetune")
@@ -263,7 +153,7 @@ def _make_predict_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentPar
 
 
 def _predict(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from .programs.inference import predict
 
     count = predict(args.run, args.file, args.output, overwrite=args.overwrite, device=args.device)
@@ -280,7 +170,7 @@ def _make_evaluate_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentPa
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from .programs.inference import evaluate
 
     for name, value in evaluate(args.run, args.file, device=args.device).items():
@@ -299,7 +189,7 @@ def _make_push_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentParser
 
 
 def _push(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from .programs.push import push
 
     print(f"uploaded to {push(args.run, args.name, private=args.private)}")
@@ -323,7 +213,7 @@ def _make_export_parser(prog: str, argv: Sequence[str]) -> argparse.ArgumentPars
 
 
 def _export(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from .programs.export import export
 
     print("\n".join(map(str, export(args.model, args.output, format=args.format))))
@@ -343,48 +233,29 @@ def _env(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make_training_parser(cls: type[RunArguments], **options: Any) -> argparse.ArgumentParser:
-    from .parsing import TrainingParser  # which imports transformers
-
-    return TrainingParser(cls, **options)
-
-
-def _arguments(cls: type[RunArguments], namespace: argparse.Namespace) -> Any:
-    parsed = vars(namespace)
-    return cls(**{field.name: parsed[field.name] for field in fields(cls) if field.name in parsed})
-
-
-def _quiet_transformers() -> None:
-    """A new classifier and a progress bar for weights are no news in a program that asks for them."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 _RESUME = "the same command with --resume, and without --overwrite-output-dir, continues"
 _REPEAT = "the same command without --overwrite-output-dir continues"
 
 COMMANDS = {
     "finetune": Command(
         "search, draw and train a ticket on a task, or a baseline",
-        _make_finetune_parser,
-        _finetune,
+        make_finetune_parser,
+        run_finetune,
         _RESUME,
         in_processes=True,
     ),
     "pretrain": Command(
         "search, draw and train a ticket on texts, or a baseline",
-        _make_pretrain_parser,
-        _pretrain,
+        make_pretrain_parser,
+        run_pretrain,
         _RESUME,
         in_processes=True,
     ),
     "compare": Command(
-        "run several methods over several seeds and compare them", _make_compare_parser, _compare, _REPEAT
+        "run several methods over several seeds and compare them", make_compare_parser, run_compare, _REPEAT
     ),
     "study": Command(
-        "run a grid of settings, tasks and seeds", _make_study_parser, _study, "the same command continues"
+        "run a grid of settings, tasks and seeds", make_study_parser, run_study, "the same command continues"
     ),
     "predict": Command("write what a run's model says of other texts", _make_predict_parser, _predict),
     "evaluate": Command("say how good a run's model is on another file", _make_evaluate_parser, _evaluate),
@@ -398,6 +269,7 @@ COMMANDS = {
     "plot": Command(
         "draw the pictures of a run again", _make_run_parser("Draw the pictures of a finished run again."), _plot
     ),
+    "report": Command("write a page on a run, a comparison or a study", _make_report_parser, _report_page),
     "export": Command("write a model for use without this library: stock, ONNX or torch", _make_export_parser, _export),
     "push": Command("upload a run's model to the Hugging Face hub", _make_push_parser, _push),
     "env": Command("say what this installation has", _make_env_parser, _env),

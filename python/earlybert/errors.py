@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: The exit status of a command that could not do its work, or has found something wrong.
+EXIT_FAILURE = 1
+
 
 class UsageError(ValueError):
     """Something asked for cannot be done as asked. The message says what was expected and what was found."""

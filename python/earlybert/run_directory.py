@@ -76,6 +76,7 @@ class RunDirectory:
         self.predictions = tuple(self.path / name for name in names)
         self.curve_plot = self.path / "curve.png"
         self.metrics = self.path / "metrics.json"
+        self.report = self.path / "report.html"
         self.model = self.path / "model"
         self.sums = self.path / "SHA256SUMS"
         self.scores = self.path / "scores.safetensors"
@@ -214,6 +215,7 @@ class RunDirectory:
             self.curve_plot,
             self.search_plot,
             self.ticket_plot,
+            self.report,
             self.model,
             self.tensorboard,
         )

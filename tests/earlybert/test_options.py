@@ -95,6 +95,7 @@ ELSEWHERE = {
     "push": {"private": "test_push.test_pushing_again_replaces_and_private_is_private"},
     "verify": {},
     "plot": {},
+    "report": {},
     "env": {},
 }
 

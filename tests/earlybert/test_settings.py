@@ -15,6 +15,7 @@ from earlybert.cli import main
 from earlybert.commands import COMMANDS
 from earlybert.errors import MissingFileError, UsageError
 from earlybert.parsing import ALIASES, SWITCHES, TrainingParser
+from earlybert.study_file import read_study
 
 Write = Callable[[str], str]
 REQUIRED = ["--model", "m", "--output-dir", "o"]
@@ -182,11 +183,15 @@ def test_switches_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_page_on_the_command_line_has_a_file_and_all_names(write: Write) -> None:
     page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    example, of_a_study = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
     found = parse("--output-dir", "o", "--config", write(example))
     assert (found["learning_rate"], found["batch_size"], found["dtype"]) == (5e-5, 16, "bfloat16")
     for name in [*ALIASES.values(), *SWITCHES["dtype"]]:
         assert f"`{name}`" in page
+    study = read_study(write(of_a_study))
+    assert [len(arms) for arms in study.arms.values()] == [8, 8] and study.baseline == "dense"
+    for args in (args for arms in study.arms.values() for args in arms.values()):
+        args.check()
 
 
 def test_help_shows_every_flag_once_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:

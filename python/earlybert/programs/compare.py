@@ -15,6 +15,7 @@ from ..files import write_bytes, write_json
 from ..launcher import check_alone
 from ..run_directory import RunDirectory
 from ..tasks import get_task
+from .summary import MIN_SEEDS, MIN_STANDARD_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ PLOT = "comparison.png"
 
 #: A row of the table: method and kernels.
 Variant = tuple[str, str]
-
-#: A gain counts when it has been seen with so many seeds and is more than so many standard errors.
-MIN_SEEDS = 3
-MIN_STANDARD_ERRORS = 2
 
 
 def compare(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,6 +16,22 @@ import earlybert_kernels as ek
 from ..errors import UsageError
 from ..files import replacing
 from ..run_directory import RunDirectory
+
+#: Of texts and axes.
+INK = "#010203"
+#: How all pictures look. Lines differ in markers too, so that they are told apart in grey.
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 
 
 def plot(path: str) -> list[Path]:
@@ -72,6 +89,7 @@ def plot_comparison(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
         _save(curve_figure(curves, next(iter(runs.values()))["main_metric"]), path)
 
 
+@rc_context(STYLE)
 def curve_figure(curves: Mapping[str, list[dict[str, Any]]], main_metric: str) -> Figure:
     """The evaluations while training against optimizer steps and against seconds.
 
@@ -96,6 +114,7 @@ def curve_figure(curves: Mapping[str, list[dict[str, Any]]], main_metric: str) -
     return figure
 
 
+@rc_context(STYLE)
 def search_figure(search: dict[str, Any]) -> Figure:
     """Distance between consecutive tickets over the steps of the search, as a share of chance level.
 
@@ -108,7 +127,7 @@ def search_figure(search: dict[str, Any]) -> Figure:
     axes.plot(steps, [check["heads"] for check in search["checks"]], "o-", label="heads")
     axes.plot(steps, [check["neurons"] for check in search["checks"]], "s-", label="neurons")
     axes.axhline(search["threshold"], color="grey", linestyle="--", label="threshold")
-    axes.axvline(search["step"], color="black", linestyle=":", label=f"drawn ({search['drawn_by']})")
+    axes.axvline(search["step"], color=INK, linestyle=":", label=f"drawn ({search['drawn_by']})")
     axes.set(
         xlabel="optimizer step",
         ylabel="distance to the ticket before\n(1 = chance)",
@@ -125,6 +144,7 @@ def search_figure(search: dict[str, Any]) -> Figure:
     return figure
 
 
+@rc_context(STYLE)
 def ticket_figure(ticket: ek.Ticket, num_heads: list[int], num_neurons: list[int]) -> Figure:
     """Which heads a ticket keeps, and how many neurons, layer by layer.
 
@@ -160,11 +180,13 @@ def ticket_figure(ticket: ek.Ticket, num_heads: list[int], num_neurons: list[int
         yticks=range(layers),
         title=f"Neurons: {sum(map(len, ticket.neurons))} of {sum(num_neurons)} kept",
     )
+    left.grid(False)
     for axes in (left, right):
         axes.invert_yaxis()
     return figure
 
 
+@rc_context(STYLE)
 def write_png(figure: Figure, file: Path | BinaryIO) -> None:
     """Writes a figure as PNG."""
     # A canvas of its own, and not pyplot, which would choose a window system for the whole process.

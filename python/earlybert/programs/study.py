@@ -22,7 +22,7 @@ from ..launcher import check_alone
 from ..run_directory import FREE_ARGUMENTS, RunDirectory
 from ..search.search import CHOICE, RULE
 from ..tasks import get_task
-from .summary import markdown, tables
+from .summary import markdown, record, tables
 
 logger = logging.getLogger(__name__)
 
@@ -202,29 +202,7 @@ class _Results:
                 for seed in self._plan.seeds:
                     args = runs_of(self._plan, arm, seed)[-1]
                     if (metrics := self._finished.get(args.output_dir)) is not None:
-                        yield _record(task, name, Path(args.output_dir).name, metrics)
-
-
-def _record(task: str, arm: str, folder: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    search = metrics["search"] or {}
-    return {
-        "task": task,
-        "arm": arm,
-        "seed": metrics["seed"],
-        "folder": folder,
-        "metric": metrics["main_metric"],
-        "quality": metrics["eval"][metrics["main_metric"]],
-        "eval": metrics["eval"],
-        "seconds": metrics["seconds"],
-        "steps": metrics["steps"],
-        "parameters": metrics["parameters"],
-        "drawn_by": search.get("drawn_by"),
-        "warnings": metrics["warnings"],
-        "machine": metrics["machine"],
-        "versions": metrics["versions"],
-        "commit": metrics["commit"],
-        "arguments": metrics["arguments"],
-    }
+                        yield record(task, name, Path(args.output_dir).name, metrics)
 
 
 @contextmanager
@@ -242,6 +220,7 @@ def _executing(parallel: int, root: Path) -> Iterator[Callable[[FinetuneArgument
         return
     root.mkdir(parents=True, exist_ok=True)
     # Of the processes, which read it when they load their libraries.
+    before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // parallel))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, context, _begin_worker, (str(root / "study.log"),)) as pool:
@@ -252,6 +231,9 @@ def _executing(parallel: int, root: Path) -> Iterator[Callable[[FinetuneArgument
                 process.terminate()  # upon which a run writes a checkpoint
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            del os.environ["OMP_NUM_THREADS"]
+            os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
 
 
 def _begin_worker(log: str) -> None:

@@ -22,6 +22,7 @@ from .. import processes
 from .batches import Batch, BatchMaker
 from .data import EncodedExamples, TrainingOrder
 from .distillation import Distillation
+from .optimizer import make_optimizer
 from .progress import Progress
 from .stopwatch import Stopwatch
 
@@ -44,8 +45,7 @@ class StageSettings:
         gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
         dtype: what the forward pass computes in; parameters are float32.
         pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
-        optimizer: `"adamw"`, `ek.AdamW` for a converted model, torch's for a stock one; or `"lamb"`, `ek.Lamb` with
-            trust ratios of the weight matrices alone.
+        optimizer: `"adamw"` or `"lamb"`; see `make_optimizer`.
         cuda_graphs: whether a converted model's steps are captured in CUDA graphs, on a GPU and where they can be.
         logging_steps: optimizer steps between two records of the loss, each of which waits for the device.
     """
@@ -124,20 +124,6 @@ class TrainingLoop:
 
         own = {id(gate) for gate in self.gates}
         self._weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-        groups = [
-            # BERT's biases and LayerNorm parameters are its only vectors.
-            {"params": [p for p in self._weights if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in self._weights if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        if self.gates:
-            groups.append(
-                {
-                    "params": self.gates,
-                    "weight_decay": 0.0,
-                    "lr": settings.gate_learning_rate,
-                    "l1": settings.gate_l1,
-                }
-            )
         self.scaler = torch.GradScaler(device.type, enabled=settings.dtype == torch.float16)
         self.captures = self._can_capture(examples)
         self._batches = BatchMaker(
@@ -148,7 +134,16 @@ class TrainingLoop:
             fill_from=order.batch_size if self.captures else None,
             skip_logits=True,
         )
-        self.optimizer = self._make_optimizer(groups)
+        self.optimizer = make_optimizer(
+            settings.optimizer,
+            self._weights,
+            self.gates,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            gate_learning_rate=settings.gate_learning_rate,
+            gate_l1=settings.gate_l1,
+            is_converted=ek.is_converted(model),
+        )
         self.scheduler = get_scheduler(
             settings.schedule,
             self.optimizer,
@@ -224,15 +219,6 @@ class TrainingLoop:
             if self.step > self._logged_step():
                 record(is_last=True)  # training was stopped between two records
         self._captured = None  # graphs keep memory
-
-    def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        rate = self.settings.learning_rate
-        if self.settings.optimizer == "lamb":
-            groups = [{**group, "adapt": group["params"] is groups[0]["params"]} for group in groups]
-            return ek.Lamb([group for group in groups if group["params"]], lr=rate)
-        if ek.is_converted(self.model):
-            return ek.AdamW(groups, lr=rate)
-        return torch.optim.AdamW(groups, lr=rate, fused=True)
 
     def _can_capture(self, examples: EncodedExamples) -> bool:
         """Whether steps are captured; a line says why not, where they could be expected to."""

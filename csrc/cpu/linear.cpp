@@ -24,7 +24,7 @@ static inline Activated<Vec> activate(Activation activation, Vec x) {
 struct BiasAndActivation {
   const LinearForward& a;
   void operator()(float* y, int64_t row, int64_t column, int64_t count) const {
-    float* preactivation = a.preactivation + row * a.inputs.out + column;
+    float* preactivation = a.preactivation == nullptr ? nullptr : a.preactivation + row * a.inputs.out + column;
     for (int64_t i = 0; i < count; i += kVec) {
       Vec v = load_some(y + i, count - i);
       if (a.bias != nullptr) {
@@ -35,7 +35,7 @@ struct BiasAndActivation {
         }
       }
       if (a.activation != Activation::none) {
-        store_some(preactivation + i, v, count - i);
+        if (preactivation != nullptr) store_some(preactivation + i, v, count - i);
         v = activate(a.activation, v).value;
       }
       store_some(y + i, v, count - i);

@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include "activation.h"
+#include "few_rows.h"
 #include "gemm.h"
 
 namespace earlybert {
@@ -55,8 +56,12 @@ bool linear_forward(const LinearForward& a) {
   const LinearInputs& in = a.inputs;
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
-  return product(in, in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false,
-                 BiasAndActivation{a});
+  const Product y = {a.y, a.y_stride, nullptr};
+  if (in.tokens <= kFewRows && !in.bfloat16 && in.in_units == nullptr && in.in_scale == nullptr) {
+    few_rows_product(in.tokens, in.out, in.in, x, weight, y, BiasAndActivation{a});
+    return true;
+  }
+  return product(in, in.tokens, in.out, in.in, x, weight, y, false, BiasAndActivation{a});
 }
 
 // Multiplies a gradient by the slope of the activation that its argument went through, and computes that

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../common/macros.h"
 #include "gemm.h"
@@ -38,10 +39,14 @@ static inline void sum_lanes_of_four(const Vec* v, float* y) {
   const Vec b = __builtin_shuffle(v[2], v[3], even) + __builtin_shuffle(v[2], v[3], odd);
   // Of a: sums of v[0], v[1], v[0], v[1] in each quadruple; of b likewise.
   store(lanes, __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high));
-  for (int j = 0; j < 4; ++j) {
-    y[j] = lanes[j];
-    for (int quad = 4; quad < kVec; quad += 4) y[j] += lanes[quad + j];
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad total = {};
+  for (int quad = 0; quad < kVec; quad += 4) {
+    Quad sums;
+    std::memcpy(&sums, lanes + quad, sizeof(sums));
+    total = quad == 0 ? sums : total + sums;
   }
+  std::memcpy(y, &total, sizeof(total));
 #else
   for (int j = 0; j < 4; ++j) y[j] = sum_lanes(v[j]);
 #endif

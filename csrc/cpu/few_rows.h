@@ -52,10 +52,16 @@ static inline void sum_lanes_of_four(const Vec* v, float* y) {
 #endif
 }
 
-// The dot products of kRows rows of x with kDotCols of w, to y[i][column ...]. Of w, `ahead` is what is read next.
+// Rows of w that are asked for while others are multiplied: `count` of them, at most kDotCols, from `first` on.
+struct RowsAhead {
+  const float* first;
+  int64_t stride, count;
+};
+
+// The dot products of kRows rows of x with kDotCols of w, to y[i][column ...].
 template <int kRows>
-static inline void dot_tile(int64_t depth, const float* const* x, const float* const* w, int64_t ahead, float* const* y,
-                            int64_t column) {
+static inline void dot_tile(int64_t depth, const float* const* x, const float* const* w, const RowsAhead& ahead,
+                            float* const* y, int64_t column) {
   Vec sums[kRows][kDotCols];
   EARLYBERT_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -76,7 +82,9 @@ static inline void dot_tile(int64_t depth, const float* const* x, const float* c
   int64_t p = 0;
   for (; p + kVec <= depth; p += kVec) {
     EARLYBERT_UNROLL
-    for (int j = 0; j < kDotCols; ++j) __builtin_prefetch(w[j] + p + ahead, 0, 2);
+    for (int j = 0; j < kDotCols; ++j) {
+      if (j < ahead.count) __builtin_prefetch(ahead.first + j * ahead.stride + p, 0, 2);
+    }
     add([p](const float* row) { return load(row + p); });
   }
   if (p < depth) add([p, depth](const float* row) { return load_some(row + p, depth - p); });
@@ -85,8 +93,8 @@ static inline void dot_tile(int64_t depth, const float* const* x, const float* c
 }
 
 template <int kRows = kDotRows>
-static inline void dot_rows(int64_t rows, int64_t depth, const float* const* x, const float* const* w, int64_t ahead,
-                            float* const* y, int64_t column) {
+static inline void dot_rows(int64_t rows, int64_t depth, const float* const* x, const float* const* w,
+                            const RowsAhead& ahead, float* const* y, int64_t column) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return dot_rows<kRows - 1>(rows, depth, x, w, ahead, y, column);
   }
@@ -112,9 +120,10 @@ static void few_rows_product(int64_t rows, int64_t cols, int64_t depth, const Fa
     for (int64_t j = 0; j < count; j += kDotCols) {
       const float* w[kDotCols];  // a column that is missing repeats the last
       for (int64_t n = 0; n < kDotCols; ++n) w[n] = b.data + at(b.outer_index, first + min(j + n, count - 1)) * b.outer;
-      for (int64_t t = 0; t < tiles; ++t) {  // rows are spread evenly
-        const int64_t row = t * rows / tiles;
-        dot_rows((t + 1) * rows / tiles - row, depth, x + row, w, t == 0 ? kDotCols * b.outer : 0, y + row, j);
+      for (int64_t t = 0; t < tiles; ++t) {  // rows are spread evenly, and so is asking for w's rows after the next
+        const int64_t row = t * rows / tiles, asked = t * kDotCols / tiles;
+        const RowsAhead ahead = {w[0] + (2 * kDotCols + asked) * b.outer, b.outer, (t + 1) * kDotCols / tiles - asked};
+        dot_rows((t + 1) * rows / tiles - row, depth, x + row, w, ahead, y + row, j);
       }
     }
     for (int64_t i = 0; i < rows; ++i) {

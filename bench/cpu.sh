@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All CPU measurements of docs/results.md, in about 35 minutes on 2 cores that do nothing else:
+# All CPU measurements of docs/results.md, in about 37 minutes on 2 cores that do nothing else:
 #   bench/cpu.sh RESULTS_DIR MODEL SST2_DIR SQUAD_DIR
 # MODEL is a folder or hub name of a BERT; the others hold the files of the distributions. Goes on after a failure and
 # says at the end what failed; `python -m bench.report RESULTS_DIR/*.json` prints all tables again.
@@ -29,6 +29,16 @@ step base-128 --shape base --lengths full --batch-size 8 --rounds 12 --variants 
 step minilm-squad --model "$model" --lengths squad --data-dir "$squad" --max-length 384 --batch-size 8 --rounds 10 \
   --variants $uncompiled
 step base-sst2 --shape base --lengths sst2 --rounds 10 --variants $uncompiled
+
+forward() { # name, arguments
+  local name=$1
+  shift
+  echo "== forward $name"
+  python -m bench.forward --model "$model" "$@" --output "$results/forward-$name.json" || failed+=("forward-$name")
+}
+
+forward minilm-sst2 --lengths sst2 --data-dir "$sst2" --rounds 20
+forward minilm-sentence --lengths full --max-length 16 --batch-size 1 --rounds 60
 
 for name in "${failed[@]}"; do echo "FAILED: $name"; done
 exit ${#failed[@]}

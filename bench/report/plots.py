@@ -39,11 +39,20 @@ def micro_figure(rows: Sequence[Result]) -> Figure:
 
 def step_figure(result: Result) -> Figure:
     """Milliseconds of each variant's step, with quartiles."""
+    return _variants_figure(result, "Training step")
+
+
+def forward_figure(result: Result) -> Figure:
+    """Milliseconds of each variant's forward, with quartiles."""
+    return _variants_figure(result, "Forward")
+
+
+def _variants_figure(result: Result, name: str) -> Figure:
     variants = result["variants"]
     arguments = result["arguments"]
     times = [{key: 1e3 * value for key, value in v["time"].items()} for v in variants.values()]
     what = Path(arguments["model"]).name if arguments["model"] else arguments["shape"]
-    title = f"Training step: {what}, lengths {arguments['lengths']}, padding {arguments['padding']}"
+    title = f"{name}: {what}, lengths {arguments['lengths']}, padding {arguments['padding']}"
     kinds = [_kind(name) for name in variants]
     figure = _bars(
         list(variants), list(range(len(times))), times, [_COLOURS[kind] for kind in kinds], title=title,

@@ -2,7 +2,7 @@
 
     python -m bench.report RESULTS.json [...] [--plots FOLDER]
 
-Takes what `pytest bench/ --benchmark-json=FILE`, `python -m bench.step` and `python -m bench.end_to_end` write.
+Takes what `pytest bench/ --benchmark-json=FILE`, `python -m bench.step`, `bench.forward` and `bench.end_to_end` write.
 """
 
 from __future__ import annotations
@@ -73,10 +73,14 @@ def sections(content: Any) -> Iterator[Section]:
         yield from _micro_sections(content)
     elif content.get("kind") == "step":
         yield "step", tables.step(content), lambda: _plots().step_figure(content)
+    elif content.get("kind") == "forward":
+        yield "forward", tables.forward(content), lambda: _plots().forward_figure(content)
     elif content.get("kind") == "end_to_end":
         yield "end_to_end", tables.end_to_end(content), lambda: _plots().end_to_end_figure(content)
     else:
-        raise ValueError("expected what a benchmark wrote: pytest-benchmark's JSON, or that of step or end_to_end")
+        raise ValueError(
+            "expected what a benchmark wrote: pytest-benchmark's JSON, or that of step, forward or end_to_end"
+        )
 
 
 def _micro_sections(content: dict[str, Any]) -> Iterator[Section]:

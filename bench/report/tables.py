@@ -87,8 +87,6 @@ def step(result: Result) -> str:
     arguments, batches = result["arguments"], result["batches"]
     rounds = len(batches["real_tokens"])
     real, padded = (sum(batches[key]) / rounds for key in ("real_tokens", "padded_tokens"))
-    what = arguments["model"] or f"shape {arguments['shape']}, {arguments.get('model_type') or 'bert'}"
-    data = "random tokens" if arguments["data_dir"] is None else "real sentences"
     with_memory = any("memory" in variant for variant in result["variants"].values())
     header = ["step", "ms, median (quartiles)", "of stock (quartiles)", "of converted (quartiles)", "real tokens/s"]
     with_share = "rates" in result  # older results have none
@@ -105,11 +103,35 @@ def step(result: Result) -> str:
             cells.append(NONE if peak is None else f"{peak / 2**20:,.0f}")
         rows.append(cells)
     return (
-        f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, "
-        f"{arguments['dtype']}, batch {arguments['batch_size']}: "
+        f"{_workload(arguments)}: "
         f"{real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds.\n"
         f"{conditions(result)}\n\n"
         + table(header + ["of the matrix rate"] * with_share + ["peak MiB"] * with_memory, rows)
+    )
+
+
+def forward(result: Result) -> str:
+    """Conditions and table of `bench.forward`."""
+    batches, rounds = result["batches"], len(result["batches"]["real_tokens"])
+    real, padded = (sum(batches[key]) / rounds for key in ("real_tokens", "padded_tokens"))
+    threads = result["threads"]
+    rows = [
+        [name, _spread(each["time"], 2, 1e3), _spread(each["of_stock"], 3), _spread(each["of_onnx_runtime"], 3)]
+        for name, each in result["variants"].items()
+    ]
+    header = ["forward", "ms, median (quartiles)", "of stock (quartiles)", "of ONNX Runtime (quartiles)"]
+    return (
+        f"{_workload(result['arguments'])}: {real:.0f} real of {padded:.0f} tokens on average, {rounds} rounds, "
+        f"{threads} thread{'s' * (threads > 1)}.\n{conditions(result)}\n\n" + table(header, rows)
+    )
+
+
+def _workload(arguments: dict[str, Any]) -> str:
+    what = arguments["model"] or f"shape {arguments['shape']}, {arguments.get('model_type') or 'bert'}"
+    data = "random tokens" if arguments["data_dir"] is None else "real sentences"
+    return (
+        f"{what}, lengths {arguments['lengths']} ({data}), padding {arguments['padding']}, {arguments['dtype']}, "
+        f"batch {arguments['batch_size']}"
     )
 
 

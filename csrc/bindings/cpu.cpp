@@ -15,6 +15,7 @@
 #include "cpu_cross_entropy.h"
 #include "cpu_dropout_add_layer_norm.h"
 #include "cpu_embedding_layer_norm.h"
+#include "cpu_encoder.h"
 #include "cpu_linear.h"
 #include "cpu_optimizer_step.h"
 
@@ -103,6 +104,7 @@ PYBIND11_MODULE(_cpu, m) {
   define_cross_entropy(m);
   define_dropout_add_layer_norm(m);
   define_embedding_layer_norm(m);
+  define_encoder(m);
   define_linear(m);
   define_optimizer_step(m);
 }

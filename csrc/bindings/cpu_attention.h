@@ -19,7 +19,7 @@ using HeadsAt = std::tuple<Address, int64_t, int64_t>;
 
 // The length of the longest sequence. The kernel writes wherever the offsets point, and a compiled graph hands them
 // over unchecked.
-int64_t longest_of(const std::string& name, Address offsets, int64_t sequences, int64_t tokens, int64_t most) {
+inline int64_t longest_of(const std::string& name, Address offsets, int64_t sequences, int64_t tokens, int64_t most) {
   const int32_t* at_sequence = at<const int32_t>(offsets);
   int64_t longest = 0;
   bool valid = at_sequence[0] == 0 && at_sequence[sequences] == tokens;

@@ -113,13 +113,17 @@ static inline Range seen_by_block(const AttentionInputs& in, int64_t begin, int6
   return {range.begin / kVec * kVec, range.end};
 }
 
+static inline void write_logsumexp(const AttentionForward& a, int64_t head, int64_t query, float value) {
+  if (a.logsumexp != nullptr) a.logsumexp[head * a.in.tokens_q + query] = value;
+}
+
 static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles& t, int64_t sequence,
                          int64_t head) {
   const AttentionInputs& in = a.in;
   const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
   if ((in.head_mask != nullptr && !in.head_mask[head]) || keys.length == 0) {
     zero_rows(queries.length, in.heads, head, in.head_size, queries.first, a.out);
-    for (int64_t i = 0; i < queries.length; ++i) a.logsumexp[head * in.tokens_q + queries.first + i] = 0.0f;
+    for (int64_t i = 0; i < queries.length; ++i) write_logsumexp(a, head, queries.first + i, 0.0f);
     return;
   }
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
@@ -141,7 +145,7 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
       const int64_t from = own.begin - block.begin, to = own.end - block.begin;
       if (from >= to) {
         for (int64_t j = 0; j < width; ++j) row[j] = 0.0f;
-        a.logsumexp[head * in.tokens_q + first + i] = 0.0f;
+        write_logsumexp(a, head, first + i, 0.0f);
         continue;
       }
       // Columns of other keys, and those behind the last one: put what can be no maximum there, and later no weight.
@@ -160,7 +164,7 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
       Vec sums = {};
       for (int64_t j = 0; j < width; j += kVec) sums += load(row + j);
       const float total = sum_lanes(sums);
-      a.logsumexp[head * in.tokens_q + first + i] = top + __builtin_logf(total);
+      write_logsumexp(a, head, first + i, top + __builtin_logf(total));
       const float inverse = 1.0f / total;
       if (in.seed != nullptr) {
         dropout_row(in, dropout, head, first + i, keys.length, t.dropout);

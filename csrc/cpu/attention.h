@@ -31,7 +31,7 @@ struct AttentionInputs {
 struct AttentionForward {
   AttentionInputs in;
   float* out;         // (tokens_q, heads, head_size)
-  float* logsumexp;   // (heads, tokens_q), of the scaled scores; 0 for heads that are not computed
+  float* logsumexp;   // (heads, tokens_q), of the scaled scores; 0 for heads that are not computed. Or null
 };
 
 struct AttentionBackward {

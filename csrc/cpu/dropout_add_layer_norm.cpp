@@ -34,7 +34,7 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& a) {
         sum += out[c];
       }
     }
-    layer_norm_row(out, sum, cols, a.weight, a.bias, static_cast<float>(a.eps), a.mean + r, a.rstd + r);
+    layer_norm_row(out, sum, cols, a.weight, a.bias, static_cast<float>(a.eps), r, a.mean, a.rstd);
   }
 }
 

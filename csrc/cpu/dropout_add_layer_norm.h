@@ -15,7 +15,7 @@ struct DropoutAddLayerNormForward {
   const int64_t* seed;        // one value, or null: no dropout
   double dropout_p, eps;
   float* out;                 // (rows, cols)
-  float *mean, *rstd;         // (rows,)
+  float *mean, *rstd;         // (rows,); both null: not written
 };
 
 struct DropoutAddLayerNormBackward {

@@ -48,7 +48,7 @@ void embedding_layer_norm_forward(const EmbeddingLayerNormForward& a) {
   for (int64_t t = 0; t < in.tokens; ++t) {
     float* out = a.out + t * in.cols;
     const float sum = sum_tables(in, t, out);
-    layer_norm_row(out, sum, in.cols, in.weight, a.bias, static_cast<float>(a.eps), a.mean + t, a.rstd + t);
+    layer_norm_row(out, sum, in.cols, in.weight, a.bias, static_cast<float>(a.eps), t, a.mean, a.rstd);
     if (in.seed != nullptr) drop(dropout, t, in.cols, out);
   }
 }

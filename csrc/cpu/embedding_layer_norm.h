@@ -26,7 +26,7 @@ struct EmbeddingLayerNormForward {
   const float* bias;   // (cols,)
   double eps;
   float* out;          // (tokens, cols)
-  float *mean, *rstd;  // (tokens,)
+  float *mean, *rstd;  // (tokens,); both null: not written
 };
 
 struct EmbeddingLayerNormBackward {

@@ -25,9 +25,10 @@ namespace EARLYBERT_ISA {
 // Columns that one thread reduces at a time in the second stage of the parameters' gradients.
 static constexpr int64_t kReduceCols = 64;
 
-// row = (row - mean) * rstd * weight + bias, given the row's sum.
+// row = (row - mean) * rstd * weight + bias, given the row's sum. Mean and rstd of row r go to means[r] and rstds[r],
+// unless they are null.
 static inline void layer_norm_row(float* __restrict row, float sum, int64_t cols, const float* __restrict weight,
-                                  const float* __restrict bias, float eps, float* mean_out, float* rstd_out) {
+                                  const float* __restrict bias, float eps, int64_t r, float* means, float* rstds) {
   const float mean = sum / static_cast<float>(cols);
   // A second pass, because mean(h^2) - mean(h)^2 cancels when the mean is large.
   float squares = 0.0f;
@@ -39,8 +40,9 @@ static inline void layer_norm_row(float* __restrict row, float sum, int64_t cols
   const float rstd = 1.0f / __builtin_sqrtf(squares / static_cast<float>(cols) + eps);
 #pragma omp simd
   for (int64_t c = 0; c < cols; ++c) row[c] = (row[c] - mean) * rstd * weight[c] + bias[c];
-  *mean_out = mean;
-  *rstd_out = rstd;
+  if (means == nullptr) return;
+  means[r] = mean;
+  rstds[r] = rstd;
 }
 
 // Turns a row of the norm's argument into the gradient of it, and adds to the sums of the parameters' gradients.

@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include "activation.h"
+#include "few_rows.h"
 #include "gemm.h"
 
 namespace earlybert {
@@ -24,7 +25,7 @@ static inline Activated<Vec> activate(Activation activation, Vec x) {
 struct BiasAndActivation {
   const LinearForward& a;
   void operator()(float* y, int64_t row, int64_t column, int64_t count) const {
-    float* preactivation = a.preactivation + row * a.inputs.out + column;
+    float* preactivation = a.preactivation == nullptr ? nullptr : a.preactivation + row * a.inputs.out + column;
     for (int64_t i = 0; i < count; i += kVec) {
       Vec v = load_some(y + i, count - i);
       if (a.bias != nullptr) {
@@ -35,7 +36,7 @@ struct BiasAndActivation {
         }
       }
       if (a.activation != Activation::none) {
-        store_some(preactivation + i, v, count - i);
+        if (preactivation != nullptr) store_some(preactivation + i, v, count - i);
         v = activate(a.activation, v).value;
       }
       store_some(y + i, v, count - i);
@@ -55,8 +56,12 @@ bool linear_forward(const LinearForward& a) {
   const LinearInputs& in = a.inputs;
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
   const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
-  return product(in, in.tokens, in.out, in.in, x, weight, Product{a.y, a.y_stride, nullptr}, false,
-                 BiasAndActivation{a});
+  const Product y = {a.y, a.y_stride, nullptr};
+  if (in.tokens <= kFewRows && !in.bfloat16 && in.in_units == nullptr && in.in_scale == nullptr) {
+    few_rows_product(in.tokens, in.out, in.in, x, weight, y, BiasAndActivation{a});
+    return true;
+  }
+  return product(in, in.tokens, in.out, in.in, x, weight, y, false, BiasAndActivation{a});
 }
 
 // Multiplies a gradient by the slope of the activation that its argument went through, and computes that

@@ -28,7 +28,7 @@ struct LinearForward {
   LinearInputs inputs;
   const float* bias;            // of all rows of the weight; or null
   Activation activation;
-  float* preactivation;         // (tokens, out): written when there is an activation
+  float* preactivation;         // (tokens, out): written when there is an activation; or null
   float* y;                     // rows of y_stride floats
   int64_t y_stride;
 };

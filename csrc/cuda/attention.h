@@ -35,7 +35,7 @@ struct AttentionProblem {
 struct AttentionForward {
   AttentionProblem problem;
   void* out;         // (tokens_q, heads, head_size), contiguous
-  float* logsumexp;  // (heads, tokens_q)
+  float* logsumexp;  // (heads, tokens_q); or null
 };
 
 struct AttentionBackward {

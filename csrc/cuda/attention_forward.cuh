@@ -20,11 +20,13 @@ __global__ void __launch_bounds__(kMostThreads, 2) forward_kernel(const Attentio
   if (begin >= end) return;
   const Heads outs{a.out, p.heads * kSize, kSize};
   T* out = at.of_queries<T>(outs, begin);
-  float* logsumexp = a.logsumexp + at.head * p.tokens_q + at.first_q + begin;
+  const auto store_logsumexp = [&](int query, float value) {
+    if (a.logsumexp != nullptr) store_result(a.logsumexp + at.head * p.tokens_q + at.first_q + begin + query, value);
+  };
   if (at.pruned(p) || at.count_k == 0) {
     if (p.zero_pruned || at.count_k == 0) {
       zero_rows<T, kSize>(out, outs.token, 0, end - begin);
-      for (int row = threadIdx.x; row < end - begin; row += blockDim.x) store_result(logsumexp + row, 0.0f);
+      for (int row = threadIdx.x; row < end - begin; row += blockDim.x) store_logsumexp(row, 0.0f);
     }
     return;
   }
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) forward_kernel(const Attentio
   if (in_quad < 2) {  // two of the lanes that share rows g and g + 8 write one each
     const int query = row + lane_id() / 4 + 8 * in_quad;
     const float sum = in_quad == 0 ? top[0] + log2f(total[0]) : top[1] + log2f(total[1]);
-    if (begin + query < end) store_result(logsumexp + query, sum * kLn2);
+    if (begin + query < end) store_logsumexp(query, sum * kLn2);
   }
 }
 

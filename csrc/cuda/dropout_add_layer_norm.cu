@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
       if (cast != nullptr) store_item<L>(cast + r * cols, i, lane, cols, h[i]);
     }
   }
-  if (lane == 0) {
+  if (lane == 0 && a.mean != nullptr) {
     store_result(a.mean + r, statistics.mean);
     store_result(a.rstd + r, statistics.rstd);
   }

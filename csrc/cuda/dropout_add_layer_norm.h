@@ -25,7 +25,7 @@ struct DropoutAddLayerNormForward {
   double dropout_p, eps;
   void* out;                  // (rows, cols), of residual's dtype
   void* out_cast;             // (rows, cols), out in x's dtype, or null; null where that is its own
-  float *mean, *rstd;         // (rows,)
+  float *mean, *rstd;         // (rows,); both null: not written
 };
 
 struct DropoutAddLayerNormBackward {

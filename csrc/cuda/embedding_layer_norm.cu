@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(L::kBlock, L::kForwardResident)
     }
     store_item<L>(out, i, lane, cols, h[i]);
   }
-  if (lane == 0) {
+  if (lane == 0 && a.mean != nullptr) {
     store_result(a.mean + token, statistics.mean);
     store_result(a.rstd + token, statistics.rstd);
   }

@@ -35,7 +35,7 @@ struct EmbeddingLayerNormForward {
   const int64_t* seed;        // one value in device memory, or null: no dropout
   double dropout_p, eps;
   void* out;                  // (tokens, cols), of the tables' dtype
-  float *mean, *rstd;         // (tokens,)
+  float *mean, *rstd;         // (tokens,); both null: not written
 };
 
 // The gradient of a token's sum goes to one row of each table. Which, the keys say, so that `sum_by_key` can add up

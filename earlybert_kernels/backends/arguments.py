@@ -3,6 +3,9 @@
 For every differentiable op four tuples: the inputs of forward; its results, the op's own first; what is saved of both,
 which backward takes behind the gradient of the op's result; and the gradients that it returns, named as the inputs.
 The dispatcher's schemas are made of them (`ops.declare`). The names are those of csrc's structs where these have them.
+
+`saves` says whether a backward may come. Where none can, what only that would be given is neither written nor returned:
+the dispatcher's op has empty tensors in its place, whatever a backend returned.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ class AttentionInputs(NamedTuple):
     dropout_p: float
     scale: float
     window: int | None
+    saves: bool = True
 
 
 class AttentionResults(NamedTuple):
@@ -79,6 +83,7 @@ class FeedForwardInputs(NamedTuple):
     active: Tensor | None
     gates: Tensor | None
     activation: str
+    saves: bool = True
 
 
 class FeedForwardResults(NamedTuple):
@@ -124,6 +129,7 @@ class DropoutAddLayerNormInputs(NamedTuple):
     seed: Tensor | None
     dropout_p: float
     eps: float
+    saves: bool = True
 
 
 class DropoutAddLayerNormResults(NamedTuple):
@@ -170,6 +176,7 @@ class EmbeddingLayerNormInputs(NamedTuple):
     padding_id: int
     dropout_p: float
     eps: float
+    saves: bool = True
 
 
 class EmbeddingLayerNormResults(NamedTuple):
@@ -274,6 +281,7 @@ class AttentionSublayerInputs(NamedTuple):
     x_low: Tensor | None
     return_low: bool
     bfloat16: bool
+    saves: bool = True
 
 
 class AttentionSublayerResults(NamedTuple):
@@ -362,6 +370,7 @@ class FeedForwardSublayerInputs(NamedTuple):
     x_low: Tensor | None
     return_low: bool
     bfloat16: bool
+    saves: bool = True
 
 
 class FeedForwardSublayerResults(NamedTuple):

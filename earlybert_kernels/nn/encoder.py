@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .at_once import forward_at_once
 from .encoder_layer import EncoderLayer
 from .gathered_weights import gather_weights, gathers
 from .packing import Packing
@@ -54,6 +55,10 @@ class PaddingFreeEncoder(nn.Module):
         last = len(self.layer) * rounds - 1
         if first_token_only and last < 0:
             return packing.first_tokens(x)
+        if hidden_states is None and rotary is None:
+            out = forward_at_once([*self.layer] * rounds, x, packing.cu_seqlens, packing.max_seqlen, first_token_only)
+            if out is not None:
+                return out
         weights = gather_weights(self.layer) if gathers(self.layer, x) else [None] * len(self.layer)
         hands_on, x_low = all(map(_hands_on, self.layer)), None
         for number, (layer, own) in enumerate([*zip(self.layer, weights, strict=True)] * rounds):

@@ -47,6 +47,8 @@ class Packing(NamedTuple):
                 contiguous.
             batch, seq, device: B, S and the batch's device.
         """
+        if mask is not None and mask.is_cpu and not torch.compiler.is_compiling() and mask.all():
+            mask = None  # a single sentence, say: it is spared the other questions
         if mask is not None and mask.numel():
             mask = mask != 0
             lengths = mask.sum(1, dtype=torch.int32)

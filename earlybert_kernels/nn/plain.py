@@ -14,12 +14,13 @@ def extension(module: nn.Module) -> str | None:
 
     Hooks do not count with which transformers records outputs of stock layers, nor those of our gates.
     """
+    own = module.__dict__  # asked of every module in every call: twice as fast as by attributes
     if not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     ):
         return None
     if any(map(_is_foreign, chain(module._forward_hooks.values(), module._forward_pre_hooks.values()))):

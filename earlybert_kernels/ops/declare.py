@@ -22,7 +22,8 @@ class Arguments(NamedTuple):
     """What goes between an op and its backends, as classes of `backends.arguments`.
 
     Attributes:
-        inputs: what forward takes.
+        inputs: what forward takes. A last field `saves`, where there is one, is not the caller's but found out: whether
+            a backward may come.
         results: what it returns, the op's own result first; only that has a gradient.
         saved: what backward takes behind that gradient: fields of the inputs and of the results.
         grads: what backward returns: fields of the inputs. Nothing comes of those whose input is None.
@@ -61,6 +62,7 @@ def declare(
         active: the option with active units, which backends that want indices are not given as a mask.
     """
     inputs, results, saved, grads = arguments
+    finds_out = inputs._fields[-1] == "saves"
     schemas = (
         _schema(typing.get_type_hints(inputs), len(results._fields)),
         _schema({"grad": Tensor, **typing.get_type_hints(saved)}, len(grads._fields)),
@@ -71,8 +73,13 @@ def declare(
         schemas,
         kernels={
             backend.name: Kernels(
-                Halves(*backend.halves(op)) if kernels is None else kernels(backend),
-                by_name(arguments, shapes(backend)),
+                *(
+                    halves._replace(forward=_without_saved(arguments, halves.forward)) if finds_out else halves
+                    for halves in (
+                        Halves(*backend.halves(op)) if kernels is None else kernels(backend),
+                        by_name(arguments, shapes(backend)),
+                    )
+                )
             )
             for backend in implementing
         },
@@ -82,10 +89,30 @@ def declare(
     )
     register_reference(op, reference)
     for backend in implementing:
-        own = partial(run, compiled[backend.name], backend)
+        call = compiled[backend.name]
+        own = partial(run, partial(_call, call) if finds_out else call, backend)
         if active is not None and backend.wants_indices:
             own = partial(_run_on_indices, own, active)
         register(op, backend, own)
+
+
+def _call(compiled: Callable, *given: Any) -> Any:
+    """Calls an op with its last input, `saves`, behind the others: whether autograd will keep anything of the call."""
+    saves = torch.is_grad_enabled() and any(torch.is_tensor(value) and value.requires_grad for value in given)
+    return compiled(*given, saves)
+
+
+def _without_saved(arguments: Arguments, forward: Callable) -> Callable:
+    """The same, with empty tensors in the place of what only backward is given, where none can come."""
+    saved_only = [name in arguments.saved._fields for name in arguments.results._fields[1:]]
+
+    def run(*given: Any) -> tuple[Tensor, ...]:
+        out, *others = forward(*given)
+        if not given[-1]:
+            others = [out.new_empty(0) if only else t for t, only in zip(others, saved_only, strict=True)]
+        return (out, *others)
+
+    return run
 
 
 def by_name(arguments: Arguments, halves: Halves) -> Halves:

@@ -133,17 +133,22 @@ def record_backends() -> Iterator[dict[str, str]]:
 
 
 def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> Callable:
-    """The implementation of `op` to call on `tensors`; arguments and errors are `pick`'s.
+    """The implementation of `op` to call on `tensors`; arguments and errors are `chosen`'s."""
+    return _implementations[op][chosen(op, backend, *tensors, size=size, **facts)].run
+
+
+def chosen(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> str:
+    """The backend that is about to run `op` on `tensors`; arguments and errors are `pick`'s.
 
     Raises:
         NotImplementedError: a kernel would lose forward-mode tangents, or stands in a torch.func transform.
     """
-    chosen = pick(op, backend, *tensors, size=size, **facts)
+    name = pick(op, backend, *tensors, size=size, **facts)
     if _record is not None:
-        _record[op] = chosen
-    if chosen != "reference":
+        _record[op] = name
+    if name != "reference":
         refuse_transforms(op, *tensors)
-    return _implementations[op][chosen].run
+    return name
 
 
 def pick(op: str, backend: str | None, *tensors: torch.Tensor | None, size: int = 0, **facts: int) -> str:

@@ -30,5 +30,14 @@ def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
         raise NotImplementedError(f"{op}: torch.func transforms (grad, vjp, jacrev) are not supported: {_INSTEAD}")
 
 
+def only_values_count() -> bool:
+    """Whether no compiler, mode or transform looks at which ops are called, so that they need no dispatcher."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def _has_tangent(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None

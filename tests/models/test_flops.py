@@ -117,7 +117,7 @@ def test_ops_by_themselves(active):
 def test_tensors_without_values_count_as_the_longest_they_may_be():
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         q, offsets, mask = torch.empty(6, 4, 8), torch.empty(3, dtype=torch.int32), torch.ones(4, dtype=torch.bool)
-        torch.ops.earlybert.attention.cpu(q, q, q, offsets, 4, offsets, 4, mask, None, None, 0.0, 1.0, None)
+        torch.ops.earlybert.attention.cpu(q, q, q, offsets, 4, offsets, 4, mask, None, None, 0.0, 1.0, None, True)
     assert counter.get_total_flops() == 2 * (2 * 4 * 8 * 4 * 4) * 2
 
 

@@ -34,7 +34,7 @@ def casts_its_input(op, arguments):
     name = getattr(op, "name", str)()
     return (
         name.startswith(("earlybert::attention_sublayer.", "earlybert::feed_forward_sublayer."))
-        and arguments[-3] is None
+        and arguments[-4] is None
     )
 
 

@@ -44,7 +44,7 @@ def with_seed(q, k, v, gates, packing, dropout_p, mask=None, window=None):
     cu_seqlens, longest = packing["cu_seqlens"], packing["max_seqlen"]
     queries = packing.get("cu_seqlens_q", cu_seqlens), packing.get("max_seqlen_q", longest)
     arguments = (q, k, v, cu_seqlens, longest, *queries, mask, gates, torch.tensor(SEED), dropout_p)
-    return torch.ops.earlybert.attention.cpu(*arguments, q.shape[2] ** -0.5, window)[0]
+    return torch.ops.earlybert.attention.cpu(*arguments, q.shape[2] ** -0.5, window, True)[0]
 
 
 def known_keep(q, longest, dropout_p):
@@ -210,8 +210,8 @@ def test_opcheck(dropout_p, masked):
     mask = torch.tensor([True, False]) if masked else None
     seed = torch.tensor(SEED) if dropout_p else None
     arguments = (q, k, v, cu_seqlens, 5, cu_seqlens, 5, mask, gates if masked else None, seed, dropout_p, 0.5)
-    torch.library.opcheck(torch.ops.earlybert.attention.cpu, (*arguments, None))
-    torch.library.opcheck(torch.ops.earlybert.attention.cpu, (*arguments, 2))
+    torch.library.opcheck(torch.ops.earlybert.attention.cpu, (*arguments, None, True))
+    torch.library.opcheck(torch.ops.earlybert.attention.cpu, (*arguments, 2, True))
 
 
 def test_compiles_into_one_graph():

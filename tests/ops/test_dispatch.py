@@ -247,7 +247,7 @@ BACKEND = Backend(
 )
 """,
     "feed_forward.py": """
-def forward(x, w_in, b_in, w_out, b_out, active, gates, activation):
+def forward(x, w_in, b_in, w_out, b_out, active, gates, activation, saves):
     return x * 7, x.new_zeros(len(x), len(w_in))
 def backward(grad_out, preactivation, x, w_in, w_out, active, gates, activation):
     return grad_out * 7, w_in * 0, w_in[:, 0] * 0, w_out * 0, w_out[:, 0] * 0, x.new_zeros(0)

@@ -33,8 +33,8 @@ def actives(backend, units, *indices):
 
 def attention(backend, dtype):
     packing = (CU_SEQLENS, 12, CU_SEQLENS, 12)
-    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, None, None, None, 0.0, 0.25, None
-    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, mask(H), ones(H), SEED, 0.1, 0.25, None
+    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, None, None, None, 0.0, 0.25, None, True
+    yield *leaves(*[(T, H, D)] * 3, dtype=dtype), *packing, mask(H), ones(H), SEED, 0.1, 0.25, None, True
 
 
 def low(*tensors):
@@ -48,15 +48,15 @@ def attention_sublayer(backend, dtype):
         options = (D, first_token_only, 0.1, 0.1, 1e-12)
         x, *norm = leaves((T, E), (E,), (E,), dtype=dtype)
         for active in actives(backend, H, 1):
-            yield x, CU_SEQLENS, 12, *linears, *norm, active, ones(H), SEED, SEED, *options, None, False, False
+            yield x, CU_SEQLENS, 12, *linears, *norm, active, ones(H), SEED, SEED, *options, None, False, False, True
         x, *norm = leaves((T, E), (E,), (E,))
         units = (None, ones(H), SEED, SEED)
-        yield x, CU_SEQLENS, 12, *low(*linears), *norm, *units, *options, x.detach().bfloat16(), True, False
+        yield x, CU_SEQLENS, 12, *low(*linears), *norm, *units, *options, x.detach().bfloat16(), True, False, True
 
 
 def feed_forward(backend, dtype):
     for active in actives(backend, F, 1, 5):
-        yield *leaves((T, E), (F, E), (F,), (E, F), (E,), dtype=dtype), active, ones(F), "gelu"
+        yield *leaves((T, E), (F, E), (F,), (E, F), (E,), dtype=dtype), active, ones(F), "gelu", True
 
 
 def feed_forward_sublayer(backend, dtype):
@@ -65,21 +65,21 @@ def feed_forward_sublayer(backend, dtype):
     for active in actives(backend, F, 1, 5):
         seed = None if active is None else SEED
         rate = 0.0 if seed is None else 0.1
-        yield x, *linears, *norm, active, ones(F), seed, "gelu", rate, 1e-12, None, False, False
+        yield x, *linears, *norm, active, ones(F), seed, "gelu", rate, 1e-12, None, False, False, True
     x, *norm = leaves((T, E), (E,), (E,))
-    yield x, *low(*linears), *norm, None, ones(F), SEED, "gelu", 0.1, 1e-12, x.detach().bfloat16(), True, False
+    yield x, *low(*linears), *norm, None, ones(F), SEED, "gelu", 0.1, 1e-12, x.detach().bfloat16(), True, False, True
 
 
 def dropout_add_layer_norm(backend, dtype):
     for seed in (None, SEED):
-        yield *leaves((T, E), (T, E), (E,), (E,), dtype=dtype), seed, 0.0 if seed is None else 0.1, 1e-12
+        yield *leaves((T, E), (T, E), (E,), (E,), dtype=dtype), seed, 0.0 if seed is None else 0.1, 1e-12, True
 
 
 def embedding_layer_norm(backend, dtype):
     ids = [torch.arange(T, device=DEVICE) % rows for rows in (V, 13, 2)]
     for seed in (None, SEED):
         tables = leaves((V, E), (13, E), (2, E), (E,), (E,), dtype=dtype)
-        yield *ids, *tables, seed, 0, 0.0 if seed is None else 0.1, 1e-12
+        yield *ids, *tables, seed, 0, 0.0 if seed is None else 0.1, 1e-12, True
 
 
 def masked_lm_loss(backend, dtype):
@@ -121,14 +121,23 @@ def test_fakes_have_the_shapes_and_dtypes_of_the_results(gpu_target, op):
     overload = getattr(getattr(torch.ops.earlybert, op.__name__), backend)
     for inputs in (inputs for dtype in dtypes_of(backend, op) for inputs in op(backend, dtype)):
         real = overload(*inputs)
-        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fakes = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in inputs]
-            fake = overload(*fakes)
-        for ours, theirs in zip(real, fake, strict=True):
-            assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+        assert_as_fake(overload, inputs, real)
+        if op is not masked_lm_loss:
+            with torch.no_grad():
+                own, *others = overload(*inputs[:-1], False)  # `saves`
+                assert_as_fake(overload, [*inputs[:-1], False], (own, *others))
+            saved = others[:-1] if "sublayer" in op.__name__ else others  # its last is the result's copy
+            assert torch.equal(own, real[0]) and not any(t.numel() for t in saved)
         own = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
         for grad, leaf in zip(torch.autograd.grad(real[0].sum(), own), own, strict=True):
             assert (grad.shape, grad.dtype) == (leaf.shape, leaf.dtype)
+
+
+def assert_as_fake(overload, inputs, real):
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = overload(*(mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in inputs))
+    for ours, theirs in zip(real, fake, strict=True):
+        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
 
 
 def test_opcheck(gpu_target, op):

@@ -183,11 +183,11 @@ def test_opcheck(backend, p):
     x, residual, weight, bias, _ = inputs((6, 5, 48), device=device_of(backend))
     torch.library.opcheck(
         getattr(torch.ops.earlybert.dropout_add_layer_norm, backend),
-        (x, residual, weight, bias, seed_for(p, device_of(backend)), p, 1e-12),
+        (x, residual, weight, bias, seed_for(p, device_of(backend)), p, 1e-12, True),
     )
     with torch.no_grad():
         _, mean, rstd = getattr(torch.ops.earlybert.dropout_add_layer_norm, backend)(
-            x, residual, weight, bias, seed_for(p, device_of(backend)), p, 1e-12
+            x, residual, weight, bias, seed_for(p, device_of(backend)), p, 1e-12, True
         )
     x, residual, weight = x.detach(), residual.detach(), weight.detach()
     arguments = (torch.randn_like(x), x, residual, weight, mean, rstd, seed_for(p, device_of(backend)), p)

@@ -26,7 +26,7 @@ def compiled(target, ids, tensors, dropout_p, padding_id=-1):
     seed = torch.tensor(SEED, device=target.device) if dropout_p else None
     ids = [t.to(target.device) for t in ids]
     run = getattr(torch.ops.earlybert.embedding_layer_norm, target.backend)
-    return run(*ids, *tensors, seed, padding_id, dropout_p, 1e-12)[0]
+    return run(*ids, *tensors, seed, padding_id, dropout_p, 1e-12, True)[0]
 
 
 def test_definition_is_what_transformers_computes():
@@ -88,7 +88,7 @@ def test_opcheck(target, dropout_p):
     ids = [t.to(target.device) for t in ids]
     tensors = [t.detach().to(target.device).requires_grad_() for t in tensors]
     seed = torch.tensor(SEED, device=target.device) if dropout_p else None
-    arguments = (*ids, *tensors, seed, 0, dropout_p, 1e-12)
+    arguments = (*ids, *tensors, seed, 0, dropout_p, 1e-12, True)
     torch.library.opcheck(getattr(torch.ops.earlybert.embedding_layer_norm, target.backend), arguments)
 
 

@@ -37,7 +37,7 @@ def compiled(target, *tensors, mask=None, gated=True, activation="gelu"):
     if active is not None and target.backend == "cuda":
         active = active.nonzero().squeeze(1)
     gates = gates.float() if gated else None
-    return getattr(torch.ops.earlybert.feed_forward, target.backend)(*weights, active, gates, activation)[0]
+    return getattr(torch.ops.earlybert.feed_forward, target.backend)(*weights, active, gates, activation, True)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -14,8 +14,10 @@ from tests.ops.conftest import ISAS
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
-#: tokens, in, out. Tiles are up to 14 x 32; panels hold 512 of what is summed and 384 columns.
+#: tokens, in, out. Tiles are up to 14 x 32; panels hold 512 of what is summed and 384 columns. Up to 96 tokens whose
+#: columns are neither picked nor scaled have a way of their own.
 SHAPES = [(1, 1, 1), (3, 5, 7), (14, 32, 32), (15, 33, 31), (29, 513, 65), (61, 512, 800), (200, 1100, 17), (5, 3, 2)]
+SHAPES += [(96, 70, 35), (97, 70, 35)]
 
 
 def kept_of(size, picked):

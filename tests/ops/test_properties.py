@@ -174,7 +174,7 @@ def test_feed_forward(backend, data):
             return function(*tensors, neuron_mask=mask, backend=backend)
         active = None if mask is None else mask.nonzero().squeeze(1)  # which it takes in the place of a mask
         gates = tensors[5] if gated else None
-        return torch.ops.earlybert.feed_forward.cuda(*tensors[:5], active, gates, activation)[0]
+        return torch.ops.earlybert.feed_forward.cuda(*tensors[:5], active, gates, activation, True)[0]
 
     def defined(x, w_in, b_in, w_out, b_out, *gates):
         cut = (x, w_in[kept], b_in[kept], w_out[:, kept], b_out, *(each[kept] for each in gates))

@@ -163,7 +163,7 @@ def test_attention_drops_what_the_shared_rule_drops(backend, dtype):
     def compiled(q, k, v, gates):
         packing = (*PACKING[backend], *PACKING[backend])
         run = getattr(torch.ops.earlybert.attention, backend)
-        return run(q, k, v, *packing, None, gates.float(), seed, 0.1, SIZE**-0.5)[0]
+        return run(q, k, v, *packing, None, gates.float(), seed, 0.1, SIZE**-0.5, None, True)[0]
 
     def defined(q, k, v, gates):
         return oracles.attention(q, k, v, lengths, gates=gates, keep=keep, dropout_p=0.1)

@@ -103,7 +103,7 @@ def compiled_attention(tensors, kept, first_token_only, dropout_p, target=CPU, a
     *tensors, gates = tensors
     size = len(tensors[1]) // HEADS
     seeds = [torch.tensor(s, device=target.device) if dropout_p else None for s in SEEDS]
-    options = (size, first_token_only, dropout_p, dropout_p, 1e-12, None, False, False)
+    options = (size, first_token_only, dropout_p, dropout_p, 1e-12, None, False, False, True)
     packing = PACKING[0].to(target.device), PACKING[1]
     inputs = (tensors[0], *packing, *tensors[1:], active(kept, HEADS, target, as_mask), gates.float(), *seeds, *options)
     return getattr(torch.ops.earlybert.attention_sublayer, target.backend)(*inputs)[0]
@@ -123,6 +123,7 @@ def compiled_feed_forward(tensors, kept, activation, dropout_p, target, as_mask=
         None,
         False,
         False,
+        True,
     )
     return getattr(torch.ops.earlybert.feed_forward_sublayer, target.backend)(*inputs)[0]
 
@@ -181,11 +182,11 @@ def test_opcheck(kept, dropout_p):
     seeds = [torch.tensor(s) if dropout_p else None for s in SEEDS]
     *tensors, gates = attention_inputs()
     for first_token_only in (False, True):
-        options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12, None, False, False)
+        options = (SIZE, first_token_only, dropout_p, dropout_p, 1e-12, None, False, False, True)
         inputs = (tensors[0], *PACKING, *tensors[1:], indices(UNITS[kept]), gates, *seeds, *options)
         torch.library.opcheck(torch.ops.earlybert.attention_sublayer.cpu, inputs)
     *tensors, gates = feed_forward_inputs()
-    inputs = (*tensors, indices(UNITS[kept]), gates, seeds[0], "gelu", dropout_p, 1e-12, None, False, False)
+    inputs = (*tensors, indices(UNITS[kept]), gates, seeds[0], "gelu", dropout_p, 1e-12, None, False, False, True)
     torch.library.opcheck(torch.ops.earlybert.feed_forward_sublayer.cpu, inputs)
 
 

@@ -112,6 +112,7 @@ from . import attention as attention  # noqa: E402
 from . import attention_sublayer as attention_sublayer  # noqa: E402
 from . import dropout_add_layer_norm as dropout_add_layer_norm  # noqa: E402
 from . import embedding_layer_norm as embedding_layer_norm  # noqa: E402
+from . import encoder as encoder  # noqa: E402
 from . import feed_forward as feed_forward  # noqa: E402
 from . import feed_forward_sublayer as feed_forward_sublayer  # noqa: E402
 from . import linear as linear  # noqa: E402

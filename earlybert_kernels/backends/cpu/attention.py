@@ -35,12 +35,27 @@ def _arguments(
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 
 
-def forward(q: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`; see `ops.attention`."""
-    arguments, _kept_alive = _arguments(q, *inputs)
-    out = empty(q.shape)
-    logsumexp = empty(q.shape[1], q.shape[0])
-    run(extension.attention_forward, *arguments, out.data_ptr(), logsumexp.data_ptr())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_q: Tensor,
+    max_seqlen_q: int,
+    head_mask: Tensor | None,
+    head_gates: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    window: int | None = None,
+    saves: bool = True,
+) -> tuple[Tensor, Any]:
+    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`, None unless `saves`; see `ops.attention`."""
+    packing = (cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q)
+    arguments, _kept_alive = _arguments(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale, window)
+    out, logsumexp = empty(q.shape), empty(q.shape[1], q.shape[0]) if saves else None
+    run(extension.attention_forward, *arguments, out.data_ptr(), address(logsumexp))
     return out, logsumexp
 
 

@@ -47,12 +47,12 @@ def forward(own: AttentionSublayerInputs) -> AttentionSublayerResults:
     q, k, v = (t.view(t.shape[0], t.shape[1] // own.head_size, own.head_size) for t in (q, k, v))
     context, logsumexp = attention.forward(
         q, k, v, own.cu_seqlens, own.max_seqlen, cu_seqlens_q, max_seqlen_q, None, None, own.attention_seed,
-        own.attention_dropout_p, own.head_size**-0.5,
+        own.attention_dropout_p, own.head_size**-0.5, None, own.saves,
     )  # fmt: skip
     h, _ = linear.forward(context.flatten(1), kept(own.w_out, in_units=units, in_scale=scale), own.b_out)
     residual = own.x if rows is None else own.x.index_select(0, rows)
     out, mean, rstd = dropout_add_layer_norm.forward(
-        h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
+        h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, own.saves
     )
     return AttentionSublayerResults(out, q, k, v, context, logsumexp, h, mean, rstd, low=empty(0))
 

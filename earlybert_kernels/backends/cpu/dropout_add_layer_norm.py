@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import address
-from . import extension, run
+from . import empty, extension, run
 
 
 def forward(
@@ -17,14 +19,15 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`out (..., E)`, `mean (...)` and `rstd (...)`; see `ops.dropout_add_layer_norm`."""
+    saves: bool = True,
+) -> tuple[Tensor, Any, Any]:
+    """`out (..., E)`, and, None unless `saves`, `mean (...)` and `rstd (...)`; see `ops.dropout_add_layer_norm`."""
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
-    mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
+    mean, rstd = (empty(x.shape[:-1]) if saves else None for _ in range(2))
     run(
         extension.dropout_add_layer_norm_forward,
-        mean.numel(),
+        x.numel() // x.shape[-1],
         x.shape[-1],
         x.data_ptr(),
         residual.data_ptr(),
@@ -34,8 +37,8 @@ def forward(
         dropout_p,
         eps,
         out.data_ptr(),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        address(mean),
+        address(rstd),
     )
     return out, mean, rstd
 

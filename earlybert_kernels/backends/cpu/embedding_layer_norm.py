@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,13 +25,15 @@ def forward(
     padding_id: int,
     dropout_p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`out (T, E)`, `mean (T,)` and `rstd (T,)`; see `ops.embedding_layer_norm`."""
+    saves: bool = True,
+) -> tuple[Tensor, Any, Any]:
+    """`out (T, E)`, and, None unless `saves`, `mean (T,)` and `rstd (T,)`; see `ops.embedding_layer_norm`."""
     ids = [t.contiguous() for t in (input_ids, position_ids, token_type_ids)]
     tables = [t.contiguous() for t in (word, position, token_type)]
     weight, bias = weight.contiguous(), bias.contiguous()
     tokens, cols = len(input_ids), word.shape[1]
-    out, mean, rstd = empty(tokens, cols), empty(tokens), empty(tokens)
+    out = empty(tokens, cols)
+    mean, rstd = (empty(tokens) if saves else None for _ in range(2))
     run(
         extension.embedding_layer_norm_forward,
         tokens,
@@ -41,8 +45,8 @@ def forward(
         bias.data_ptr(),
         eps,
         out.data_ptr(),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        address(mean),
+        address(rstd),
     )
     return out, mean, rstd
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from . import empty, linear
@@ -28,15 +30,17 @@ def forward(
     active: Tensor | None,
     gates: Tensor | None,
     activation: str,
+    saves: bool = True,
+    *,
     bfloat16: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`.
+) -> tuple[Tensor, Any]:
+    """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`, None unless `saves`.
 
     `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take; the rest is as in
     `ops.feed_forward`.
     """
     first, second = _kept(w_in, w_out, active, gates, bfloat16)
-    h, preactivation = linear.forward(x, first, b_in, activation=activation)
+    h, preactivation = linear.forward(x, first, b_in, activation=activation, saves=saves)
     out, _ = linear.forward(h, second, b_out)
     return out, preactivation
 
@@ -50,6 +54,7 @@ def backward(
     active: Tensor | None,
     gates: Tensor | None,
     activation: str,
+    *,
     grad_x: Tensor | None = None,
     bfloat16: bool = False,
 ) -> tuple[Tensor, ...]:

@@ -17,10 +17,10 @@ def forward(own: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
     """The output, and what backward needs."""
     h, preactivation = feed_forward.forward(
         own.x, own.w_in, own.b_in, own.w_out, own.b_out, own.active_neurons, own.neuron_gates, own.activation,
-        own.bfloat16,
+        own.saves, bfloat16=own.bfloat16,
     )  # fmt: skip
     out, mean, rstd = dropout_add_layer_norm.forward(
-        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps
+        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, own.saves
     )
     return FeedForwardSublayerResults(out, preactivation, h, mean, rstd, low=empty(0))
 
@@ -34,6 +34,6 @@ def backward(grad_out: Tensor, own: FeedForwardSublayerSaved) -> FeedForwardSubl
         grad_h, grad_x = grad_x, grad_x.clone()
     *grads, grad_gates = feed_forward.backward(
         grad_h, own.preactivation, own.x, own.w_in, own.w_out, own.active_neurons, own.neuron_gates, own.activation,
-        grad_x, own.bfloat16,
+        grad_x=grad_x, bfloat16=own.bfloat16,
     )  # fmt: skip
     return FeedForwardSublayerGrads._make((*grads, *grad_norm, grad_gates))

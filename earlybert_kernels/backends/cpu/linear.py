@@ -49,7 +49,13 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, kept: Kept, bias: Tensor | None, *, x_rows: Tensor | None = None, activation: str = "none"
+    x: Tensor,
+    kept: Kept,
+    bias: Tensor | None,
+    *,
+    x_rows: Tensor | None = None,
+    activation: str = "none",
+    saves: bool = True,
 ) -> tuple[Tensor, Any]:
     """`activation((x * in_scale) weight^T + bias)` on the kept units.
 
@@ -59,9 +65,11 @@ def forward(
         bias: of all rows of the weight, or None.
         x_rows: int64, the rows of x to take; None for all.
         activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
+        saves: whether to write what the activation is applied to.
 
     Returns:
-        `(tokens, kept rows)`, and what the activation was applied to, the same shape (None without one).
+        `(tokens, kept rows)`, and what the activation was applied to, the same shape (None without one, or unless
+        `saves`).
     """
     x, kept, bias = _rows(x), kept.prepared(), None if bias is None else bias.contiguous()
     x_rows = None if x_rows is None else x_rows.contiguous()
@@ -69,7 +77,7 @@ def forward(
     arguments = kept.arguments(tokens, x, x_rows)
     out = arguments[0][2]
     y = empty(tokens, out)
-    preactivation = None if activation == "none" else empty(tokens, out)
+    preactivation = empty(tokens, out) if saves and activation != "none" else None
     code = ACTIVATIONS.index(activation)
     run(extension.linear_forward, *arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
     return y, preactivation

@@ -8,19 +8,20 @@ from torch import Tensor
 from .. import ACTIVATIONS, address, cuda
 
 
-def forward(y: Tensor, gates: Tensor | None, activation: str) -> Tensor:
+def forward(y: Tensor, gates: Tensor | None, activation: str, *, in_place: bool = False) -> Tensor:
     """`gates * activation(y)`, computed in float32 and rounded once.
 
     Args:
         y: `(T, F)`, contiguous, float32, float16 or bfloat16.
         gates: float32 `(F,)`; None for 1.
         activation: a name of `reference.feed_forward.ACTIVATIONS`.
+        in_place: whether to write the result over y.
 
     Returns:
         `(T, F)` in y's dtype.
     """
     gates = None if gates is None else gates.contiguous()
-    h = torch.empty_like(y)
+    h = y if in_place else torch.empty_like(y)
     cuda.extension.activation_forward(
         *cuda.launch(y),
         cuda.code(y),

@@ -58,10 +58,11 @@ def forward(
     dropout_p: float,
     scale: float,
     window: None = None,
+    saves: bool = True,
     *,
     zero_pruned: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """`out (Tq, H, D)` and the log-sum-exp of the scores, float32 `(H, Tq)`; see `ops.attention`.
+) -> tuple[Tensor, Any]:
+    """`out (Tq, H, D)` and the log-sum-exp of the scores, float32 `(H, Tq)`, None unless `saves`; see `ops.attention`.
 
     Args:
         q, k, v: float16 or bfloat16, heads of 32 or 64 values, strided in any way.
@@ -72,8 +73,8 @@ def forward(
     inputs = (q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q, head_mask, head_gates, seed)
     problem, _kept = _problem(*inputs, dropout_p, scale, zero_pruned)
     out = _contiguous_like(q)
-    logsumexp = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    cuda.extension.attention_forward(*cuda.launch(q), problem, out.data_ptr(), logsumexp.data_ptr())
+    logsumexp = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32) if saves else None
+    cuda.extension.attention_forward(*cuda.launch(q), problem, out.data_ptr(), address(logsumexp))
     return out, logsumexp
 
 

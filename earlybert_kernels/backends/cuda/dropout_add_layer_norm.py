@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,25 +30,25 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     eps: float,
+    saves: bool = True,
     *,
     cast_out: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32, and `out` in x's dtype, written along
-    (None where that is its own or `cast_out` is False).
+) -> tuple[Tensor, Any, Any, Tensor | None]:
+    """`out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32, None unless `saves`, and `out` in x's
+    dtype, written along (None where that is its own or `cast_out` is False).
 
     The dtypes of (x and) residual are (T or) float32; `weight` and `bias` are of residual's dtype or float32.
     """
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(residual)
     out_cast = torch.empty_like(x) if cast_out and x.dtype != residual.dtype else None
-    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    rstd = torch.empty_like(mean)
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) if saves else None for _ in range(2))
     cuda.extension.dropout_add_layer_norm_forward(
         *cuda.launch(x),
         cuda.code(x),
         cuda.code(residual),
         cuda.code(weight),
-        mean.numel(),
+        x.numel() // x.shape[-1],
         x.shape[-1],
         x.data_ptr(),
         residual.data_ptr(),
@@ -57,8 +59,8 @@ def forward(
         eps,
         out.data_ptr(),
         address(out_cast),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        address(mean),
+        address(rstd),
     )
     return out, mean, rstd, out_cast
 

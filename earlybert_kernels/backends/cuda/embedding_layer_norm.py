@@ -6,6 +6,8 @@ adds to no table's gradient.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,8 @@ def forward(
     padding_id: int,
     dropout_p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    saves: bool = True,
+) -> tuple[Tensor, Any, Any]:
     """`out (T, E)` of the tables' dtype, `mean (T,)` and `rstd (T,)`, float32; see `ops.embedding_layer_norm`.
 
     Args:
@@ -58,13 +61,13 @@ def forward(
         padding_id: the row of `word` that gets no gradient, or -1.
         dropout_p: in [0, 1).
         eps: added to the variance.
+        saves: whether to return the statistics, which are None otherwise.
     """
     tables = _contiguous(input_ids, position_ids, token_type_ids, word, position, token_type)
     weight, bias = weight.contiguous(), bias.contiguous()
     tokens, cols = input_ids.shape[0], word.shape[1]
     out = torch.empty(tokens, cols, dtype=word.dtype, device=word.device)
-    mean = torch.empty(tokens, dtype=torch.float32, device=word.device)
-    rstd = torch.empty_like(mean)
+    mean, rstd = (word.new_empty(tokens, dtype=torch.float32) if saves else None for _ in range(2))
     cuda.extension.embedding_layer_norm_forward(
         *cuda.launch(word),
         cuda.code(word),
@@ -78,8 +81,8 @@ def forward(
         dropout_p,
         eps,
         out.data_ptr(),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        address(mean),
+        address(rstd),
     )
     return out, mean, rstd
 

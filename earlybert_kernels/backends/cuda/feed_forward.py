@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import vendor
@@ -18,15 +20,16 @@ def forward(
     active: Tensor | None,
     gates: Tensor | None,
     activation: str,
-) -> tuple[Tensor, Tensor]:
-    """The output `(T, E)`, and the neurons' values before the activation `(T, computed neurons)`.
+    saves: bool = True,
+) -> tuple[Tensor, Any]:
+    """The output `(T, E)`, and the neurons' values before the activation `(T, computed neurons)`, None unless `saves`.
 
     `active` are the neurons to compute, as int64 indices; the rest is as in `ops.feed_forward`.
     """
     w_in, b_in, w_out, gates = take_each((w_in, 0), (b_in, 0), (w_out, 1), (gates, 0), units=active)
     preactivation, _ = vendor.linear(x, w_in, b_in)
-    h = activation_kernels.forward(preactivation, gates, activation)
-    return vendor.linear(h, w_out, b_out)[0], preactivation
+    h = activation_kernels.forward(preactivation, gates, activation, in_place=not saves)
+    return vendor.linear(h, w_out, b_out)[0], preactivation if saves else None
 
 
 def backward(

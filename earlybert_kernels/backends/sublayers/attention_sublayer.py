@@ -36,14 +36,22 @@ def forward(parts: Parts, own: AttentionSublayerInputs) -> AttentionSublayerResu
     kv = _project(parts, low, together, units, own.head_size)
     context, logsumexp = parts.attention.forward(
         *_split(q, kv, rows), *_packing(own), parts.units.present(units), None, own.attention_seed,
-        own.attention_dropout_p, own.head_size**-0.5, zero_pruned=False,
+        own.attention_dropout_p, own.head_size**-0.5, None, own.saves, zero_pruned=False,
     )  # fmt: skip
     w_folded = parts.fold.fold(own.w_out, units, own.head_gates, own.head_size)
     columns = parts.units.used(units, own.head_size)
     h, _ = parts.products.linear(context.flatten(1), w_folded, own.b_out, inputs=columns)
     residual = own.x if rows is None else own.x.index_select(0, rows)
     out, mean, rstd, out_low = parts.dropout_add_layer_norm.forward(
-        h, residual, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, cast_out=own.return_low
+        h,
+        residual,
+        own.norm_weight,
+        own.norm_bias,
+        own.seed,
+        own.dropout_p,
+        own.eps,
+        own.saves,
+        cast_out=own.return_low,
     )
     out_low = h.new_empty(0) if out_low is None else out_low
     return AttentionSublayerResults(out, q, kv, q.new_empty(0), context, logsumexp, h, mean, rstd, out_low)

@@ -20,10 +20,10 @@ def forward(parts: Parts, own: FeedForwardSublayerInputs) -> FeedForwardSublayer
     """
     low = own.x.to(own.w_in.dtype) if own.x_low is None else own.x_low
     h, preactivation = parts.feed_forward.forward(
-        low, own.w_in, own.b_in, own.w_out, own.b_out, own.active_neurons, own.neuron_gates, own.activation
+        low, own.w_in, own.b_in, own.w_out, own.b_out, own.active_neurons, own.neuron_gates, own.activation, own.saves
     )
     out, mean, rstd, out_low = parts.dropout_add_layer_norm.forward(
-        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, cast_out=own.return_low
+        h, own.x, own.norm_weight, own.norm_bias, own.seed, own.dropout_p, own.eps, own.saves, cast_out=own.return_low
     )
     out_low = h.new_empty(0) if out_low is None else out_low
     return FeedForwardSublayerResults(out, preactivation, h, mean, rstd, out_low)

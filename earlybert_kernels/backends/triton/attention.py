@@ -118,10 +118,11 @@ def forward(
     dropout_p: float,
     scale: float,
     window: int | None = None,
+    saves: bool = True,
     *,
     zero_pruned: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """`out (Tq, H, D)` and the log-sum-exp of the scores, float32 `(H, Tq)`; see `ops.attention`.
+) -> tuple[Tensor, Any]:
+    """`out (Tq, H, D)` and the log-sum-exp of the scores, float32 `(H, Tq)`, None unless `saves`; see `ops.attention`.
 
     Args:
         q, k, v: float32, float16 or bfloat16, strided in any way that leaves a head's values side by side.
@@ -145,7 +146,7 @@ def forward(
         stay = False
     constants = _constants(q, tiles, one_block, zero_pruned, seed, dropout_p)
     out = q.new_empty(q.shape)
-    logsumexp = q.new_empty((heads, tokens_q), dtype=torch.float32)
+    logsumexp = q.new_empty((heads, tokens_q), dtype=torch.float32) if saves else None
     blocks = triton.cdiv(queries, tiles.queries)
     if stay:  # as few programs load a head's keys as keep a GPU busy
         blocks = min(blocks, triton.cdiv(_PROGRAMS, max(1, sequences * heads)))

@@ -116,7 +116,8 @@ def _store_result(
     if window is not None:
         total = tl.where(total > 0, total, 1.0)
     _store_rows(out, rows, count, stride, result * (factor / total)[:, None], HEAD_SIZE, BLOCK_D)
-    tl.store(logsumexp + rows, (top + tl.log2(total)) * _LN_2, mask=rows < count)
+    if logsumexp is not None:
+        tl.store(logsumexp + rows, (top + tl.log2(total)) * _LN_2, mask=rows < count)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -167,7 +168,8 @@ def forward(
         return
     first_q = first_q.to(tl.int64)
     out += (first_q * heads + head) * HEAD_SIZE
-    logsumexp += tl.cast(head, tl.int64) * tokens_q + first_q
+    if logsumexp is not None:
+        logsumexp += tl.cast(head, tl.int64) * tokens_q + first_q
     first_k = tl.load(cu_seqlens + sequence)
     count_k = tl.load(cu_seqlens + sequence + 1) - first_k
     pruned = False
@@ -179,7 +181,8 @@ def forward(
                 rows = start + tl.arange(0, BLOCK_M)
                 zeros = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
                 _store_rows(out, rows, count_q, heads * HEAD_SIZE, zeros, HEAD_SIZE, BLOCK_D)
-                tl.store(logsumexp + rows, tl.zeros([BLOCK_M], tl.float32), mask=rows < count_q)
+                if logsumexp is not None:
+                    tl.store(logsumexp + rows, tl.zeros([BLOCK_M], tl.float32), mask=rows < count_q)
         return
     first_k = first_k.to(tl.int64)
     q += first_q * q_token + head * q_head

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -61,8 +63,9 @@ def _forward_kernel(
         tl.store(out + at, tile.to(out.dtype.element_ty), mask=mask)
         if out_cast is not None:
             tl.store(out_cast + at, tile.to(out_cast.dtype.element_ty), mask=mask)
-    tl.store(mean + row, row_mean, mask=live)
-    tl.store(rstd + row, row_rstd, mask=live)
+    if mean is not None:
+        tl.store(mean + row, row_mean, mask=live)
+        tl.store(rstd + row, row_rstd, mask=live)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -152,9 +155,10 @@ def forward(
     seed: Tensor | None,
     dropout_p: float,
     eps: float,
+    saves: bool = True,
     *,
     cast_out: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Any, Any, Tensor | None]:
     """`LayerNorm(residual + dropout(x)) * weight + bias`; see `ops.dropout_add_layer_norm`.
 
     Args:
@@ -163,18 +167,19 @@ def forward(
         seed: int64 0-d on x's device, or None for no dropout.
         dropout_p: in [0, 1).
         eps: added to the variance.
+        saves: whether to return the statistics.
         cast_out: whether to return `out` in x's dtype as well where that is another.
 
     Returns:
-        `out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32, and `out` in x's dtype, written
-        along (None where that is its own or `cast_out` is False).
+        `out (..., E)` of residual's dtype, `mean (...)` and `rstd (...)`, float32, or None, and `out` in x's dtype,
+        written along (None where that is its own or `cast_out` is False).
     """
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(residual)
     out_cast = torch.empty_like(x) if cast_out and x.dtype != residual.dtype else None
-    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    rstd = torch.empty_like(mean)
-    rows, width = mean.numel(), x.shape[-1]
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) if saves else None for _ in range(2))
+    width = x.shape[-1]
+    rows = x.numel() // width
     tile_rows, cols, num_warps = tiling(width)
     launch(
         _forward_kernel,

@@ -7,6 +7,8 @@ ends the process's use of the GPU.)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -82,8 +84,9 @@ def _forward_kernel(
         if THRESHOLD > 0:
             tile *= tl.where(keep_tile(key, row, chunk, COLS, THRESHOLD), KEPT_SCALE, 0.0)
         tl.store(out + row[:, None] * E + col[None, :], tile.to(out.dtype.element_ty), mask=mask)
-    tl.store(mean + row, row_mean, mask=live)
-    tl.store(rstd + row, row_rstd, mask=live)
+    if mean is not None:
+        tl.store(mean + row, row_mean, mask=live)
+        tl.store(rstd + row, row_rstd, mask=live)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -180,7 +183,8 @@ def forward(
     padding_id: int,
     dropout_p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    saves: bool = True,
+) -> tuple[Tensor, Any, Any]:
     """`dropout(LayerNorm(word[input_ids] + position[position_ids] + token_type[token_type_ids]))`.
 
     Args:
@@ -191,16 +195,16 @@ def forward(
         padding_id: the row of `word` that gets no gradient, or -1.
         dropout_p: in [0, 1).
         eps: added to the variance.
+        saves: whether to return the statistics.
 
     Returns:
-        `out (T, E)` of the dtype that the tables promote to, `mean (T,)` and `rstd (T,)`, float32.
+        `out (T, E)` of the dtype that the tables promote to, `mean (T,)` and `rstd (T,)`, float32, or None.
     """
     ids = [t.contiguous() for t in (input_ids, position_ids, token_type_ids)]
     tables = [t.contiguous() for t in (word, position, token_type)]
     tokens, width = input_ids.shape[0], word.shape[1]
     out = torch.empty(tokens, width, dtype=_result_dtype(*tables), device=word.device)
-    mean = torch.empty(tokens, dtype=torch.float32, device=word.device)
-    rstd = torch.empty_like(mean)
+    mean, rstd = (word.new_empty(tokens, dtype=torch.float32) if saves else None for _ in range(2))
     tile_rows, cols, num_warps = tiling(width)
     launch(
         _forward_kernel,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .fold import fold, unfold
@@ -18,13 +20,17 @@ def forward(
     active: Tensor | None,
     gates: Tensor | None,
     activation: str,
-) -> tuple[Tensor, Tensor]:
-    """The output `(T, E)`, and the neurons' values before the activation `(T, room for neurons)`.
+    saves: bool = True,
+) -> tuple[Tensor, Any]:
+    """The output `(T, E)`, and the neurons' values before the activation `(T, room for neurons)`, None
+    unless `saves`.
 
     `active` are the neurons to compute, as int64 indices or as a bool mask; the rest is as in `ops.feed_forward`.
     """
     units = computed_units(active)
-    h, preactivation = linear(x, take(w_in, units), take(b_in, units), activation=activation, outputs=used(units))
+    h, preactivation = linear(
+        x, take(w_in, units), take(b_in, units), activation=activation, outputs=used(units), saves=saves
+    )
     out, _ = linear(h, fold(w_out, units, gates), b_out, inputs=used(units))
     return out, preactivation
 

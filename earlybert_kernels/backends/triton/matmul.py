@@ -83,9 +83,9 @@ def _matmul(
     """One tile of `a (M, K) @ b (K, N)`, of the k_part columns of a that program_id(1) names.
 
     USED is the dimension that is in use in part ("m", "n", "k"), or "". EPILOGUE "forward" adds the bias, if any, and
-    stores the activation of the sum in c, and the sum in `preactivation`, if there is an ACTIVATION; "backward" takes
-    the product for the gradient of an activation: it stores that of `preactivation` in c, the activation in
-    `activated` and c's sums over the tile's rows in `column_sums`.
+    stores the activation of the sum in c, and the sum in `preactivation`, unless that is None, if there is an
+    ACTIVATION; "backward" takes the product for the gradient of an activation: it stores that of `preactivation` in c,
+    the activation in `activated` and c's sums over the tile's rows in `column_sums`.
     """
     # What is known of M and K, so that loads along them are wide.
     if M_BY_16:
@@ -139,7 +139,8 @@ def _matmul(
         if bias is not None:
             total += tl.load(bias + offs_n, offs_n < N, 0.0).to(tl.float32)[None, :]
         if ACTIVATION != "none":
-            tl.store(preactivation + begin + place, total.to(dtype), stored)
+            if preactivation is not None:
+                tl.store(preactivation + begin + place, total.to(dtype), stored)
             total = activate(total, ACTIVATION)
     else:
         before = tl.load(preactivation + begin + place, stored, 0.0).to(tl.float32)
@@ -162,6 +163,7 @@ def matmul(
     activation: str = "none",
     add_to: Tensor | None = None,
     parts: int = 1,
+    saves: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """`activation(a @ b + bias)`.
 
@@ -173,16 +175,17 @@ def matmul(
         activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
         add_to: `(M, N)` with contiguous rows, of any dtype: the result is added to it, in place.
         parts: the inner dimension is cut into that many, which are summed at the end: for small results.
+        saves: whether to store what the activation is applied to.
 
     Returns:
-        `(M, N)`, and what the activation was applied to (None without one).
+        `(M, N)`, and what the activation was applied to (None without one, or unless `saves`).
     """
     rows, columns = a.shape[0], b.shape[1]
     if parts > 1:
         out = torch.empty(parts, rows, columns, dtype=torch.float32, device=a.device)
     else:
         out = torch.empty(rows, columns, dtype=a.dtype, device=a.device) if add_to is None else add_to
-    preactivation = None if activation == "none" else torch.empty_like(out)
+    preactivation = torch.empty_like(out) if saves and activation != "none" else None
     _launch(a, b, out, tile, used, bias, preactivation, None, None, "forward", activation, add_to is not None, parts)
     return out if parts == 1 else out.sum(0).to(a.dtype), preactivation
 

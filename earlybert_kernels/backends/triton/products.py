@@ -58,6 +58,7 @@ def linear(
     activation: str = "none",
     outputs: Used | None = None,
     inputs: Used | None = None,
+    saves: bool = True,
 ) -> tuple[Tensor, Any]:
     """`activation(x weight^T + bias)`.
 
@@ -67,17 +68,18 @@ def linear(
         activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
         outputs, inputs: how much of O or of I is in use (not of both); None for all. The rest of the result is not
             written.
+        saves: whether to keep what the activation is applied to.
 
     Returns:
-        `(T, O)`, and what the activation was applied to (None without one).
+        `(T, O)`, and what the activation was applied to (None without one, or unless `saves`).
     """
     kind = "forward" if activation == "none" else "forward_activation"
     library, tile, _ = choice(kind, x, x.shape[0])
     used = _used(n=outputs, k=inputs)
     if not library or used is not None:
-        return matmul(x, weight.t(), tile, used=used, bias=bias, activation=activation)
+        return matmul(x, weight.t(), tile, used=used, bias=bias, activation=activation, saves=saves)
     y, _ = vendor.linear(x, weight, bias)
-    return (y, None) if activation == "none" else (activation_forward(y, activation), y)
+    return (y, None) if activation == "none" else (activation_forward(y, activation), y if saves else None)
 
 
 def linear_grad_input(

@@ -13,6 +13,8 @@
 #endif
 
 #include "../common/macros.h"
+#include "factor.h"
+#include "pairs.h"
 #include "vec.h"
 
 namespace earlybert {
@@ -34,54 +36,11 @@ constexpr int64_t kBlockCols = 384;  // columns of b packed at a time: they fit 
 // Below this many multiplications waking the other threads costs more than they save.
 constexpr int64_t kParallelProducts = 1 << 18;
 
-// A factor of a product. `outer` runs over the rows of the left or the columns of the right factor, `inner` over what
-// is summed; element (o, p) is data[at(outer_index, o) * outer + at(inner_index, p) * inner], where a missing index
-// picks o or p itself, times outer_scale[o] and inner_scale[p] where there are such.
-struct Factor {
-  const float* data;
-  int64_t outer, inner;
-  const int64_t* outer_index;
-  const int64_t* inner_index;
-  const float* outer_scale;
-  const float* inner_scale;
-};
-
-static inline int64_t at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
-static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static inline int64_t max_threads() {
 #if defined(_OPENMP)
   return omp_get_max_threads();
 #else
   return 1;
-#endif
-}
-
-// Transposes kVec rows of kVec floats: column p goes to target + p * step.
-static inline void transpose_square(const float* const* rows, float* target, int64_t step) {
-#if defined(__GNUC__) && !defined(__clang__)
-  Vec v[kVec];
-  for (int i = 0; i < kVec; ++i) v[i] = load(rows[i]);
-  EARLYBERT_UNROLL
-  for (int half = kVec / 2; half > 0; half /= 2) {
-    VecInt low, high;
-    for (int lane = 0; lane < kVec; ++lane) {
-      low[lane] = (lane & half) == 0 ? lane : kVec + lane - half;
-      high[lane] = (lane & half) == 0 ? lane + half : kVec + lane;
-    }
-    EARLYBERT_UNROLL
-    for (int i = 0; i < kVec; ++i) {
-      if ((i & half) != 0) continue;
-      const Vec a = v[i], b = v[i + half];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + half] = __builtin_shuffle(a, b, high);
-    }
-  }
-  for (int p = 0; p < kVec; ++p) store(target + p * step, v[p]);
-#else
-  for (int p = 0; p < kVec; ++p) {
-    for (int i = 0; i < kVec; ++i) target[p * step + i] = rows[i][p];
-  }
 #endif
 }
 
@@ -97,9 +56,10 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
       }
       int64_t p = 0;
       for (; p + kVec <= depth; p += kVec) {
-        const float* here[kVec];
-        for (int i = 0; i < kVec; ++i) here[i] = rows[i] + p;
-        transpose_square(here, target + p * width + o, width);
+        Vec square[kVec];
+        for (int i = 0; i < kVec; ++i) square[i] = load(rows[i] + p);
+        transpose(square);
+        for (int i = 0; i < kVec; ++i) store(target + (p + i) * width + o, square[i]);
       }
       for (; p < depth; ++p) {
         for (int i = 0; i < kVec; ++i) target[p * width + o + i] = rows[i][p];
@@ -167,6 +127,9 @@ struct BFloat16 : Float32 {
 
   static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
                    Element* __restrict target) {
+#if defined(__AVX512BF16__)
+    pack_pairs(f, first, count, begin, depth, width, target);
+#else
     static_assert(kTileCols >= kRowPanel, "the wider panel has to fit");
     constexpr int64_t kPart = 64;  // stays in the nearest cache
     alignas(64) float floats[kPart * kTileCols];
@@ -178,19 +141,13 @@ struct BFloat16 : Float32 {
         for (int64_t o = 0; o < width; o += kVec) {
           const float* at = floats + p * width + o;
           const Vec low = to_bfloat16(EARLYBERT_ISA::load(at));
-          const Vec high = pair ? to_bfloat16(EARLYBERT_ISA::load(at + width)) : Vec{};
-#if defined(__AVX512BF16__)
-          const __m512i element =
-              _mm512_or_si512(_mm512_srli_epi32(reinterpret_cast<__m512i>(low), 16), reinterpret_cast<__m512i>(high));
-          _mm512_storeu_si512(target + o, element);
-#else
-          store(target + o, pair ? high : low);
+          store(target + o, pair ? to_bfloat16(EARLYBERT_ISA::load(at + width)) : low);
           if (pair) store(target + width + o, low);
-#endif
         }
-        target += kNumbers == 2 || !pair ? width : 2 * width;
+        target += pair ? 2 * width : width;
       }
     }
+#endif
   }
 };
 

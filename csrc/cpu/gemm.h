@@ -30,8 +30,7 @@ constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // elements of 
 
 constexpr int kAhead = 8;  // steps of a tile that b, which is in the second cache, is asked for beforehand
 
-constexpr int64_t kDepth = 512;      // summed at a time: a tile of a then fits the nearest cache
-constexpr int64_t kBlockCols = 384;  // columns of b packed at a time: they fit the second
+constexpr int64_t kBlockElements = 384 * 512;  // of b packed at a time: they fit the second cache
 
 // Below this many multiplications waking the other threads costs more than they save.
 constexpr int64_t kParallelProducts = 1 << 18;
@@ -98,6 +97,7 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
 struct Float32 {
   using Element = float;
   static constexpr int64_t kNumbers = 1;  // in an element: neighbours along what is summed
+  static constexpr int64_t kDepth = 512;  // numbers summed at a time: a tile of a is then in the nearest cache
 
   static inline Vec load(const float* p) { return EARLYBERT_ISA::load(p); }
   static inline Vec splat(float x) { return EARLYBERT_ISA::splat(x); }
@@ -113,6 +113,7 @@ struct Float32 {
 // With that instruction an element is a pair, elsewhere a float32, and every sum has the same bits, since a product of
 // two bfloat16 is exact in float32. (Those below 1e-38 are not; the instruction takes them for 0.)
 struct BFloat16 : Float32 {
+  static constexpr int64_t kDepth = 1024;  // in every form, so that sums have the same order
 #if defined(__AVX512BF16__)
   using Element = uint32_t;
   static constexpr int64_t kNumbers = 2;
@@ -225,7 +226,8 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
   // As many blocks of columns as threads if the rest of the rows still pays for packing them, then blocks of rows.
   const int64_t panels = (cols + kTileCols - 1) / kTileCols;
   const int64_t threads = rows * cols * depth < kParallelProducts ? 1 : max_threads();
-  const int64_t most = kBlockCols / kTileCols;
+  constexpr int64_t kDepth = Format::kDepth, kSteps = kDepth / Format::kNumbers;
+  constexpr int64_t most = kBlockElements / kSteps / kTileCols;
   int64_t column_blocks = (panels + most - 1) / most;
   column_blocks = min(panels, (column_blocks + threads - 1) / threads * threads);
   const int64_t block_panels = (panels + column_blocks - 1) / column_blocks;
@@ -239,8 +241,8 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     using Element = typename Format::Element;
-    const std::size_t a_elements = kDepth * kRowPanel;
-    const std::size_t elements = a_elements + static_cast<std::size_t>(block_panels * kTileCols * kDepth);
+    const std::size_t a_elements = kSteps * kRowPanel;
+    const std::size_t elements = a_elements + static_cast<std::size_t>(block_panels * kTileCols * kSteps);
     Element* memory = static_cast<Element*>(std::aligned_alloc(64, elements * sizeof(Element)));
     Element* b_panels = memory + a_elements;
 #pragma omp for schedule(dynamic)

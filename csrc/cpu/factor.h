@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "numbers.h"
 #include "vec.h"
 
 namespace earlybert {
@@ -12,7 +13,7 @@ namespace EARLYBERT_ISA {
 // is summed; element (o, p) is data[at(outer_index, o) * outer + at(inner_index, p) * inner], where a missing index
 // picks o or p itself, times outer_scale[o] and inner_scale[p] where there are such.
 struct Factor {
-  const float* data;
+  Numbers data;
   int64_t outer, inner;
   const int64_t* outer_index;
   const int64_t* inner_index;
@@ -22,6 +23,7 @@ struct Factor {
 
 static inline int64_t at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace EARLYBERT_ISA
 }  // namespace earlybert

@@ -1,5 +1,5 @@
-// Packing for AVX512-BF16: numbers are scaled, rounded to bfloat16 and put side by side in pairs of neighbours along what
-// is summed, in one pass.
+// Packing for AVX512-BF16: numbers are scaled, rounded to bfloat16 and put side by side in pairs of neighbours along
+// what is summed, in one pass.
 #pragma once
 
 #include <cstdint>
@@ -19,29 +19,35 @@ static inline __m512i round_two(Vec first, Vec second) {
       _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
 }
 
+// The pairs of 2 kVec numbers.
+static inline Vec load_pairs(const float* p) { return reinterpret_cast<Vec>(round_two(load(p), load(p + kVec))); }
+static inline Vec load_pairs(const uint16_t* p) { return reinterpret_cast<Vec>(_mm512_loadu_si512(p)); }
+
 // `some` numbers of a row from `from` on, as load_some, picked and scaled along what is summed.
-static inline Vec load_inner(const Factor& f, const float* row, int64_t from, int64_t some) {
+template <typename Number>
+static inline Vec load_inner(const Factor& f, const Number* row, int64_t from, int64_t some) {
   Vec numbers;
   if (f.inner_index == nullptr) {
     numbers = load_some(row + from, some);
   } else {
     float picked[kVec] = {};
-    for (int64_t i = 0; i < min(some, kVec); ++i) picked[i] = row[f.inner_index[from + i]];
+    for (int64_t i = 0; i < min(some, kVec); ++i) picked[i] = widen(row[f.inner_index[from + i]]);
     numbers = load(picked);
   }
   return f.inner_scale == nullptr ? numbers : numbers * load_some(f.inner_scale + from, some);
 }
 
 // Of a factor with contiguous rows: 2 kVec numbers of kVec rows are kVec pairs of each, which are transposed.
-static void pack_rows(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
-                      uint32_t* __restrict target) {
+template <typename Number>
+static void pack_rows(const Factor& f, const Number* data, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                      int64_t width, uint32_t* __restrict target) {
   const bool plain = f.inner_index == nullptr && f.inner_scale == nullptr && f.outer_scale == nullptr;
   for (int64_t o = 0; o < width; o += kVec) {
-    const float* rows[kVec];
+    const Number* rows[kVec];
     float scales[kVec];
     for (int i = 0; i < kVec; ++i) {  // a row that is missing repeats the last
       const int64_t row = first + min(o + i, count - 1);
-      rows[i] = f.data + at(f.outer_index, row) * f.outer;
+      rows[i] = data + at(f.outer_index, row) * f.outer;
       scales[i] = f.outer_scale == nullptr ? 1.0f : f.outer_scale[row];
     }
     for (int64_t p = 0; p < depth; p += 2 * kVec) {
@@ -50,7 +56,7 @@ static void pack_rows(const Factor& f, int64_t first, int64_t count, int64_t beg
       if (plain && left >= 2 * kVec) {
         EARLYBERT_UNROLL
         for (int i = 0; i < kVec; ++i) {
-          square[i] = reinterpret_cast<Vec>(round_two(load(rows[i] + from), load(rows[i] + from + kVec)));
+          square[i] = load_pairs(rows[i] + from);
         }
       } else {
         for (int i = 0; i < kVec; ++i) {
@@ -70,17 +76,18 @@ static void pack_rows(const Factor& f, int64_t first, int64_t count, int64_t beg
 }
 
 // Of any other: pairs are numbers of two neighbouring columns.
-static void pack_columns(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
-                         uint32_t* __restrict target) {
+template <typename Number>
+static void pack_columns(const Factor& f, const Number* data, int64_t first, int64_t count, int64_t begin,
+                         int64_t depth, int64_t width, uint32_t* __restrict target) {
   const bool contiguous = f.outer == 1 && f.outer_index == nullptr;
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                              21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t p = 0; p < depth; p += 2, target += width) {
-    const float* columns[2];
+    const Number* columns[2];
     float scales[2];
     for (int n = 0; n < 2; ++n) {  // one that is missing repeats the first, and is put to 0 below
       const int64_t column = begin + min(p + n, depth - 1);
-      columns[n] = f.data + at(f.inner_index, column) * f.inner;
+      columns[n] = data + at(f.inner_index, column) * f.inner;
       scales[n] = f.inner_scale == nullptr ? 1.0f : f.inner_scale[column];
     }
     for (int64_t o = 0; o < width; o += kVec) {
@@ -93,7 +100,7 @@ static void pack_columns(const Factor& f, int64_t first, int64_t count, int64_t 
         } else {
           float picked[kVec] = {};
           for (int64_t i = 0; i < min(some, kVec); ++i) {
-            picked[i] = columns[n][at(f.outer_index, first + o + i) * f.outer];
+            picked[i] = widen(columns[n][at(f.outer_index, first + o + i) * f.outer]);
           }
           numbers[n] = load(picked);
         }
@@ -109,12 +116,13 @@ static void pack_columns(const Factor& f, int64_t first, int64_t count, int64_t 
 // Packs elements (first ... first + count) x (begin ... begin + depth) of a factor: the pair of (o, p) and (o, p + 1),
 // p even, goes to target[p / 2 * width + o - first]; what is missing to an even depth, and to `width`, a multiple of
 // kVec, becomes 0.
-static void pack_pairs(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
-                       uint32_t* target) {
+template <typename Number>
+static void pack_pairs(const Factor& f, const Number* data, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                       int64_t width, uint32_t* target) {
   if (f.inner == 1) {
-    pack_rows(f, first, count, begin, depth, width, target);
+    pack_rows(f, data, first, count, begin, depth, width, target);
   } else {
-    pack_columns(f, first, count, begin, depth, width, target);
+    pack_columns(f, data, first, count, begin, depth, width, target);
   }
 }
 

@@ -23,6 +23,7 @@ constexpr int kVec = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kVec)));
 typedef int32_t VecInt __attribute__((vector_size(4 * kVec)));
+typedef uint16_t VecHalf __attribute__((vector_size(2 * kVec)));
 
 static inline Vec load(const float* p) {
   Vec v;
@@ -89,6 +90,41 @@ static inline Vec to_bfloat16(Vec x) {
   rounded = size < 0x00800000 ? (bits ^ size) : rounded;
   return reinterpret_cast<Vec>(rounded & static_cast<int32_t>(0xFFFF0000));
 #endif
+}
+
+// bfloat16 in memory: the upper half of a float32.
+static inline float widen(float x) { return x; }
+static inline float widen(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+static inline Vec load(const uint16_t* p) {
+  VecHalf half;
+  std::memcpy(&half, p, sizeof(half));
+  return reinterpret_cast<Vec>(__builtin_convertvector(half, VecInt) << 16);
+}
+static inline void store(uint16_t* p, Vec v) {
+  const VecHalf half = __builtin_convertvector((reinterpret_cast<VecInt>(to_bfloat16(v)) >> 16) & 0xFFFF, VecHalf);
+  std::memcpy(p, &half, sizeof(half));
+}
+static inline Vec load_some(const uint16_t* p, int64_t count) {
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+  return reinterpret_cast<Vec>(_mm512_slli_epi32(wide, 16));
+#else
+  if (count >= kVec) return load(p);
+  uint16_t lanes[kVec] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+#endif
+}
+static inline void store_some(uint16_t* p, Vec v, int64_t count) {
+  if (count >= kVec) return store(p, v);
+  uint16_t lanes[kVec];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
 // Transposes kVec registers.

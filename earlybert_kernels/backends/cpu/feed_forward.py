@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import empty, linear
@@ -32,11 +33,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`.
 
-    `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take; the rest is as in
-    `ops.feed_forward`.
+    `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take, and what lies between them is
+    then bfloat16; the rest is as in `ops.feed_forward`.
     """
     first, second = _kept(w_in, w_out, active, gates, bfloat16)
-    h, preactivation = linear.forward(x, first, b_in, activation=activation)
+    inner = torch.bfloat16 if bfloat16 else torch.float32
+    h, preactivation = linear.forward(x, first, b_in, activation=activation, dtype=inner)
     out, _ = linear.forward(h, second, b_out)
     return out, preactivation
 

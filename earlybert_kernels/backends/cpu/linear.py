@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import ACTIVATIONS, address
@@ -40,7 +41,12 @@ class Kept(NamedTuple):
         of_x = (0, 0) if x is None else (x.shape[0], x.stride(0))
         sizes = (tokens, size, out, *of_x, rows, self.weight.stride(0), columns)
         picks = (address(x_rows), address(self.out_units), address(self.in_units), address(self.in_scale))
-        return sizes, address(x), self.weight.data_ptr(), picks, self.bfloat16
+        return sizes, _place(x), self.weight.data_ptr(), picks, self.bfloat16
+
+
+def _place(t: Tensor | None) -> tuple[int, bool]:
+    """A tensor's address, and whether it is bfloat16."""
+    return address(t), t is not None and t.dtype == torch.bfloat16
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -49,16 +55,23 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, kept: Kept, bias: Tensor | None, *, x_rows: Tensor | None = None, activation: str = "none"
+    x: Tensor,
+    kept: Kept,
+    bias: Tensor | None,
+    *,
+    x_rows: Tensor | None = None,
+    activation: str = "none",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Any]:
     """`activation((x * in_scale) weight^T + bias)` on the kept units.
 
     Args:
-        x: `(T, kept columns)`.
+        x: `(T, kept columns)`, float32 or bfloat16.
         kept: the weight.
         bias: of all rows of the weight, or None.
         x_rows: int64, the rows of x to take; None for all.
         activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
+        dtype: of the results, float32 or bfloat16.
 
     Returns:
         `(tokens, kept rows)`, and what the activation was applied to, the same shape (None without one).
@@ -68,10 +81,10 @@ def forward(
     tokens = x.shape[0] if x_rows is None else len(x_rows)
     arguments = kept.arguments(tokens, x, x_rows)
     out = arguments[0][2]
-    y = empty(tokens, out)
-    preactivation = None if activation == "none" else empty(tokens, out)
+    y = torch.empty(tokens, out, dtype=dtype)
+    preactivation = None if activation == "none" else torch.empty_like(y)
     code = ACTIVATIONS.index(activation)
-    run(extension.linear_forward, *arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
+    run(extension.linear_forward, *arguments, address(bias), code, _place(preactivation), _place(y), out)
     return y, preactivation
 
 
@@ -88,13 +101,14 @@ def backward(
     """The gradients of `forward`'s x, weight, bias and in_scale (None without one).
 
     Args:
-        grad_y: `(tokens, kept rows)`.
+        grad_y: `(tokens, kept rows)`, float32 or bfloat16.
         x: as in forward; None with an activation.
         kept: the weight.
         x_rows: as in forward; the gradient of x is then that of the picked rows.
-        grad_x: contiguous; the gradient of x is added to it. None for a new one. Not with an activation.
+        grad_x: float32, contiguous; the gradient of x is added to it. None for a new one, of the dtype of x. Not with an
+            activation.
         activation: what x came out of, in place of x: the first result is then the gradient of `preactivation`.
-        preactivation: `(tokens, kept columns)`.
+        preactivation: `(tokens, kept columns)`, float32 or bfloat16, which is then the dtype of its gradient.
     """
     grad_y, kept = _rows(grad_y), kept.prepared()
     x, x_rows = None if x is None else _rows(x), None if x_rows is None else x_rows.contiguous()
@@ -102,19 +116,20 @@ def backward(
     size = arguments[0][1]
     accumulate = grad_x is not None
     if grad_x is None:
-        grad_x = empty(grad_y.shape[0], size)
+        like = x if preactivation is None else preactivation
+        grad_x = torch.empty(grad_y.shape[0], size, dtype=torch.float32 if like is None else like.dtype)
     grad_weight, grad_bias = empty(kept.weight.shape), empty(kept.weight.shape[0])
     grad_in_scale = None if kept.in_scale is None else empty(size)
     run(
         extension.linear_backward,
         *arguments,
-        grad_y.data_ptr(),
+        _place(grad_y),
         grad_y.stride(0),
-        grad_x.data_ptr(),
+        _place(grad_x),
         grad_x.stride(0),
         accumulate,
         ACTIVATIONS.index(activation),
-        address(preactivation),
+        _place(preactivation),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
         address(grad_in_scale),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import address
-from . import empty, extension, run
+from . import empty, extension, place, run
 
 
 def _arguments(
@@ -31,16 +32,19 @@ def _arguments(
     cu, cu_q, mask, gates = map(address, others)
     longest = (max_seqlen, max_seqlen_q, -1 if window is None else window)
     sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], k.shape[0], *longest)
-    heads = tuple((t.data_ptr(), t.stride(0), t.stride(1)) for t in qkv)
+    heads = tuple((place(t), t.stride(0), t.stride(1)) for t in qkv)
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 
 
 def forward(q: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`; see `ops.attention`."""
+    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`; see `ops.attention`.
+
+    q, k and v are all float32, or all bfloat16, which `out` then is, too.
+    """
     arguments, _kept_alive = _arguments(q, *inputs)
-    out = empty(q.shape)
+    out = torch.empty(q.shape, dtype=q.dtype)
     logsumexp = empty(q.shape[1], q.shape[0])
-    run(extension.attention_forward, *arguments, out.data_ptr(), logsumexp.data_ptr())
+    run(extension.attention_forward, *arguments, place(out), logsumexp.data_ptr())
     return out, logsumexp
 
 
@@ -51,14 +55,14 @@ def backward(
     arguments, _kept_alive = _arguments(q, k, v, cu_seqlens, *inputs)
     head_gates = inputs[4]
     grad_out = grad_out.contiguous()
-    grad_q, grad_k, grad_v = (empty(t.shape) for t in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
     grad_gates = None if head_gates is None else empty(len(cu_seqlens) - 1, q.shape[1])
     run(
         extension.attention_backward,
         *arguments,
-        grad_out.data_ptr(),
+        place(grad_out),
         logsumexp.data_ptr(),
-        *(grad.data_ptr() for grad in (grad_q, grad_k, grad_v)),
+        *map(place, (grad_q, grad_k, grad_v)),
         address(grad_gates),
     )
     return grad_q, grad_k, grad_v, empty(0) if grad_gates is None else grad_gates.sum(0)

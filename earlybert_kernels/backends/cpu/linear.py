@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ACTIVATIONS, address
-from . import empty, extension, run
+from . import empty, extension, place, run
 
 
 class Kept(NamedTuple):
@@ -41,12 +41,7 @@ class Kept(NamedTuple):
         of_x = (0, 0) if x is None else (x.shape[0], x.stride(0))
         sizes = (tokens, size, out, *of_x, rows, self.weight.stride(0), columns)
         picks = (address(x_rows), address(self.out_units), address(self.in_units), address(self.in_scale))
-        return sizes, _place(x), self.weight.data_ptr(), picks, self.bfloat16
-
-
-def _place(t: Tensor | None) -> tuple[int, bool]:
-    """A tensor's address, and whether it is bfloat16."""
-    return address(t), t is not None and t.dtype == torch.bfloat16
+        return sizes, place(x), self.weight.data_ptr(), picks, self.bfloat16
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -84,7 +79,7 @@ def forward(
     y = torch.empty(tokens, out, dtype=dtype)
     preactivation = None if activation == "none" else torch.empty_like(y)
     code = ACTIVATIONS.index(activation)
-    run(extension.linear_forward, *arguments, address(bias), code, _place(preactivation), _place(y), out)
+    run(extension.linear_forward, *arguments, address(bias), code, place(preactivation), place(y), out)
     return y, preactivation
 
 
@@ -105,7 +100,7 @@ def backward(
         x: as in forward; None with an activation.
         kept: the weight.
         x_rows: as in forward; the gradient of x is then that of the picked rows.
-        grad_x: float32, contiguous; the gradient of x is added to it. None for a new one, of the dtype of x. Not with an
+        grad_x: float32, contiguous; the gradient of x is added to it. None for a new one, of x's dtype. Not with an
             activation.
         activation: what x came out of, in place of x: the first result is then the gradient of `preactivation`.
         preactivation: `(tokens, kept columns)`, float32 or bfloat16, which is then the dtype of its gradient.
@@ -123,13 +118,13 @@ def backward(
     run(
         extension.linear_backward,
         *arguments,
-        _place(grad_y),
+        place(grad_y),
         grad_y.stride(0),
-        _place(grad_x),
+        place(grad_x),
         grad_x.stride(0),
         accumulate,
         ACTIVATIONS.index(activation),
-        _place(preactivation),
+        place(preactivation),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
         address(grad_in_scale),

@@ -147,9 +147,13 @@ BACKEND = Backend(
     devices=("cpu",),
     unavailable=unavailable,
     refuses=refuses,
-    refusals={"attention": refuses_heads, "feed_forward": refuses_products}
-    | dict.fromkeys(("attention_sublayer", "feed_forward_sublayer"), refuses_autocast)
-    | {"masked_lm_loss": refuses_rows},
+    refusals={
+        "attention": refuses_heads,
+        "feed_forward": refuses_products,
+        "attention_sublayer": refuses_autocast,
+        "feed_forward_sublayer": refuses_autocast,
+        "masked_lm_loss": refuses_rows,
+    },
     wants_indices=True,
     rounds_factors=True,
 )

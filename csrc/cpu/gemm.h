@@ -293,7 +293,7 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
             if (width == kTileCols && c.row_index == nullptr && c.data != nullptr) {
               run(steps, memory, panel, c.data + row * c.ld + j, c.ld, add);
             } else {
-              float edge[kTileRows * kTileCols];
+              alignas(64) float edge[kTileRows * kTileCols];
               run(steps, memory, panel, edge, kTileCols, false);
               for (int64_t i = 0; i < count; ++i) {
                 if (c.data == nullptr) {

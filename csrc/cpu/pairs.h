@@ -23,6 +23,16 @@ static inline __m512i round_two(Vec first, Vec second) {
 static inline Vec load_pairs(const float* p) { return reinterpret_cast<Vec>(round_two(load(p), load(p + kVec))); }
 static inline Vec load_pairs(const uint16_t* p) { return reinterpret_cast<Vec>(_mm512_loadu_si512(p)); }
 
+// `some` numbers of each of two columns, as load_some, the first's in the lower half.
+static inline __m512i load_two(const float* first, const float* second, int64_t some) {
+  return round_two(load_some(first, some), load_some(second, some));
+}
+static inline __m512i load_two(const uint16_t* first, const uint16_t* second, int64_t some) {
+  const __mmask16 there = first_lanes(some);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi16(there, first)),
+                            _mm256_maskz_loadu_epi16(there, second), 1);
+}
+
 // `some` numbers of a row from `from` on, as load_some, picked and scaled along what is summed.
 template <typename Number>
 static inline Vec load_inner(const Factor& f, const Number* row, int64_t from, int64_t some) {
@@ -80,6 +90,7 @@ template <typename Number>
 static void pack_columns(const Factor& f, const Number* data, int64_t first, int64_t count, int64_t begin,
                          int64_t depth, int64_t width, uint32_t* __restrict target) {
   const bool contiguous = f.outer == 1 && f.outer_index == nullptr;
+  const bool plain = contiguous && f.inner_scale == nullptr && f.outer_scale == nullptr;
   const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t p = 0; p < depth; p += 2, target += width) {
@@ -92,6 +103,11 @@ static void pack_columns(const Factor& f, const Number* data, int64_t first, int
     }
     for (int64_t o = 0; o < width; o += kVec) {
       const int64_t some = count - o;
+      if (plain && p + 1 < depth) {
+        const __m512i pairs = load_two(columns[0] + first + o, columns[1] + first + o, some);
+        _mm512_storeu_si512(target + o, _mm512_permutexvar_epi16(interleave, pairs));
+        continue;
+      }
       Vec numbers[2];
       EARLYBERT_UNROLL
       for (int n = 0; n < 2; ++n) {

@@ -42,20 +42,20 @@ static inline __mmask16 first_lanes(int64_t count) {
 // The first `count` floats at p, zeros behind them; memory behind them is not touched. Any count will do: one of 0 or
 // less is none, one of kVec or more all.
 static inline Vec load_some(const float* p, int64_t count) {
+  if (count >= kVec) return load(p);
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(first_lanes(count), p));
 #else
-  if (count >= kVec) return load(p);
   float lanes[kVec] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
   return load(lanes);
 #endif
 }
 static inline void store_some(float* p, Vec v, int64_t count) {
+  if (count >= kVec) return store(p, v);
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, first_lanes(count), reinterpret_cast<__m512>(v));
 #else
-  if (count >= kVec) return store(p, v);
   float lanes[kVec];
   store(lanes, v);
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
@@ -106,15 +106,19 @@ static inline Vec load(const uint16_t* p) {
   return reinterpret_cast<Vec>(__builtin_convertvector(half, VecInt) << 16);
 }
 static inline void store(uint16_t* p, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+#else
   const VecHalf half = __builtin_convertvector((reinterpret_cast<VecInt>(to_bfloat16(v)) >> 16) & 0xFFFF, VecHalf);
+#endif
   std::memcpy(p, &half, sizeof(half));
 }
 static inline Vec load_some(const uint16_t* p, int64_t count) {
+  if (count >= kVec) return load(p);
 #if defined(__AVX512F__)
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p));
   return reinterpret_cast<Vec>(_mm512_slli_epi32(wide, 16));
 #else
-  if (count >= kVec) return load(p);
   uint16_t lanes[kVec] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
   return load(lanes);

@@ -50,6 +50,7 @@ from .variants import (
     VARIANTS,
     build,
     cannot_run,
+    dtype_of,
     failed_checks,
     is_captured,
     is_packed,
@@ -131,7 +132,8 @@ def measure(
     """
     batches = workload.batches(WARM_UP + rounds, device)
     base = workload.stock_model().to(device)
-    reasons = {name: cannot_run(name, base, device) for name in names}
+    dtype = getattr(torch, workload.dtype)
+    reasons = {name: cannot_run(name, base, device, dtype) for name in names}
     for name, reason in reasons.items():
         if reason is not None:
             print(f"{name}: left out, {reason}", file=sys.stderr)
@@ -152,7 +154,7 @@ def measure(
         ],
     }
     measured: dict[str, Any] = {"batches": of_batches, "variants": {}, "failures": failures}
-    for seconds in time_steps(models, batches, device, getattr(torch, workload.dtype), failures):
+    for seconds in time_steps(models, batches, device, dtype, failures):
         done = max(map(len, seconds.values()))
         measured["batches"] = {name: values[:done] for name, values in of_batches.items()}
         measured["variants"] = summarize(seconds, of_batches["real_tokens"][:done])
@@ -197,7 +199,7 @@ def time_steps(
     steps, packed = {}, pack(batches) if any(map(is_packed, models)) else []
     for name, model in models.items():
         with _noting(name, failures):
-            step = training_step(model, device, dtype, captured=is_captured(name))
+            step = training_step(model, device, dtype_of(name, dtype), captured=is_captured(name))
             if is_captured(name):
                 for batch in {batch["input_ids"].shape: batch for batch in packed}.values():
                     step(batch)

@@ -18,6 +18,8 @@ from .unpadded import UnpaddedClassifier
 from .workload import labels_tokens, pack
 
 STOCK, COMPILED, CONVERTED = "stock", "stock-compile", "converted"
+#: Next to steps under autocast, what they are in float32.
+IN_FLOAT32 = "converted-float32"
 UNPADDED, UNPADDED_COMPILED = "stock-unpadded", "stock-unpadded-compile"
 #: What the names of variants end in whose step is an `earlybert_kernels.CapturedStep` on packed batches.
 _CAPTURED = "-captured"
@@ -29,6 +31,7 @@ _MAKERS: dict[str, Callable[[nn.Module, ek.Ticket], nn.Module]] = {
     UNPADDED: lambda model, ticket: UnpaddedClassifier(model),
     UNPADDED_COMPILED: lambda model, ticket: torch.compile(UnpaddedClassifier(model)),
     CONVERTED: lambda model, ticket: ek.convert(model),
+    IN_FLOAT32: lambda model, ticket: ek.convert(model),
     "search": lambda model, ticket: ek.enable_gates(ek.convert(model)),
     "ticket-masked": lambda model, ticket: ek.apply_ticket(ek.convert(model), ticket),
     "ticket-compact": lambda model, ticket: ek.compact(ek.convert(model), ticket),
@@ -74,8 +77,15 @@ def own_batch(name: str, batch: Batch) -> Batch:
     return {**batch, "skip_logits": True} if labels_tokens(batch) and not on_stock else batch
 
 
-def cannot_run(name: str, stock: nn.Module, device: torch.device) -> str | None:
+def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What a variant's step computes in, where others do in `dtype`."""
+    return torch.float32 if name == IN_FLOAT32 else dtype
+
+
+def cannot_run(name: str, stock: nn.Module, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a variant is left out of what is measured, or None."""
+    if name == IN_FLOAT32 and dtype == torch.float32:
+        return f"{CONVERTED} is in float32"
     if name not in (UNPADDED, UNPADDED_COMPILED):
         return None
     if device.type != "cuda":

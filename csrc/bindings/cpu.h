@@ -5,8 +5,10 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <tuple>
 
 #include "../cpu/instruction_sets.h"
+#include "../cpu/numbers.h"
 #include "addresses.h"
 
 namespace earlybert {
@@ -24,6 +26,13 @@ const std::string& instruction_set();
 #else
 #define EARLYBERT_CALL(FUNCTION, ...) baseline::FUNCTION(__VA_ARGS__)
 #endif
+
+// An address, and whether bfloat16 is there, or float32.
+using NumbersAt = std::tuple<Address, bool>;
+inline Numbers numbers(const NumbersAt& place) {
+  const auto& [address, half] = place;
+  return {half ? nullptr : at<float>(address), half ? at<uint16_t>(address) : nullptr};
+}
 
 // For kernels that allocate scratch memory and say whether they could.
 inline void check(bool enough_memory) {

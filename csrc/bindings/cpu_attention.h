@@ -14,8 +14,8 @@
 namespace earlybert {
 namespace attention_binding {
 
-// An address, and the strides of tokens and heads.
-using HeadsAt = std::tuple<Address, int64_t, int64_t>;
+// Where they are, and the strides of tokens and heads.
+using HeadsAt = std::tuple<NumbersAt, int64_t, int64_t>;
 
 // The length of the longest sequence. The kernel writes wherever the offsets point, and a compiled graph hands them
 // over unchecked.
@@ -38,8 +38,8 @@ AttentionInputs attention_inputs(const std::array<int64_t, 8>& sizes, Address cu
                                  const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed,
                                  double dropout_p, double scale) {
   const auto heads = [&](int which) {
-    const auto& [address, token_stride, head_stride] = qkv[static_cast<std::size_t>(which)];
-    return Heads{at<const float>(address), token_stride, head_stride};
+    const auto& [place, token_stride, head_stride] = qkv[static_cast<std::size_t>(which)];
+    return Heads{numbers(place), token_stride, head_stride};
   };
   const auto& [sequences, head_count, head_size, tokens_q, tokens, max_seqlen, max_seqlen_q, window] = sizes;
   const int64_t longest = longest_of("cu_seqlens", cu_seqlens, sequences, tokens, max_seqlen);
@@ -65,26 +65,21 @@ AttentionInputs attention_inputs(const std::array<int64_t, 8>& sizes, Address cu
 
 void forward(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address cu_seqlens_q,
              const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed, double dropout_p,
-             double scale, Address out, Address logsumexp) {
+             double scale, const NumbersAt& out, Address logsumexp) {
   const AttentionInputs inputs =
       attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates, seed, dropout_p, scale);
-  const AttentionForward arguments = {inputs, at<float>(out), at<float>(logsumexp)};
+  const AttentionForward arguments = {inputs, numbers(out), at<float>(logsumexp)};
   check(EARLYBERT_CALL(attention_forward, arguments));
 }
 
 void backward(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address cu_seqlens_q,
               const std::array<HeadsAt, 3>& qkv, Address head_mask, Address head_gates, Address seed, double dropout_p,
-              double scale, Address grad_out, Address logsumexp, Address grad_q, Address grad_k, Address grad_v,
-              Address grad_gates) {
+              double scale, const NumbersAt& grad_out, Address logsumexp, const NumbersAt& grad_q,
+              const NumbersAt& grad_k, const NumbersAt& grad_v, Address grad_gates) {
   const AttentionInputs inputs =
       attention_inputs(sizes, cu_seqlens, cu_seqlens_q, qkv, head_mask, head_gates, seed, dropout_p, scale);
-  const AttentionBackward arguments = {inputs,
-                                       at<const float>(grad_out),
-                                       at<const float>(logsumexp),
-                                       at<float>(grad_q),
-                                       at<float>(grad_k),
-                                       at<float>(grad_v),
-                                       at<float>(grad_gates)};
+  const AttentionBackward arguments = {inputs,          numbers(grad_out), at<const float>(logsumexp), numbers(grad_q),
+                                       numbers(grad_k), numbers(grad_v),   at<float>(grad_gates)};
   check(EARLYBERT_CALL(attention_backward, arguments));
 }
 

@@ -15,8 +15,8 @@ namespace linear_binding {
 // out_units, in_units, in_scale. bfloat16: of the products.
 using LinearSizes = std::array<int64_t, 8>;
 
-LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks,
-                           bool bfloat16) {
+LinearInputs linear_inputs(const LinearSizes& sizes, const NumbersAt& x, Address weight,
+                           const std::array<Address, 4>& picks, bool bfloat16) {
   const auto& [tokens, in, out, x_rows, x_stride, weight_rows, weight_stride, weight_columns] = sizes;
   check_indices("row of x", picks[0], tokens, x_rows);
   check_indices("kept unit", picks[1], out, weight_rows, true);
@@ -24,10 +24,10 @@ LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, 
   return {tokens,
           in,
           out,
-          at<const float>(x),
+          numbers(x),
           x_stride,
           at<const int64_t>(picks[0]),
-          at<const float>(weight),
+          at<float>(weight),
           weight_rows,
           weight_stride,
           weight_columns,
@@ -37,28 +37,30 @@ LinearInputs linear_inputs(const LinearSizes& sizes, Address x, Address weight, 
           bfloat16};
 }
 
-void forward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, bool bfloat16,
-             Address bias, int activation, Address preactivation, Address y, int64_t y_stride) {
+void forward(const LinearSizes& sizes, const NumbersAt& x, Address weight, const std::array<Address, 4>& picks,
+             bool bfloat16, Address bias, int activation, const NumbersAt& preactivation, const NumbersAt& y,
+             int64_t y_stride) {
   const LinearForward arguments = {linear_inputs(sizes, x, weight, picks, bfloat16),
                                    at<const float>(bias),
                                    static_cast<Activation>(activation),
-                                   at<float>(preactivation),
-                                   at<float>(y),
+                                   numbers(preactivation),
+                                   numbers(y),
                                    y_stride};
   check(EARLYBERT_CALL(linear_forward, arguments));
 }
 
-void backward(const LinearSizes& sizes, Address x, Address weight, const std::array<Address, 4>& picks, bool bfloat16,
-              Address grad_y, int64_t grad_y_stride, Address grad_x, int64_t grad_x_stride, bool accumulate,
-              int activation, Address preactivation, Address grad_weight, Address grad_bias, Address grad_in_scale) {
+void backward(const LinearSizes& sizes, const NumbersAt& x, Address weight, const std::array<Address, 4>& picks,
+              bool bfloat16, const NumbersAt& grad_y, int64_t grad_y_stride, const NumbersAt& grad_x,
+              int64_t grad_x_stride, bool accumulate, int activation, const NumbersAt& preactivation,
+              Address grad_weight, Address grad_bias, Address grad_in_scale) {
   const LinearBackward arguments = {linear_inputs(sizes, x, weight, picks, bfloat16),
-                                    at<const float>(grad_y),
+                                    numbers(grad_y),
                                     grad_y_stride,
-                                    at<float>(grad_x),
+                                    numbers(grad_x),
                                     grad_x_stride,
                                     accumulate,
                                     static_cast<Activation>(activation),
-                                    at<const float>(preactivation),
+                                    numbers(preactivation),
                                     at<float>(grad_weight),
                                     at<float>(grad_bias),
                                     at<float>(grad_in_scale)};

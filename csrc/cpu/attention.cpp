@@ -9,75 +9,91 @@ namespace earlybert {
 namespace EARLYBERT_ISA {
 
 // Queries that are worked on together: their scores against all keys are the largest tile in memory.
-static constexpr int64_t kQueries = 32;
+static constexpr int64_t kQueries = 64;
 
 // Below this many scores waking the other threads costs more than they save.
 static constexpr int64_t kParallelScores = 4096;
 
-// Where things stand in one thread's scratch memory, and the padded sizes that let every row be whole vectors.
+// Where things stand in one thread's scratch memory, and the padded sizes that let every row be whole tiles.
+template <typename Format>
 struct Tiles {
-  int64_t keys, size;  // longest and head_size, rounded up
-  float *k, *v;        // (longest, size)
-  float *k_columns, *v_columns;   // (head_size, keys): transposed
-  float *q, *rows;                // (kQueries, size)
-  float *scores, *grad_scores;    // (kQueries, keys)
-  float* dropout;                 // (keys,)
-  float *grad_k, *grad_v;         // (longest, size)
+  using Element = typename Format::Element;
+  int64_t keys, size;            // longest and head_size, rounded up
+  Element *k, *v;                // packed, one key a column
+  Element* columns;              // values, or in backward keys, one a row
+  Element *q, *grad_out;         // packed, one query a row
+  Element* left;                 // a tile of the left factor
+  float *scores, *grad_scores;   // (kQueries, keys)
+  float* rows;                   // (kQueries, size)
+  float* dropout;                // (keys,)
+  float *grad_k, *grad_v;        // (longest, size)
 };
 
 // Lays the tiles out in `memory`; returns how many floats they take.
-static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles* tiles) {
-  tiles->keys = round_up(in.longest, kVec);
-  tiles->size = round_up(in.head_size, kVec);
+template <typename Format>
+static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles<Format>* tiles) {
+  static_assert(sizeof(typename Format::Element) == sizeof(float), "both are counted in floats");
+  tiles->keys = round_up(in.longest, kTileCols);
+  tiles->size = round_up(in.head_size, kTileCols);
   int64_t used = 0;
-  const auto take = [&](int64_t floats) {
-    float* place = memory == nullptr ? nullptr : memory + used;
+  const auto take = [&](auto** place, int64_t floats) {
+    *place = memory == nullptr ? nullptr : reinterpret_cast<decltype(*place + 0)>(memory + used);
     used += round_up(floats, 16);
-    return place;
   };
-  const int64_t tokens = in.longest * tiles->size, columns = in.head_size * tiles->keys;
-  tiles->k = take(tokens), tiles->v = take(tokens);
-  tiles->k_columns = take(columns), tiles->v_columns = take(columns);
-  tiles->q = take(kQueries * tiles->size), tiles->rows = take(kQueries * tiles->size);
-  tiles->scores = take(kQueries * tiles->keys), tiles->grad_scores = take(kQueries * tiles->keys);
-  tiles->dropout = take(tiles->keys);
-  tiles->grad_k = take(tokens), tiles->grad_v = take(tokens);
+  const int64_t by_size = tiles->keys / kTileCols * panel_elements<Format>(in.head_size);
+  const int64_t by_keys = tiles->size / kTileCols * panel_elements<Format>(in.longest);
+  const int64_t by_queries = tiles->size / kTileCols * panel_elements<Format>(kQueries);
+  take(&tiles->k, by_size), take(&tiles->v, by_size);
+  take(&tiles->columns, by_keys);
+  take(&tiles->q, by_queries), take(&tiles->grad_out, by_queries);
+  take(&tiles->left, kRowPanel * max(max(in.longest, in.head_size), kQueries));
+  take(&tiles->scores, kQueries * tiles->keys), take(&tiles->grad_scores, kQueries * tiles->keys);
+  take(&tiles->rows, kQueries * tiles->size);
+  take(&tiles->dropout, tiles->keys);
+  take(&tiles->grad_k, in.longest * tiles->size), take(&tiles->grad_v, in.longest * tiles->size);
   return used;
 }
 
-// Rows of one head, each padded with zeros to `size` floats.
-static void copy_rows(const Heads& source, int64_t head, int64_t token, int64_t tokens, int64_t head_size, int64_t size,
-                      float* target) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    const float* row = source.data + (token + t) * source.token_stride + head * source.head_stride;
-    for (int64_t d = 0; d < head_size; ++d) target[t * size + d] = row[d];
-    for (int64_t d = head_size; d < size; ++d) target[t * size + d] = 0.0f;
-  }
+static inline Numbers after(const Numbers& numbers, int64_t count) {
+  return {numbers.floats == nullptr ? nullptr : numbers.floats + count,
+          numbers.halves == nullptr ? nullptr : numbers.halves + count};
 }
 
-// (tokens, size) rows -> (head_size, keys) columns, padded with zeros.
-static void transpose(const float* rows, int64_t tokens, int64_t head_size, int64_t size, int64_t keys,
-                      float* columns) {
-  const int64_t padded = round_up(tokens, kVec);
-  for (int64_t d = 0; d < head_size; ++d) {
-    for (int64_t t = 0; t < tokens; ++t) columns[d * keys + t] = rows[t * size + d];
-    for (int64_t t = tokens; t < padded; ++t) columns[d * keys + t] = 0.0f;
-  }
+// One head from a token on: products sum over the elements of a token, or over tokens.
+static inline Factor rows_of(const Heads& heads, int64_t head, int64_t token) {
+  const Numbers first = after(heads.data, token * heads.token_stride + head * heads.head_stride);
+  return {first, heads.token_stride, 1, nullptr, nullptr, nullptr, nullptr};
+}
+static inline Factor columns_of(const Heads& heads, int64_t head, int64_t token) {
+  const Numbers first = after(heads.data, token * heads.token_stride + head * heads.head_stride);
+  return {first, 1, heads.token_stride, nullptr, nullptr, nullptr, nullptr};
+}
+// Of a tile with `keys` numbers a query: likewise over keys, or over queries.
+static inline Factor over_keys(float* tile, int64_t keys) {
+  return {{tile, nullptr}, keys, 1, nullptr, nullptr, nullptr, nullptr};
+}
+static inline Factor over_queries(float* tile, int64_t keys) {
+  return {{tile, nullptr}, 1, keys, nullptr, nullptr, nullptr, nullptr};
 }
 
+// Rows of `size` floats, of which head_size count, times a factor; null for zeros.
 static void write_rows(const float* rows, int64_t tokens, int64_t size, float factor, int64_t heads, int64_t head,
-                       int64_t head_size, int64_t token, float* target) {
+                       int64_t head_size, int64_t token, const Numbers& target) {
   for (int64_t t = 0; t < tokens; ++t) {
-    float* out = target + ((token + t) * heads + head) * head_size;
-    for (int64_t d = 0; d < head_size; ++d) out[d] = rows[t * size + d] * factor;
+    const int64_t start = ((token + t) * heads + head) * head_size;
+    for (int64_t d = 0; d < head_size; d += kVec) {
+      const Vec v = rows == nullptr ? Vec{} : load(rows + t * size + d) * factor;
+      if (target.halves == nullptr) {
+        store_some(target.floats + start + d, v, head_size - d);
+      } else {
+        store_some(target.halves + start + d, v, head_size - d);
+      }
+    }
   }
 }
-
-static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_size, int64_t token, float* target) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    float* out = target + ((token + t) * heads + head) * head_size;
-    for (int64_t d = 0; d < head_size; ++d) out[d] = 0.0f;
-  }
+static void zero_rows(int64_t tokens, int64_t heads, int64_t head, int64_t head_size, int64_t token,
+                      const Numbers& target) {
+  write_rows(nullptr, tokens, 0, 0.0f, heads, head, head_size, token, target);
 }
 
 // The dropout factors of one query's weights. Its row is that in a (heads, tokens_q, keys) tensor, whichever heads are
@@ -107,17 +123,18 @@ static inline Range seen(const AttentionInputs& in, int64_t first, int64_t last,
   return {begin < end ? begin : end, end};
 }
 
-// The same for a block of queries, from the beginning of a vector.
+// The same for a block of queries, in whole tiles as far as there are keys.
 static inline Range seen_by_block(const AttentionInputs& in, int64_t begin, int64_t count, int64_t keys) {
   const Range range = seen(in, begin, begin + count - 1, keys);
-  return {range.begin / kVec * kVec, range.end};
+  return {range.begin / kTileCols * kTileCols, min(round_up(range.end, kTileCols), keys)};
 }
 
 static inline void write_logsumexp(const AttentionForward& a, int64_t head, int64_t query, float value) {
   if (a.logsumexp != nullptr) a.logsumexp[head * a.in.tokens_q + query] = value;
 }
 
-static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles& t, int64_t sequence,
+template <typename Format>
+static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles<Format>& t, int64_t sequence,
                          int64_t head) {
   const AttentionInputs& in = a.in;
   const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
@@ -127,18 +144,17 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
     return;
   }
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
-  copy_rows(in.k, head, keys.first, keys.length, in.head_size, t.size, t.k);
-  transpose(t.k, keys.length, in.head_size, t.size, t.keys, t.k_columns);
-  copy_rows(in.v, head, keys.first, keys.length, in.head_size, t.size, t.v);
+  const int64_t by_size = panel_elements<Format>(in.head_size), by_keys = panel_elements<Format>(keys.length);
+  pack_right<Format>(keys.length, in.head_size, rows_of(in.k, head, keys.first), t.k);
+  pack_right<Format>(in.head_size, keys.length, columns_of(in.v, head, keys.first), t.columns);
 
   for (int64_t begin = 0; begin < queries.length; begin += kQueries) {
     const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
     const int64_t first = queries.first + begin;
     const Range block = seen_by_block(in, begin, count, keys.length);
-    const int64_t width = round_up(block.end - block.begin, kVec);
-    copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
-    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns + block.begin, t.keys, t.scores, t.keys,
-               false);
+    const int64_t block_keys = block.end - block.begin, width = round_up(block_keys, kVec);
+    small_gemm<Format>(count, block_keys, in.head_size, rows_of(in.q, head, first),
+                       t.k + block.begin / kTileCols * by_size, by_size, t.left, t.scores, t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float* row = t.scores + i * t.keys;
       const Range own = seen(in, begin + i, begin + i, keys.length);
@@ -173,8 +189,8 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
         for (int64_t j = 0; j < width; j += kVec) store(row + j, load(row + j) * inverse);
       }
     }
-    small_gemm(count, t.size, block.end - block.begin, {t.scores, t.keys, 1}, t.v + block.begin * t.size, t.size,
-               t.rows, t.size, false);
+    small_gemm<Format>(count, in.head_size, block_keys, over_keys(t.scores, t.keys),
+                       t.columns + panel_elements<Format>(block.begin), by_keys, t.left, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, gate, in.heads, head, in.head_size, first, a.out);
   }
 }
@@ -182,7 +198,8 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
 // With S the scaled scores, P = softmax(S), F the dropout factors, c the gate and G the gradient of the output:
 //   grad_v = c (P F)^T G;  grad_P = c F (G v^T);  grad_c = sum P F (G v^T)
 //   grad_S = P (grad_P - rowsum(P grad_P)) = c P (F (G v^T) - g)  with  g = rowsum(P F (G v^T))
-static void backward_head(const AttentionBackward& a, const Dropout& dropout, const Tiles& t, int64_t sequence,
+template <typename Format>
+static void backward_head(const AttentionBackward& a, const Dropout& dropout, const Tiles<Format>& t, int64_t sequence,
                           int64_t head) {
   const AttentionInputs& in = a.in;
   const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
@@ -196,10 +213,10 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
   }
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
   const Heads grad_out = {a.grad_out, in.heads * in.head_size, in.head_size};
-  copy_rows(in.k, head, keys.first, keys.length, in.head_size, t.size, t.k);
-  transpose(t.k, keys.length, in.head_size, t.size, t.keys, t.k_columns);
-  copy_rows(in.v, head, keys.first, keys.length, in.head_size, t.size, t.v);
-  transpose(t.v, keys.length, in.head_size, t.size, t.keys, t.v_columns);
+  const int64_t by_size = panel_elements<Format>(in.head_size), by_keys = panel_elements<Format>(keys.length);
+  pack_right<Format>(keys.length, in.head_size, rows_of(in.k, head, keys.first), t.k);
+  pack_right<Format>(keys.length, in.head_size, rows_of(in.v, head, keys.first), t.v);
+  pack_right<Format>(in.head_size, keys.length, columns_of(in.k, head, keys.first), t.columns);
 
   // Where every block of queries sees all keys, the first one writes the gradients that the others add to.
   const bool sees_all = in.window >= keys.length && in.window >= queries.length;
@@ -210,12 +227,11 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
     const int64_t first = queries.first + begin;
     const Range block = seen_by_block(in, begin, count, keys.length);
     const int64_t block_keys = block.end - block.begin, width = round_up(block_keys, kVec);
-    copy_rows(in.q, head, first, count, in.head_size, t.size, t.q);
-    copy_rows(grad_out, head, first, count, in.head_size, t.size, t.rows);
-    small_gemm(count, width, in.head_size, {t.q, t.size, 1}, t.k_columns + block.begin, t.keys, t.scores, t.keys,
-               false);
-    small_gemm(count, width, in.head_size, {t.rows, t.size, 1}, t.v_columns + block.begin, t.keys, t.grad_scores,
-               t.keys, false);
+    const int64_t panels = block.begin / kTileCols * by_size, by_queries = panel_elements<Format>(count);
+    small_gemm<Format>(count, block_keys, in.head_size, rows_of(in.q, head, first), t.k + panels, by_size, t.left,
+                       t.scores, t.keys, false);
+    small_gemm<Format>(count, block_keys, in.head_size, rows_of(grad_out, head, first), t.v + panels, by_size, t.left,
+                       t.grad_scores, t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float *p = t.scores + i * t.keys, *grad = t.grad_scores + i * t.keys;
       const float logsumexp = a.logsumexp[head * in.tokens_q + first + i];
@@ -242,9 +258,14 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
     }
     const bool accumulate = begin > 0 || !sees_all;
     const int64_t at = block.begin * t.size;
-    small_gemm(block_keys, t.size, count, {t.scores, 1, t.keys}, t.rows, t.size, t.grad_v + at, t.size, accumulate);
-    small_gemm(block_keys, t.size, count, {t.grad_scores, 1, t.keys}, t.q, t.size, t.grad_k + at, t.size, accumulate);
-    small_gemm(count, t.size, block_keys, {t.grad_scores, t.keys, 1}, t.k + at, t.size, t.rows, t.size, false);
+    pack_right<Format>(in.head_size, count, columns_of(grad_out, head, first), t.grad_out);
+    small_gemm<Format>(block_keys, in.head_size, count, over_queries(t.scores, t.keys), t.grad_out, by_queries, t.left,
+                       t.grad_v + at, t.size, accumulate);
+    pack_right<Format>(in.head_size, count, columns_of(in.q, head, first), t.q);
+    small_gemm<Format>(block_keys, in.head_size, count, over_queries(t.grad_scores, t.keys), t.q, by_queries, t.left,
+                       t.grad_k + at, t.size, accumulate);
+    small_gemm<Format>(count, in.head_size, block_keys, over_keys(t.grad_scores, t.keys),
+                       t.columns + panel_elements<Format>(block.begin), by_keys, t.left, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, 1.0f, in.heads, head, in.head_size, first, a.grad_q);
   }
   write_rows(t.grad_k, keys.length, t.size, 1.0f, in.heads, head, in.head_size, keys.first, a.grad_k);
@@ -254,20 +275,20 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
 
 // Calls `work` for every sequence and head, each with the tiles of the thread it runs on. Sequences and heads share
 // no output, so the result is the same for any number of threads.
-template <typename Arguments>
+template <typename Format, typename Arguments>
 static bool for_each_head(const Arguments& a,
-                          void (*work)(const Arguments&, const Dropout&, const Tiles&, int64_t, int64_t)) {
+                          void (*work)(const Arguments&, const Dropout&, const Tiles<Format>&, int64_t, int64_t)) {
   const AttentionInputs& in = a.in;
   const Dropout dropout = make_dropout(in.seed != nullptr ? static_cast<uint64_t>(*in.seed) : 0, in.dropout_p);
   const int64_t pairs = in.sequences * in.heads;
-  Tiles unplaced;
-  const int64_t floats = lay_out(in, nullptr, &unplaced);
+  Tiles<Format> unplaced;
+  const int64_t floats = lay_out<Format>(in, nullptr, &unplaced);
   bool enough = true;
 #pragma omp parallel if (pairs > 1 && pairs * in.longest * in.longest_q >= kParallelScores)
   {
     float* memory = static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(floats) * sizeof(float)));
-    Tiles tiles;
-    if (memory != nullptr) lay_out(in, memory, &tiles);
+    Tiles<Format> tiles;
+    if (memory != nullptr) lay_out<Format>(in, memory, &tiles);
     // Every thread has to come here, with memory or without.
 #pragma omp for schedule(dynamic)
     for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -283,8 +304,14 @@ static bool for_each_head(const Arguments& a,
   return enough;
 }
 
-bool attention_forward(const AttentionForward& a) { return for_each_head(a, forward_head); }
-bool attention_backward(const AttentionBackward& a) { return for_each_head(a, backward_head); }
+bool attention_forward(const AttentionForward& a) {
+  return a.in.q.data.halves == nullptr ? for_each_head<Float32>(a, forward_head<Float32>)
+                                       : for_each_head<BFloat16>(a, forward_head<BFloat16>);
+}
+bool attention_backward(const AttentionBackward& a) {
+  return a.in.q.data.halves == nullptr ? for_each_head<Float32>(a, backward_head<Float32>)
+                                       : for_each_head<BFloat16>(a, backward_head<BFloat16>);
+}
 
 }  // namespace EARLYBERT_ISA
 }  // namespace earlybert

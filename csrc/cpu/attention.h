@@ -1,15 +1,17 @@
-// Attention over packed sequences of float32 heads, each sequence and head alone.
+// Attention over packed sequences, each sequence and head alone. Of float32, or of bfloat16: products then take what is
+// rounded to it, the weights and their gradients, too, and sum in float32, in which all the rest is computed.
 #pragma once
 
 #include <cstdint>
 
 #include "instruction_sets.h"
+#include "numbers.h"
 
 namespace earlybert {
 
 // Queries, keys or values: element (token, head, d) is at data[token * token_stride + head * head_stride + d].
 struct Heads {
-  const float* data;
+  Numbers data;
   int64_t token_stride, head_stride;
 };
 
@@ -20,26 +22,26 @@ struct AttentionInputs {
   int64_t longest, longest_q;  // keys and queries in the longest sequence that there is
   int64_t window;  // a query attends to keys at most so many places away; longest or more: to all
   const int32_t *cu_seqlens, *cu_seqlens_q;  // (sequences + 1,)
-  Heads q, k, v;
-  const bool* head_mask;    // (heads,): false is not computed; or null: all are
+  Heads q, k, v;  // as grad_out, and the results: all float32, or all bfloat16
+  const bool* head_mask;  // (heads,): false is not computed; or null: all are
   const float* head_gates;  // (heads,), or null: 1
-  const int64_t* seed;      // one value, or null: no dropout
+  const int64_t* seed;  // one value, or null: no dropout
   double dropout_p;
   float scale;
 };
 
 struct AttentionForward {
   AttentionInputs in;
-  float* out;         // (tokens_q, heads, head_size)
-  float* logsumexp;   // (heads, tokens_q), of the scaled scores; 0 for heads that are not computed. Or null
+  Numbers out;  // (tokens_q, heads, head_size)
+  float* logsumexp;  // (heads, tokens_q), of the scaled scores; 0 for heads that are not computed. Or null
 };
 
 struct AttentionBackward {
   AttentionInputs in;
-  const float* grad_out;               // (tokens_q, heads, head_size)
-  const float* logsumexp;              // from forward
-  float *grad_q, *grad_k, *grad_v;     // contiguous, shaped as q, k and v
-  float* grad_gates;                   // (sequences, heads): each sequence's part; null without gates
+  Numbers grad_out;  // (tokens_q, heads, head_size)
+  const float* logsumexp;  // from forward
+  Numbers grad_q, grad_k, grad_v;  // contiguous, shaped as q, k and v
+  float* grad_gates;  // (sequences, heads): each sequence's part; null without gates
 };
 
 // Both return false when memory for the tiles could not be had.

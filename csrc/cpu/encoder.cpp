@@ -11,12 +11,15 @@
 namespace earlybert {
 namespace EARLYBERT_ISA {
 
+// Numbers that are read alone, where they are not written.
+static Numbers floats(const float* data) { return {const_cast<float*>(data), nullptr}; }
+
 // y (rows, out) of x (rows, in), whose rows `picked` are taken where that is not null.
 static bool apply(const Linear& layer, int64_t rows, int64_t in, int64_t out, const float* x, const int64_t* picked,
                   Activation activation, float* y) {
-  const LinearInputs inputs = {rows, in, out, x,       in,      picked,  layer.weight,
-                               out,  in, in,  nullptr, nullptr, nullptr, false};
-  return linear_forward({inputs, layer.bias, activation, nullptr, y, out});
+  const LinearInputs inputs = {rows, in, out, floats(x), in,      picked,  const_cast<float*>(layer.weight),
+                               out,  in, in,  nullptr,   nullptr, nullptr, false};
+  return linear_forward({inputs, layer.bias, activation, {}, floats(y), out});
 }
 
 static void apply(const Norm& norm, int64_t rows, int64_t cols, const float* x, const float* residual, float* out) {
@@ -51,7 +54,7 @@ bool encoder_forward(const EncoderForward& a) {
     enough = apply(layer.query, rows, a.hidden, own, x, picked, Activation::none, q) &&
              apply(layer.key, a.tokens, a.hidden, own, x, nullptr, Activation::none, k) &&
              apply(layer.value, a.tokens, a.hidden, own, x, nullptr, Activation::none, v);
-    const auto heads_of = [&](const float* data) { return Heads{data, own, a.head_size}; };
+    const auto heads_of = [&](const float* data) { return Heads{floats(data), own, a.head_size}; };
     const int64_t longest_q = first_only ? 1 : a.longest;
     const AttentionInputs inputs = {a.sequences,
                                     layer.heads,
@@ -70,7 +73,7 @@ bool encoder_forward(const EncoderForward& a) {
                                     nullptr,
                                     0.0,
                                     static_cast<float>(a.scale)};
-    enough = enough && attention_forward({inputs, context, nullptr}) &&
+    enough = enough && attention_forward({inputs, floats(context), nullptr}) &&
              apply(layer.attention_output, rows, own, a.hidden, context, nullptr, Activation::none, h);
     if (first_only) {  // the rows that it is added to, moved together: no other is needed any more
       for (int64_t row = 0; row < rows; ++row) {

@@ -101,15 +101,15 @@ static inline void dot_rows(int64_t rows, int64_t depth, const float* const* x, 
   dot_tile<kRows>(depth, x, w, ahead, y, column);
 }
 
-// c (rows x cols) = a (rows x depth) b (depth x cols), both with contiguous `inner` and nothing picked or scaled along
-// it; rows <= kFewRows. The epilogue is called as gemm's.
+// c (rows x cols) = a (rows x depth) b (depth x cols), both float32 with contiguous `inner` and nothing picked or
+// scaled along it; rows <= kFewRows. The epilogue is called as gemm's.
 template <typename Epilogue>
 static void few_rows_product(int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b,
                              const Product& c, const Epilogue& epilogue) {
   const int64_t blocks = (cols + kTileCols - 1) / kTileCols, tiles = (rows + kDotRows - 1) / kDotRows;
   const int64_t threads = rows * cols * depth < kParallelProducts ? 1 : min(blocks, max_threads());
   const float* x[kFewRows];
-  for (int64_t i = 0; i < rows; ++i) x[i] = a.data + at(a.outer_index, i) * a.outer;
+  for (int64_t i = 0; i < rows; ++i) x[i] = a.data.floats + at(a.outer_index, i) * a.outer;
 
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (threads > 1)
   for (int64_t block = 0; block < blocks; ++block) {
@@ -119,7 +119,8 @@ static void few_rows_product(int64_t rows, int64_t cols, int64_t depth, const Fa
     for (int64_t i = 0; i < rows; ++i) y[i] = out + i * kTileCols;
     for (int64_t j = 0; j < count; j += kDotCols) {
       const float* w[kDotCols];  // a column that is missing repeats the last
-      for (int64_t n = 0; n < kDotCols; ++n) w[n] = b.data + at(b.outer_index, first + min(j + n, count - 1)) * b.outer;
+      for (int64_t n = 0; n < kDotCols; ++n)
+        w[n] = b.data.floats + at(b.outer_index, first + min(j + n, count - 1)) * b.outer;
       for (int64_t t = 0; t < tiles; ++t) {  // rows are spread evenly, and so is asking for w's rows after the next
         const int64_t row = t * rows / tiles, asked = t * kDotCols / tiles;
         const RowsAhead ahead = {w[0] + (2 * kDotCols + asked) * b.outer, b.outer, (t + 1) * kDotCols / tiles - asked};

@@ -13,6 +13,8 @@
 #endif
 
 #include "../common/macros.h"
+#include "factor.h"
+#include "pairs.h"
 #include "vec.h"
 
 namespace earlybert {
@@ -28,26 +30,10 @@ constexpr int kRowPanel = (kTileRows + kVec - 1) / kVec * kVec;  // elements of 
 
 constexpr int kAhead = 8;  // steps of a tile that b, which is in the second cache, is asked for beforehand
 
-constexpr int64_t kDepth = 512;      // summed at a time: a tile of a then fits the nearest cache
-constexpr int64_t kBlockCols = 384;  // columns of b packed at a time: they fit the second
+constexpr int64_t kBlockElements = 384 * 512;  // of b packed at a time: they fit the second cache
 
 // Below this many multiplications waking the other threads costs more than they save.
 constexpr int64_t kParallelProducts = 1 << 18;
-
-// A factor of a product. `outer` runs over the rows of the left or the columns of the right factor, `inner` over what
-// is summed; element (o, p) is data[at(outer_index, o) * outer + at(inner_index, p) * inner], where a missing index
-// picks o or p itself, times outer_scale[o] and inner_scale[p] where there are such.
-struct Factor {
-  const float* data;
-  int64_t outer, inner;
-  const int64_t* outer_index;
-  const int64_t* inner_index;
-  const float* outer_scale;
-  const float* inner_scale;
-};
-
-static inline int64_t at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
-static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline int64_t max_threads() {
 #if defined(_OPENMP)
@@ -57,52 +43,26 @@ static inline int64_t max_threads() {
 #endif
 }
 
-// Transposes kVec rows of kVec floats: column p goes to target + p * step.
-static inline void transpose_square(const float* const* rows, float* target, int64_t step) {
-#if defined(__GNUC__) && !defined(__clang__)
-  Vec v[kVec];
-  for (int i = 0; i < kVec; ++i) v[i] = load(rows[i]);
-  EARLYBERT_UNROLL
-  for (int half = kVec / 2; half > 0; half /= 2) {
-    VecInt low, high;
-    for (int lane = 0; lane < kVec; ++lane) {
-      low[lane] = (lane & half) == 0 ? lane : kVec + lane - half;
-      high[lane] = (lane & half) == 0 ? lane + half : kVec + lane;
-    }
-    EARLYBERT_UNROLL
-    for (int i = 0; i < kVec; ++i) {
-      if ((i & half) != 0) continue;
-      const Vec a = v[i], b = v[i + half];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + half] = __builtin_shuffle(a, b, high);
-    }
-  }
-  for (int p = 0; p < kVec; ++p) store(target + p * step, v[p]);
-#else
-  for (int p = 0; p < kVec; ++p) {
-    for (int i = 0; i < kVec; ++i) target[p * step + i] = rows[i][p];
-  }
-#endif
-}
-
 // Packs elements (first ... first + count) x (begin ... begin + depth) of a factor: element (o, p) goes to
 // target[p * width + o - first]; what is missing to `width`, a multiple of kVec, becomes 0.
-static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
-                 float* __restrict target) {
+template <typename Number>
+static void pack(const Factor& f, const Number* data, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                 int64_t width, float* __restrict target) {
   if (f.inner == 1 && f.inner_index == nullptr) {
     for (int64_t o = 0; o < width; o += kVec) {
-      const float* rows[kVec];
+      const Number* rows[kVec];
       for (int i = 0; i < kVec; ++i) {  // a row that is missing repeats the last and is overwritten below
-        rows[i] = f.data + at(f.outer_index, first + min(o + i, count - 1)) * f.outer + begin;
+        rows[i] = data + at(f.outer_index, first + min(o + i, count - 1)) * f.outer + begin;
       }
       int64_t p = 0;
       for (; p + kVec <= depth; p += kVec) {
-        const float* here[kVec];
-        for (int i = 0; i < kVec; ++i) here[i] = rows[i] + p;
-        transpose_square(here, target + p * width + o, width);
+        Vec square[kVec];
+        for (int i = 0; i < kVec; ++i) square[i] = load(rows[i] + p);
+        transpose(square);
+        for (int i = 0; i < kVec; ++i) store(target + (p + i) * width + o, square[i]);
       }
       for (; p < depth; ++p) {
-        for (int i = 0; i < kVec; ++i) target[p * width + o + i] = rows[i][p];
+        for (int i = 0; i < kVec; ++i) target[p * width + o + i] = widen(rows[i][p]);
       }
     }
     if (count < width) {
@@ -112,12 +72,12 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
     }
   } else {
     for (int64_t p = 0; p < depth; ++p) {
-      const float* source = f.data + at(f.inner_index, begin + p) * f.inner;
+      const Number* source = data + at(f.inner_index, begin + p) * f.inner;
       float* row = target + p * width;
       if (f.outer == 1 && f.outer_index == nullptr) {
         for (int64_t o = 0; o < width; o += kVec) store(row + o, load_some(source + first + o, count - o));
       } else {
-        for (int64_t o = 0; o < count; ++o) row[o] = source[at(f.outer_index, first + o) * f.outer];
+        for (int64_t o = 0; o < count; ++o) row[o] = widen(source[at(f.outer_index, first + o) * f.outer]);
         for (int64_t o = count; o < width; ++o) row[o] = 0.0f;
       }
     }
@@ -134,10 +94,20 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
   }
 }
 
+static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
+                 float* target) {
+  if (f.data.halves == nullptr) {
+    pack(f, f.data.floats, first, count, begin, depth, width, target);
+  } else {
+    pack(f, f.data.halves, first, count, begin, depth, width, target);
+  }
+}
+
 // The formats of packed factors: what an element of 32 bits holds, and how elements are packed, loaded and multiplied.
 struct Float32 {
   using Element = float;
   static constexpr int64_t kNumbers = 1;  // in an element: neighbours along what is summed
+  static constexpr int64_t kDepth = 512;  // numbers summed at a time: a tile of a is then in the nearest cache
 
   static inline Vec load(const float* p) { return EARLYBERT_ISA::load(p); }
   static inline Vec splat(float x) { return EARLYBERT_ISA::splat(x); }
@@ -153,6 +123,7 @@ struct Float32 {
 // With that instruction an element is a pair, elsewhere a float32, and every sum has the same bits, since a product of
 // two bfloat16 is exact in float32. (Those below 1e-38 are not; the instruction takes them for 0.)
 struct BFloat16 : Float32 {
+  static constexpr int64_t kDepth = 1024;  // in every form, so that sums have the same order
 #if defined(__AVX512BF16__)
   using Element = uint32_t;
   static constexpr int64_t kNumbers = 2;
@@ -167,6 +138,13 @@ struct BFloat16 : Float32 {
 
   static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, int64_t depth, int64_t width,
                    Element* __restrict target) {
+#if defined(__AVX512BF16__)
+    if (f.data.halves == nullptr) {
+      pack_pairs(f, f.data.floats, first, count, begin, depth, width, target);
+    } else {
+      pack_pairs(f, f.data.halves, first, count, begin, depth, width, target);
+    }
+#else
     static_assert(kTileCols >= kRowPanel, "the wider panel has to fit");
     constexpr int64_t kPart = 64;  // stays in the nearest cache
     alignas(64) float floats[kPart * kTileCols];
@@ -178,19 +156,13 @@ struct BFloat16 : Float32 {
         for (int64_t o = 0; o < width; o += kVec) {
           const float* at = floats + p * width + o;
           const Vec low = to_bfloat16(EARLYBERT_ISA::load(at));
-          const Vec high = pair ? to_bfloat16(EARLYBERT_ISA::load(at + width)) : Vec{};
-#if defined(__AVX512BF16__)
-          const __m512i element =
-              _mm512_or_si512(_mm512_srli_epi32(reinterpret_cast<__m512i>(low), 16), reinterpret_cast<__m512i>(high));
-          _mm512_storeu_si512(target + o, element);
-#else
-          store(target + o, pair ? high : low);
+          store(target + o, pair ? to_bfloat16(EARLYBERT_ISA::load(at + width)) : low);
           if (pair) store(target + width + o, low);
-#endif
         }
-        target += kNumbers == 2 || !pair ? width : 2 * width;
+        target += pair ? 2 * width : width;
       }
     }
+#endif
   }
 };
 
@@ -245,7 +217,7 @@ static inline Tile<Format> tile_of(int64_t rows) {
   }
 }
 
-// Where a product goes: row i at data + at(row_index, i) * ld.
+// Where a product goes: row i at data + at(row_index, i) * ld. Without an address its epilogue puts it somewhere.
 struct Product {
   float* data;
   int64_t ld;
@@ -258,7 +230,8 @@ struct NoEpilogue {
 
 // c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. When an element is complete,
 // epilogue(pointer, row, column, count) is called with the run of a row that it is in, which is at most kTileCols
-// long and lies in the nearest cache. Returns false when memory for the panels could not be had.
+// long and lies in the nearest cache. Returns false when memory for the panels could not be had. A product that has no
+// place of its own is summed in one go, which is meant for depths of a model's hidden size.
 //
 // `Format` is Float32 or BFloat16: that of the packed factors.
 template <typename Format, typename Epilogue>
@@ -268,7 +241,9 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
   // As many blocks of columns as threads if the rest of the rows still pays for packing them, then blocks of rows.
   const int64_t panels = (cols + kTileCols - 1) / kTileCols;
   const int64_t threads = rows * cols * depth < kParallelProducts ? 1 : max_threads();
-  const int64_t most = kBlockCols / kTileCols;
+  const int64_t most_depth = c.data == nullptr ? max(depth, 1) : Format::kDepth;
+  const int64_t most_steps = (most_depth + Format::kNumbers - 1) / Format::kNumbers;
+  const int64_t most = max(kBlockElements / most_steps / kTileCols, 1);
   int64_t column_blocks = (panels + most - 1) / most;
   column_blocks = min(panels, (column_blocks + threads - 1) / threads * threads);
   const int64_t block_panels = (panels + column_blocks - 1) / column_blocks;
@@ -282,9 +257,10 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
   {
     using Element = typename Format::Element;
-    const std::size_t a_elements = kDepth * kRowPanel;
-    const std::size_t elements = a_elements + static_cast<std::size_t>(block_panels * kTileCols * kDepth);
-    Element* memory = static_cast<Element*>(std::aligned_alloc(64, elements * sizeof(Element)));
+    const int64_t a_elements = round_up(most_steps * kRowPanel, 16);
+    const int64_t elements = a_elements + round_up(block_panels * kTileCols * most_steps, 16);
+    Element* memory =
+        static_cast<Element*>(std::aligned_alloc(64, static_cast<std::size_t>(elements) * sizeof(Element)));
     Element* b_panels = memory + a_elements;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < column_blocks * row_blocks; ++task) {
@@ -299,7 +275,7 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
       const int64_t end_tile = min(tiles, first_tile + block_tiles);
       int64_t begin = 0;
       do {  // once even when there is nothing to sum
-        const int64_t part = min(kDepth, depth - begin);
+        const int64_t part = min(most_depth, depth - begin);
         const int64_t steps = (part + Format::kNumbers - 1) / Format::kNumbers;
         const bool first_part = begin == 0, last_part = begin + part == depth;
         for (int64_t j = first_col; j < end_col; j += kTileCols) {
@@ -314,19 +290,23 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
             const Element* panel = b_panels + (j - first_col) * steps;
             const int64_t width = min(kTileCols, cols - j);
             const bool add = accumulate || !first_part;
-            if (width == kTileCols && c.row_index == nullptr) {
+            if (width == kTileCols && c.row_index == nullptr && c.data != nullptr) {
               run(steps, memory, panel, c.data + row * c.ld + j, c.ld, add);
             } else {
-              float edge[kTileRows * kTileCols];
+              alignas(64) float edge[kTileRows * kTileCols];
               run(steps, memory, panel, edge, kTileCols, false);
               for (int64_t i = 0; i < count; ++i) {
+                if (c.data == nullptr) {
+                  epilogue(edge + i * kTileCols, row + i, j, width);
+                  continue;
+                }
                 float* out = c.data + at(c.row_index, row + i) * c.ld + j;
                 for (int64_t n = 0; n < width; ++n) {
                   out[n] = add ? out[n] + edge[i * kTileCols + n] : edge[i * kTileCols + n];
                 }
               }
             }
-            if (last_part) {
+            if (last_part && c.data != nullptr) {
               for (int64_t i = 0; i < count; ++i) {
                 epilogue(c.data + at(c.row_index, row + i) * c.ld + j, row + i, j, width);
               }

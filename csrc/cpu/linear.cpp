@@ -22,12 +22,26 @@ static inline Activated<Vec> activate(Activation activation, Vec x) {
   return {x, splat(1.0f)};
 }
 
+static inline Vec load_some(const Numbers& numbers, int64_t at, int64_t count) {
+  return numbers.halves == nullptr ? load_some(numbers.floats + at, count) : load_some(numbers.halves + at, count);
+}
+static inline void store_some(const Numbers& numbers, int64_t at, Vec v, int64_t count) {
+  if (numbers.halves == nullptr) {
+    store_some(numbers.floats + at, v, count);
+  } else {
+    store_some(numbers.halves + at, v, count);
+  }
+}
+
+// Adds the bias to what lies at `sums` and applies the activation. The result is put there, or where it is bfloat16 to
+// y.
 struct BiasAndActivation {
   const LinearForward& a;
-  void operator()(float* y, int64_t row, int64_t column, int64_t count) const {
-    float* preactivation = a.preactivation == nullptr ? nullptr : a.preactivation + row * a.inputs.out + column;
+  void operator()(float* sums, int64_t row, int64_t column, int64_t count) const {
+    const bool half = a.y.halves != nullptr;
+    const bool saves = a.preactivation.floats != nullptr || a.preactivation.halves != nullptr;
     for (int64_t i = 0; i < count; i += kVec) {
-      Vec v = load_some(y + i, count - i);
+      Vec v = load_some(sums + i, count - i);
       if (a.bias != nullptr) {
         if (a.inputs.out_units == nullptr) {
           v += load_some(a.bias + column + i, count - i);
@@ -36,10 +50,15 @@ struct BiasAndActivation {
         }
       }
       if (a.activation != Activation::none) {
-        if (preactivation != nullptr) store_some(preactivation + i, v, count - i);
+        if (half) v = to_bfloat16(v);  // backward knows no more of it
+        if (saves) store_some(a.preactivation, row * a.inputs.out + column + i, v, count - i);
         v = activate(a.activation, v).value;
       }
-      store_some(y + i, v, count - i);
+      if (half) {
+        store_some(a.y.halves + row * a.y_stride + column + i, v, count - i);
+      } else {
+        store_some(sums + i, v, count - i);
+      }
     }
   }
 };
@@ -55,8 +74,8 @@ static bool product(const LinearInputs& in, int64_t rows, int64_t cols, int64_t 
 bool linear_forward(const LinearForward& a) {
   const LinearInputs& in = a.inputs;
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
-  const Factor weight = {in.weight, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
-  const Product y = {a.y, a.y_stride, nullptr};
+  const Factor weight = {{in.weight, nullptr}, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
+  const Product y = {a.y.floats, a.y_stride, nullptr};
   if (in.tokens <= kFewRows && !in.bfloat16 && in.in_units == nullptr && in.in_scale == nullptr) {
     few_rows_product(in.tokens, in.out, in.in, x, weight, y, BiasAndActivation{a});
     return true;
@@ -65,17 +84,26 @@ bool linear_forward(const LinearForward& a) {
 }
 
 // Multiplies a gradient by the slope of the activation that its argument went through, and computes that
-// activation's value on the way.
+// activation's value on the way. A gradient in bfloat16 is put in its place.
 struct Slope {
   const LinearBackward& a;
-  float* activated;
-  void operator()(float* grad_x, int64_t row, int64_t column, int64_t count) const {
-    if (a.activation == Activation::none) return;
-    const float* preactivation = a.preactivation + row * a.inputs.in + column;
+  Numbers activated;
+  void operator()(float* sums, int64_t row, int64_t column, int64_t count) const {
+    const bool half = a.grad_x.halves != nullptr;
+    if (a.activation == Activation::none && !half) return;
+    const int64_t start = row * a.inputs.in + column;
     for (int64_t i = 0; i < count; i += kVec) {
-      const Activated<Vec> h = activate(a.activation, load_some(preactivation + i, count - i));
-      store_some(activated + row * a.inputs.in + column + i, h.value, count - i);
-      store_some(grad_x + i, load_some(grad_x + i, count - i) * h.slope, count - i);
+      Vec grad = load_some(sums + i, count - i);
+      if (a.activation != Activation::none) {
+        const Activated<Vec> h = activate(a.activation, load_some(a.preactivation, start + i, count - i));
+        store_some(activated, start + i, h.value, count - i);
+        grad *= h.slope;
+      }
+      if (half) {
+        store_some(a.grad_x.halves + row * a.grad_x_stride + column + i, grad, count - i);
+      } else {
+        store_some(sums + i, grad, count - i);
+      }
     }
   }
 };
@@ -90,8 +118,10 @@ static void sum_rows(const LinearBackward& a) {
       float part[kSumCols] = {};
       const int64_t end = min(in.tokens, first + kSumRows);
       for (int64_t t = first; t < end; ++t) {
-        const float* grad = a.grad_y + t * a.grad_y_stride + begin;
-        for (int64_t c = 0; c < kSumCols; c += kVec) store(part + c, load(part + c) + load_some(grad + c, count - c));
+        const int64_t start = t * a.grad_y_stride + begin;
+        for (int64_t c = 0; c < kSumCols; c += kVec) {
+          store(part + c, load(part + c) + load_some(a.grad_y, start + c, count - c));
+        }
       }
       for (int64_t c = 0; c < kSumCols; ++c) total[c] += part[c];
     }
@@ -131,22 +161,23 @@ static void unpick(const LinearBackward& a, const float* picked) {
   }
 }
 
-static float* allocate(int64_t floats) {
-  return static_cast<float*>(std::malloc(static_cast<std::size_t>(floats > 0 ? floats : 1) * sizeof(float)));
+static void* allocate(int64_t numbers, int64_t size) {
+  return std::malloc(static_cast<std::size_t>(max(numbers * size, 1)));
 }
 
 bool linear_backward(const LinearBackward& a) {
   const LinearInputs& in = a.inputs;
-  const bool activated = a.activation != Activation::none;
+  const bool activated = a.activation != Activation::none, half = a.grad_x.halves != nullptr;
   const bool direct = in.in_units == nullptr;
-  float* h = activated ? allocate(in.tokens * in.in) : nullptr;
-  float* picked = direct ? nullptr : allocate(in.out * in.in);
-  bool enough = (h != nullptr || !activated) && (picked != nullptr || direct);
+  void* memory = activated ? allocate(in.tokens * in.in, half ? 2 : 4) : nullptr;
+  const Numbers h = {half ? nullptr : static_cast<float*>(memory), half ? static_cast<uint16_t*>(memory) : nullptr};
+  float* picked = direct ? nullptr : static_cast<float*>(allocate(in.out * in.in, 4));
+  bool enough = (memory != nullptr || !activated) && (picked != nullptr || direct);
 
   const Factor grad_y = {a.grad_y, a.grad_y_stride, 1, nullptr, nullptr, nullptr, nullptr};
-  const Factor weight = {in.weight, 1, in.weight_stride, in.in_units, in.out_units, in.in_scale, nullptr};
-  enough = enough && product(in, in.tokens, in.in, in.out, grad_y, weight, Product{a.grad_x, a.grad_x_stride, nullptr},
-                             a.accumulate, Slope{a, h});
+  const Factor weight = {{in.weight, nullptr}, 1, in.weight_stride, in.in_units, in.out_units, in.in_scale, nullptr};
+  enough = enough && product(in, in.tokens, in.in, in.out, grad_y, weight,
+                             Product{a.grad_x.floats, a.grad_x_stride, nullptr}, a.accumulate, Slope{a, h});
 
   if (in.out < in.weight_rows || in.in < in.weight_columns) {  // some units are left out
 #pragma omp parallel for schedule(static) if (in.weight_rows * in.weight_columns >= kParallelProducts)
@@ -163,7 +194,7 @@ bool linear_backward(const LinearBackward& a) {
   enough = enough && product(in, in.out, in.in, in.tokens, grad_y_columns, x, grad_weight, false, NoEpilogue{});
   if (enough && (picked != nullptr || in.in_scale != nullptr)) unpick(a, picked);
   if (a.grad_bias != nullptr) sum_rows(a);
-  std::free(h);
+  std::free(memory);
   std::free(picked);
   return enough;
 }

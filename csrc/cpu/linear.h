@@ -7,16 +7,17 @@
 
 #include "../common/activation.h"
 #include "instruction_sets.h"
+#include "numbers.h"
 
 namespace earlybert {
 
 // What forward and backward are both given.
 struct LinearInputs {
   int64_t tokens, in, out;      // `in` and `out`: kept columns and rows of the weight
-  const float* x;               // rows of `in` floats; null in backward when `activated` holds it
+  Numbers x;                    // rows of `in` numbers; null in backward where it came out of an activation
   int64_t x_stride;
   const int64_t* x_rows;        // (tokens,): which rows of x, or null: the first
-  const float* weight;          // (weight_rows, weight_columns), a row every weight_stride floats
+  float* weight;                // (weight_rows, weight_columns), a row every weight_stride floats
   int64_t weight_rows, weight_stride, weight_columns;
   const int64_t* out_units;     // (out,): the kept rows, or null: all
   const int64_t* in_units;      // (in,): the kept columns, or null: all
@@ -28,23 +29,23 @@ struct LinearForward {
   LinearInputs inputs;
   const float* bias;            // of all rows of the weight; or null
   Activation activation;
-  float* preactivation;         // (tokens, out): written when there is an activation; or null
-  float* y;                     // rows of y_stride floats
+  Numbers preactivation;        // (tokens, out): written when there is an activation, bfloat16 if y is; or null
+  Numbers y;                    // rows of y_stride numbers
   int64_t y_stride;
 };
 
 struct LinearBackward {
   LinearInputs inputs;          // x as in forward
-  const float* grad_y;          // rows of grad_y_stride floats
+  Numbers grad_y;               // rows of grad_y_stride numbers
   int64_t grad_y_stride;
-  // The gradient of x, rows of grad_x_stride floats: written, or added to when `accumulate`. When x came out of an
-  // activation, that of its argument, given as `preactivation`; x is then not read but computed anew, and nothing may
-  // be added to.
-  float* grad_x;
+  // The gradient of x, rows of grad_x_stride numbers: written, or, where it is float32, added to when `accumulate`.
+  // When x came out of an activation, that of its argument, given as `preactivation`; x is then not read but computed
+  // anew, and nothing may be added to.
+  Numbers grad_x;
   int64_t grad_x_stride;
   bool accumulate;
   Activation activation;
-  const float* preactivation;   // (tokens, in)
+  Numbers preactivation;        // (tokens, in); bfloat16 if grad_x is
   float* grad_weight;           // like the whole weight, 0 where it was not used
   float* grad_bias;             // (weight_rows,), likewise; or null
   float* grad_in_scale;         // (in,); null without in_scale

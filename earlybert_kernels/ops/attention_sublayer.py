@@ -173,14 +173,15 @@ def _forward_shapes(joined: bool, inputs: AttentionSublayerInputs) -> AttentionS
         projections = (queries, heads, size), (tokens, heads, 2, size), (0,)
     else:
         projections = (0,), (tokens, heads, 3, size), (0,)
-    q, k, v = map(w_q.new_empty, projections)
+    inner = torch.bfloat16 if inputs.bfloat16 else w_q.dtype
+    q, k, v = (w_q.new_empty(shape, dtype=inner) for shape in projections)
     out = x.new_empty((queries, hidden))
     return AttentionSublayerResults(
         out,
         q,
         k,
         v,
-        context=w_q.new_empty((queries, heads, size)),
+        context=w_q.new_empty((queries, heads, size), dtype=inner),
         logsumexp=x.new_empty((heads, queries), dtype=torch.float32),
         h=w_q.new_empty((queries, hidden)),
         mean=x.new_empty(queries, dtype=torch.float32),

@@ -138,7 +138,9 @@ def _shapes(backend: Backend) -> Halves:
 def _forward_shapes(inputs: FeedForwardSublayerInputs) -> FeedForwardSublayerResults:
     x, w_in, tokens = inputs.x, inputs.w_in, inputs.x.shape[0]
     active = w_in.shape[0] if inputs.active_neurons is None else inputs.active_neurons.shape[0]
-    out, preactivation, h = x.new_empty(x.shape), w_in.new_empty((tokens, active)), w_in.new_empty(x.shape)
+    inner = torch.bfloat16 if inputs.bfloat16 else w_in.dtype
+    out, h = x.new_empty(x.shape), w_in.new_empty(x.shape)
+    preactivation = w_in.new_empty((tokens, active), dtype=inner)
     mean, rstd = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
     low = empty_low(out, w_in, inputs.return_low)
     return FeedForwardSublayerResults(out, preactivation, h, mean, rstd, low)

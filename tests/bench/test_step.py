@@ -17,7 +17,12 @@ from bench.step.workload import Workload, pack
 
 CPU = torch.device("cpu")
 #: What torch.compile needs a minute for is left to whoever measures.
-FAST = [name for name in variants.VARIANTS if name != "stock-compile" and not name.startswith("stock-unpadded")]
+#: Of those that run in float32 on a CPU.
+FAST = [
+    name
+    for name in variants.VARIANTS
+    if name not in ("stock-compile", variants.IN_FLOAT32) and not name.startswith("stock-unpadded")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -277,9 +282,17 @@ def test_peak_memory_in_a_process_of_its_own(monkeypatch):
         memory.measure_apart(workload(), "stock")
 
 
-def test_half_precision_is_autocast():
-    result = step.measure(workload(dtype="bfloat16"), ["stock", "converted"], 1, CPU)
-    assert set(result["variants"]) == {"stock", "converted"}
+def test_half_precision_is_autocast(monkeypatch):
+    names = {"stock", "converted", "converted-float32"}
+    dtypes = []
+    make = step.training_step
+    monkeypatch.setattr(step, "training_step", lambda m, d, dtype, **o: dtypes.append(dtype) or make(m, d, dtype, **o))
+    for dtype, found in (("bfloat16", names), ("float32", names - {"converted-float32"})):
+        assert set(step.measure(workload(dtype=dtype), sorted(names), 1, CPU)["variants"]) == found
+    assert [str(dtype).removeprefix("torch.") for dtype in dtypes] == [
+        *("bfloat16", "float32", "bfloat16"),
+        *("float32", "float32"),
+    ]
 
 
 def test_means_of_the_table():

@@ -175,20 +175,25 @@ def test_interleaved_and_transposed_memory():
         assert torch.equal(ours, ek.ops.attention(*copies, **packing, backend="cpu"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [-1, 0, 3])
-def test_outputs_are_written_whole(window):
+def test_outputs_are_written_whole(window, dtype):
     """What the kernel is handed is poisoned, so that an element it leaves out shows."""
     (q, k, v, gates), packing = inputs((5, 40), 2, 24)
+    q, k, v, half = q.to(dtype), k.to(dtype), v.to(dtype), dtype == torch.bfloat16
     cu_seqlens = packing["cu_seqlens"]
     sizes = (2, 2, 24, 45, 45, 40, 40, window)
-    heads = [(t.data_ptr(), t.stride(0), t.stride(1)) for t in (q, k, v)]
+    heads = [((t.data_ptr(), half), t.stride(0), t.stride(1)) for t in (q, k, v)]
     arguments = (sizes, cu_seqlens.data_ptr(), cu_seqlens.data_ptr(), heads, 0, gates.data_ptr(), 0, 0.0, 0.2)
     shapes = (q.shape, (2, 45), q.shape, q.shape, q.shape, (2, 2))
-    out, logsumexp, *grads = (torch.full(shape, float("nan")) for shape in shapes)
-    grad_out = torch.ones(q.shape)
-    cpu.extension.attention_forward(*arguments, out.data_ptr(), logsumexp.data_ptr())
-    addresses = [grad.data_ptr() for grad in grads]
-    cpu.extension.attention_backward(*arguments, grad_out.data_ptr(), logsumexp.data_ptr(), *addresses)
+    dtypes = (dtype, torch.float32, dtype, dtype, dtype, torch.float32)
+    out, logsumexp, *grads = (torch.full(s, float("nan"), dtype=d) for s, d in zip(shapes, dtypes, strict=True))
+    grad_out = torch.ones(q.shape, dtype=dtype)
+    cpu.extension.attention_forward(*arguments, (out.data_ptr(), half), logsumexp.data_ptr())
+    *addresses, gates_address = (grad.data_ptr() for grad in grads)
+    places = ((address, half) for address in (grad_out.data_ptr(), *addresses))
+    grad_out_place, *grad_places = places
+    cpu.extension.attention_backward(*arguments, grad_out_place, logsumexp.data_ptr(), *grad_places, gates_address)
     assert all(t.isfinite().all() for t in (out, logsumexp, *grads))
 
 
@@ -228,7 +233,7 @@ def test_compiles_into_one_graph():
 def test_what_it_cannot_take_is_said():
     (q, k, v, gates), packing = inputs((3, 5), 2, 4)
     for tensors, gate in (((q.double(), k.double(), v.double()), None), ((q, k, v), gates.double())):
-        with pytest.raises(RuntimeError, match="it takes float32 tensors, got torch.float64"):
+        with pytest.raises(RuntimeError, match=r"it takes float32 (or bfloat16 )?tensors, got torch.float64"):
             ek.ops.attention(*tensors, **packing, head_gates=gate, backend="cpu")
         ek.ops.attention(*tensors, **packing, head_gates=gate)  # left to choose, it takes another backend
     out = ek.ops.attention(q, k, v, **packing, backend="cpu")

@@ -10,14 +10,14 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import load_extension
+from .. import address, load_extension
 from ..backend import Backend
 
 # The extension uses OpenMP but links no OpenMP library: two runtimes in one process are two pools of
@@ -63,14 +63,22 @@ def openmp_runtimes() -> tuple[str | None, list[str]]:
 
 def refuses(*tensors: Tensor | None, **facts: int) -> str | None:
     """Why these tensors cannot be taken (device, dtype), or None."""
+    return _refuses(tensors, torch.float32)
+
+
+def _refuses(tensors: Iterable[Tensor | None], *dtypes: torch.dtype) -> str | None:
     for tensor in tensors:
         if tensor is None:
             continue
         if tensor.device.type != "cpu":
             return f"it takes CPU tensors, got one on {tensor.device}"
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            return f"it takes float32 tensors, got {tensor.dtype}"
+        if tensor.is_floating_point() and tensor.dtype not in dtypes:
+            return f"it takes {' or '.join(map(_name, dtypes))} tensors, got {tensor.dtype}"
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
@@ -82,9 +90,19 @@ def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
 
 def refuses_autocast(*tensors: Tensor | None, **facts: int) -> str | None:
     """As `refuses`, for ops with matrix products that round float32 to bfloat16 under autocast to it."""
+    return _refuses_autocast_dtype() or refuses(*tensors)
+
+
+def _refuses_autocast_dtype() -> str | None:
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return f"its products are in float32 or bfloat16, and autocast to {torch.get_autocast_dtype('cpu')} is on"
-    return refuses(*tensors)
+    return None
+
+
+def refuses_heads(q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None, **facts: int) -> str | None:
+    """As `refuses_autocast`, for attention, which takes queries, keys and values in bfloat16 as well."""
+    heads = _refuses((q, k, v), torch.float32, torch.bfloat16)
+    return _refuses_autocast_dtype() or heads or refuses(*others)
 
 
 def refuses_rows(hidden: Tensor, *tensors: Tensor | None, **facts: int) -> str | None:
@@ -98,6 +116,11 @@ def refuses_rows(hidden: Tensor, *tensors: Tensor | None, **facts: int) -> str |
 def empty(*shape: Any) -> Tensor:
     """What kernels write to: float32, whatever torch's default dtype is."""
     return torch.empty(*shape, dtype=torch.float32)
+
+
+def place(tensor: Tensor | None) -> tuple[int, bool]:
+    """A tensor's address, 0 for none, and whether it is bfloat16."""
+    return address(tensor), tensor is not None and tensor.dtype == torch.bfloat16
 
 
 def run(kernel: Callable[..., None], *arguments: Any) -> None:
@@ -125,9 +148,13 @@ BACKEND = Backend(
     devices=("cpu",),
     unavailable=unavailable,
     refuses=refuses,
-    refusals=dict.fromkeys(("attention", "feed_forward"), refuses_products)
-    | dict.fromkeys(("attention_sublayer", "feed_forward_sublayer"), refuses_autocast)
-    | {"masked_lm_loss": refuses_rows},
+    refusals={
+        "attention": refuses_heads,
+        "feed_forward": refuses_products,
+        "attention_sublayer": refuses_autocast,
+        "feed_forward_sublayer": refuses_autocast,
+        "masked_lm_loss": refuses_rows,
+    },
     wants_indices=True,
     rounds_factors=True,
 )

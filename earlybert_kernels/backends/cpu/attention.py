@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import address
-from . import empty, extension, run
+from . import empty, extension, place, run
 
 
 def _arguments(
@@ -31,7 +32,7 @@ def _arguments(
     cu, cu_q, mask, gates = map(address, others)
     longest = (max_seqlen, max_seqlen_q, -1 if window is None else window)
     sizes = (len(cu_seqlens) - 1, *q.shape[1:], q.shape[0], k.shape[0], *longest)
-    heads = tuple((t.data_ptr(), t.stride(0), t.stride(1)) for t in qkv)
+    heads = tuple((place(t), t.stride(0), t.stride(1)) for t in qkv)
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 
 
@@ -51,11 +52,14 @@ def forward(
     window: int | None = None,
     saves: bool = True,
 ) -> tuple[Tensor, Any]:
-    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`, None unless `saves`; see `ops.attention`."""
+    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`, None unless `saves`; see `ops.attention`.
+
+    q, k and v are all float32, or all bfloat16, which `out` then is, too.
+    """
     packing = (cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q)
     arguments, _kept_alive = _arguments(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale, window)
-    out, logsumexp = empty(q.shape), empty(q.shape[1], q.shape[0]) if saves else None
-    run(extension.attention_forward, *arguments, out.data_ptr(), address(logsumexp))
+    out, logsumexp = torch.empty(q.shape, dtype=q.dtype), empty(q.shape[1], q.shape[0]) if saves else None
+    run(extension.attention_forward, *arguments, place(out), address(logsumexp))
     return out, logsumexp
 
 
@@ -66,14 +70,14 @@ def backward(
     arguments, _kept_alive = _arguments(q, k, v, cu_seqlens, *inputs)
     head_gates = inputs[4]
     grad_out = grad_out.contiguous()
-    grad_q, grad_k, grad_v = (empty(t.shape) for t in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
     grad_gates = None if head_gates is None else empty(len(cu_seqlens) - 1, q.shape[1])
     run(
         extension.attention_backward,
         *arguments,
-        grad_out.data_ptr(),
+        place(grad_out),
         logsumexp.data_ptr(),
-        *(grad.data_ptr() for grad in (grad_q, grad_k, grad_v)),
+        *map(place, (grad_q, grad_k, grad_v)),
         address(grad_gates),
     )
     return grad_q, grad_k, grad_v, empty(0) if grad_gates is None else grad_gates.sum(0)

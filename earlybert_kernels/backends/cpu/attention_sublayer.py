@@ -40,10 +40,11 @@ def forward(own: AttentionSublayerInputs) -> AttentionSublayerResults:
     """The output, and what backward needs."""
     units, scale = _units(own)
     kept = partial(Kept, bfloat16=own.bfloat16)
+    inner = torch.bfloat16 if own.bfloat16 else torch.float32
     rows, cu_seqlens_q, max_seqlen_q = _queries(own)
-    q, _ = linear.forward(own.x, kept(own.w_q, out_units=units), own.b_q, x_rows=rows)
-    k, _ = linear.forward(own.x, kept(own.w_k, out_units=units), own.b_k)
-    v, _ = linear.forward(own.x, kept(own.w_v, out_units=units), own.b_v)
+    q, _ = linear.forward(own.x, kept(own.w_q, out_units=units), own.b_q, x_rows=rows, dtype=inner)
+    k, _ = linear.forward(own.x, kept(own.w_k, out_units=units), own.b_k, dtype=inner)
+    v, _ = linear.forward(own.x, kept(own.w_v, out_units=units), own.b_v, dtype=inner)
     q, k, v = (t.view(t.shape[0], t.shape[1] // own.head_size, own.head_size) for t in (q, k, v))
     context, logsumexp = attention.forward(
         q, k, v, own.cu_seqlens, own.max_seqlen, cu_seqlens_q, max_seqlen_q, None, None, own.attention_seed,

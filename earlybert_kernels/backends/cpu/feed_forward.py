@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import empty, linear
@@ -36,11 +37,12 @@ def forward(
 ) -> tuple[Tensor, Any]:
     """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`, None unless `saves`.
 
-    `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take; the rest is as in
-    `ops.feed_forward`.
+    `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take, and what lies between them is
+    then bfloat16; the rest is as in `ops.feed_forward`.
     """
     first, second = _kept(w_in, w_out, active, gates, bfloat16)
-    h, preactivation = linear.forward(x, first, b_in, activation=activation, saves=saves)
+    inner = torch.bfloat16 if bfloat16 else torch.float32
+    h, preactivation = linear.forward(x, first, b_in, activation=activation, dtype=inner, saves=saves)
     out, _ = linear.forward(h, second, b_out)
     return out, preactivation
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import ACTIVATIONS, address
-from . import empty, extension, run
+from . import empty, extension, place, run
 
 
 class Kept(NamedTuple):
@@ -40,7 +41,7 @@ class Kept(NamedTuple):
         of_x = (0, 0) if x is None else (x.shape[0], x.stride(0))
         sizes = (tokens, size, out, *of_x, rows, self.weight.stride(0), columns)
         picks = (address(x_rows), address(self.out_units), address(self.in_units), address(self.in_scale))
-        return sizes, address(x), self.weight.data_ptr(), picks, self.bfloat16
+        return sizes, place(x), self.weight.data_ptr(), picks, self.bfloat16
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -55,16 +56,18 @@ def forward(
     *,
     x_rows: Tensor | None = None,
     activation: str = "none",
+    dtype: torch.dtype = torch.float32,
     saves: bool = True,
 ) -> tuple[Tensor, Any]:
     """`activation((x * in_scale) weight^T + bias)` on the kept units.
 
     Args:
-        x: `(T, kept columns)`.
+        x: `(T, kept columns)`, float32 or bfloat16.
         kept: the weight.
         bias: of all rows of the weight, or None.
         x_rows: int64, the rows of x to take; None for all.
         activation: "none" or a name of `reference.feed_forward.ACTIVATIONS`.
+        dtype: of the results, float32 or bfloat16.
         saves: whether to write what the activation is applied to.
 
     Returns:
@@ -76,10 +79,10 @@ def forward(
     tokens = x.shape[0] if x_rows is None else len(x_rows)
     arguments = kept.arguments(tokens, x, x_rows)
     out = arguments[0][2]
-    y = empty(tokens, out)
-    preactivation = empty(tokens, out) if saves and activation != "none" else None
+    y = torch.empty(tokens, out, dtype=dtype)
+    preactivation = torch.empty_like(y) if saves and activation != "none" else None
     code = ACTIVATIONS.index(activation)
-    run(extension.linear_forward, *arguments, address(bias), code, address(preactivation), y.data_ptr(), out)
+    run(extension.linear_forward, *arguments, address(bias), code, place(preactivation), place(y), out)
     return y, preactivation
 
 
@@ -96,13 +99,14 @@ def backward(
     """The gradients of `forward`'s x, weight, bias and in_scale (None without one).
 
     Args:
-        grad_y: `(tokens, kept rows)`.
+        grad_y: `(tokens, kept rows)`, float32 or bfloat16.
         x: as in forward; None with an activation.
         kept: the weight.
         x_rows: as in forward; the gradient of x is then that of the picked rows.
-        grad_x: contiguous; the gradient of x is added to it. None for a new one. Not with an activation.
+        grad_x: float32, contiguous; the gradient of x is added to it. None for a new one, of x's dtype. Not with an
+            activation.
         activation: what x came out of, in place of x: the first result is then the gradient of `preactivation`.
-        preactivation: `(tokens, kept columns)`.
+        preactivation: `(tokens, kept columns)`, float32 or bfloat16, which is then the dtype of its gradient.
     """
     grad_y, kept = _rows(grad_y), kept.prepared()
     x, x_rows = None if x is None else _rows(x), None if x_rows is None else x_rows.contiguous()
@@ -110,19 +114,20 @@ def backward(
     size = arguments[0][1]
     accumulate = grad_x is not None
     if grad_x is None:
-        grad_x = empty(grad_y.shape[0], size)
+        like = x if preactivation is None else preactivation
+        grad_x = torch.empty(grad_y.shape[0], size, dtype=torch.float32 if like is None else like.dtype)
     grad_weight, grad_bias = empty(kept.weight.shape), empty(kept.weight.shape[0])
     grad_in_scale = None if kept.in_scale is None else empty(size)
     run(
         extension.linear_backward,
         *arguments,
-        grad_y.data_ptr(),
+        place(grad_y),
         grad_y.stride(0),
-        grad_x.data_ptr(),
+        place(grad_x),
         grad_x.stride(0),
         accumulate,
         ACTIVATIONS.index(activation),
-        address(preactivation),
+        place(preactivation),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
         address(grad_in_scale),

@@ -17,7 +17,7 @@ from ..backends.arguments import (
     AttentionSublayerSaved,
 )
 from ..backends.backend import Backend
-from .autocast import factors
+from .autocast import factors, widened
 from .checks import check_active, check_gates, check_offsets, check_probability, check_same_device, check_shape
 from .custom import Halves
 from .declare import Arguments, by_name, declare
@@ -151,10 +151,11 @@ def _run_compiled(
     options = (head_size, first_token_only, attention_dropout_p, dropout_p, eps)
     *linears, norm_weight, norm_bias = weights
     taken, bfloat16 = factors(backend, *linears)
-    weights = (*taken, norm_weight, norm_bias)
+    dtype, (x, *norm) = x.dtype, widened(backend, x, norm_weight, norm_bias)
+    weights = (*taken, *norm)
     low = (usable(x_low, x, weights[0]), return_low, bfloat16)
     results = compiled(x, cu_seqlens, max_seqlen, *weights, active_heads, head_gates, *seeds, *options, *low)
-    return returned(results, weights[0], return_low)
+    return returned(results, weights[0], return_low, dtype)
 
 
 def _shapes(backend: Backend) -> Halves:

@@ -18,7 +18,7 @@ from ..backends.arguments import (
 )
 from ..backends.backend import Backend
 from ..reference.feed_forward import ACTIVATIONS
-from .autocast import factors
+from .autocast import factors, widened
 from .checks import check_active, check_gates, check_probability, check_same_device, check_shape
 from .custom import Halves
 from .declare import Arguments, by_name, declare
@@ -125,10 +125,11 @@ def _run_compiled(
     seed = draw_seed(dropout_p, x.device)
     *linears, norm_weight, norm_bias = weights
     taken, bfloat16 = factors(backend, *linears)
-    weights = (*taken, norm_weight, norm_bias)
+    dtype, (x, *norm) = x.dtype, widened(backend, x, norm_weight, norm_bias)
+    weights = (*taken, *norm)
     low = (usable(x_low, x, weights[0]), return_low, bfloat16)
     results = compiled(x, *weights, active_neurons, neuron_gates, seed, activation, dropout_p, eps, *low)
-    return returned(results, weights[0], return_low)
+    return returned(results, weights[0], return_low, dtype)
 
 
 def _shapes(backend: Backend) -> Halves:

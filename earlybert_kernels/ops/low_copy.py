@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .checks import check_shape
@@ -35,10 +36,11 @@ def empty_low(out: Tensor, weight: Tensor, return_low: bool) -> Tensor:
     return weight.new_empty(out.shape if return_low and is_cast(out, weight) else 0)
 
 
-def returned(results: tuple[Tensor, ...], weight: Tensor, return_low: bool) -> Any:
-    """What an op returns of its backend's results, the first of which is its own and the last the copy."""
+def returned(results: tuple[Tensor, ...], weight: Tensor, return_low: bool, dtype: torch.dtype) -> Any:
+    """What an op returns in `dtype` of its backend's results, the first of which is its own and the last the copy."""
     out, *_, low = results
-    return (out, low if is_cast(out, weight) else None) if return_low else out
+    own = out.to(dtype)
+    return (own, low if is_cast(out, weight) else None) if return_low else own
 
 
 def without_low(definition: Callable[..., Tensor]) -> Callable[..., Any]:

@@ -88,9 +88,14 @@ def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
     return refuses(*tensors)
 
 
-def refuses_autocast(*tensors: Tensor | None, **facts: int) -> str | None:
-    """As `refuses`, for ops with matrix products that round float32 to bfloat16 under autocast to it."""
-    return _refuses_autocast_dtype() or refuses(*tensors)
+def refuses_autocast(first: Tensor, *others: Tensor | None, **facts: int) -> str | None:
+    """As `refuses`, for ops with matrix products that round float32 to bfloat16 under autocast to it.
+
+    They take what is bfloat16 itself, too, if the first tensor is.
+    """
+    low = first.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+    dtypes = (torch.float32, torch.bfloat16) if low else (torch.float32,)
+    return _refuses_autocast_dtype() or _refuses((first, *others), *dtypes)
 
 
 def _refuses_autocast_dtype() -> str | None:
@@ -105,12 +110,11 @@ def refuses_heads(q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None, **fac
     return _refuses_autocast_dtype() or heads or refuses(*others)
 
 
-def refuses_rows(hidden: Tensor, *tensors: Tensor | None, **facts: int) -> str | None:
+def refuses_rows(hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, **facts: int) -> str | None:
     """As `refuses_autocast`, of rows that under it may be bfloat16, as torch's layer norm makes them."""
-    lossless = torch.is_autocast_enabled("cpu") and hidden.dtype == torch.bfloat16
-    return (
-        refuses_autocast(*tensors) if lossless and hidden.device.type == "cpu" else refuses_autocast(hidden, *tensors)
-    )
+    if torch.is_autocast_enabled("cpu") and hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
+        return refuses_autocast(weight, bias, labels)
+    return refuses_autocast(hidden, labels, weight, bias)
 
 
 def empty(*shape: Any) -> Tensor:

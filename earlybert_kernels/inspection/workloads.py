@@ -97,6 +97,7 @@ def attention(everything: bool) -> None:
     _attention(FP16, 64, 512, **options)
     _attention(BF16, 64, 128)
     _attention(BF16, 64, 512, dropout_p=0.1)
+    _attention(BF16, 64, 128, masked=True, saves=False)
     for length in (64, 128, 512, 8192):
         _attention(BF16, 64, length, window=64)
     _attention(FP32, 64, 128, window=64)
@@ -111,16 +112,20 @@ def _attention(
     gated: bool = False,
     masked: bool = False,
     window: int | None = None,
+    saves: bool = True,
 ) -> None:
-    """Forward and backward of 12 heads, in as many sequences of a length as a batch has: one if it is very long."""
+    """Forward, and backward if that `saves` for it, of 12 heads, in as many sequences of a length as a batch has: one
+    if it is very long.
+    """
     heads, sequences = 12, max(16384 // length, 32) if length < 8192 else 1
     keys, queries = sequences * length, sequences if first_only else sequences * length
     q, k, v = (_empty(tokens, heads, size, dtype=dtype) for tokens in (queries, keys, keys))
     packing = (_offsets(sequences), length, _offsets(sequences), 1 if first_only else length)
     gates, mask = _empty(heads) if gated else None, _mask(heads) if masked else None
     inputs = (q, k, v, *packing, mask, gates, _seed(dropout_p), dropout_p, size**-0.5, window)
-    out, logsumexp = attention_op.forward(*inputs)
-    attention_op.backward(torch.empty_like(out), out, logsumexp, *inputs)
+    out, logsumexp = attention_op.forward(*inputs, saves)
+    if saves:
+        attention_op.backward(torch.empty_like(out), out, logsumexp, *inputs)
 
 
 @_workload
@@ -177,14 +182,19 @@ def dropout_add_layer_norm(everything: bool) -> None:
         _dropout_add_layer_norm(width, BF16, BF16, 0.1)
     for dtype in (BF16, FP32):
         _dropout_add_layer_norm(768, dtype, FP32, 0.1)
-    _dropout_add_layer_norm(768, BF16, BF16, 0.0)
+    for saves in (True, False):
+        _dropout_add_layer_norm(768, BF16, BF16, 0.0, saves)
 
 
-def _dropout_add_layer_norm(width: int, dtype: torch.dtype, stream: torch.dtype, dropout_p: float) -> None:
+def _dropout_add_layer_norm(
+    width: int, dtype: torch.dtype, stream: torch.dtype, dropout_p: float, saves: bool = True
+) -> None:
     x, residual = _empty(MANY, width, dtype=dtype), _empty(MANY, width, dtype=stream)
     weight, bias, seed = _empty(width, dtype=stream), _empty(width, dtype=stream), _seed(dropout_p)
     forward = (x, residual, weight, bias, seed, dropout_p, EPS)
-    out, mean, rstd, _ = dropout_add_layer_norm_op.forward(*forward, cast_out=True)
+    out, mean, rstd, _ = dropout_add_layer_norm_op.forward(*forward, saves, cast_out=True)
+    if not saves:
+        return
     grad_out = torch.empty_like(out)
     dropout_add_layer_norm_op.backward(grad_out, x, residual, weight, mean, rstd, seed, dropout_p, cast_residual=True)
 
@@ -198,15 +208,17 @@ def embedding_layer_norm(everything: bool) -> None:
         return
     for width, dtype in ((384, BF16), (761, BF16), (1024, BF16), (768, BF16), (768, FP32)):
         _embedding_layer_norm(width, dtype, 0.1)
+    _embedding_layer_norm(768, BF16, 0.0, saves=False)
 
 
-def _embedding_layer_norm(width: int, dtype: torch.dtype, dropout_p: float) -> None:
+def _embedding_layer_norm(width: int, dtype: torch.dtype, dropout_p: float, saves: bool = True) -> None:
     words, positions, types = (_empty(MANY, dtype=torch.int64) for _ in range(3))
     word, position, token_type = (_empty(rows, width, dtype=dtype) for rows in (30522, 512, 2))
     weight, bias, seed = _empty(width, dtype=dtype), _empty(width, dtype=dtype), _seed(dropout_p)
     given = (words, positions, types, word, position, token_type, weight)
-    out, mean, rstd = embedding_layer_norm_op.forward(*given, bias, seed, 0, dropout_p, EPS)
-    embedding_layer_norm_op.backward(torch.empty_like(out), mean, rstd, *given, seed, 0, dropout_p)
+    out, mean, rstd = embedding_layer_norm_op.forward(*given, bias, seed, 0, dropout_p, EPS, saves)
+    if saves:
+        embedding_layer_norm_op.backward(torch.empty_like(out), mean, rstd, *given, seed, 0, dropout_p)
 
 
 @_workload
@@ -225,6 +237,7 @@ def feed_forward(everything: bool) -> None:
     _feed_forward(768, 3072, FP32, MANY)
     _feed_forward(768, 3072, FP32, FEW, gated=True, masked=True)
     _feed_forward(768, 3072, BF16, MANY, "gelu_tanh")
+    _feed_forward(768, 3072, BF16, MANY, masked=True, saves=False)
 
 
 def _feed_forward(
@@ -235,12 +248,14 @@ def _feed_forward(
     activation: str = "gelu",
     gated: bool = False,
     masked: bool = False,
+    saves: bool = True,
 ) -> None:
     x, w_in, w_out = (_empty(*s, dtype=dtype) for s in ((tokens, hidden), (neurons, hidden), (hidden, neurons)))
     b_in, b_out = _empty(neurons, dtype=dtype), _empty(hidden, dtype=dtype)
     units = (_mask(neurons) if masked else None, _empty(neurons) if gated else None, activation)
-    out, kept = feed_forward_op.forward(x, w_in, b_in, w_out, b_out, *units)
-    feed_forward_op.backward(torch.empty_like(out), kept, x, w_in, w_out, *units)
+    out, kept = feed_forward_op.forward(x, w_in, b_in, w_out, b_out, *units, saves)
+    if saves:
+        feed_forward_op.backward(torch.empty_like(out), kept, x, w_in, w_out, *units)
 
 
 @_workload

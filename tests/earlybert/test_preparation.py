@@ -33,7 +33,7 @@ Make = Callable[..., FinetuneArguments]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, found magic"),
+        ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, search, found magic"),
         (
             {"task": "sst"},
             "unknown task 'sst'; the tasks are classification, regression, multilabel, token-classification",

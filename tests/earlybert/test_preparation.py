@@ -22,7 +22,7 @@ from transformers import (
 from earlybert import FinetuneArguments, finetune
 from earlybert.errors import OutputExistsError, UsageError
 from earlybert.loading import read_config
-from earlybert.programs import preparation, run
+from earlybert.programs import preparation, searching
 from earlybert.tasks import TASKS
 from tests.helpers.model_folder import edit_config
 from tests.helpers.toy import HEADS, LAYERS, NEURONS
@@ -33,7 +33,7 @@ Make = Callable[..., FinetuneArguments]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, found magic"),
+        ({"method": "magic"}, "--method: expected one of earlybert, dense, random, inverted, search, found magic"),
         (
             {"task": "sst"},
             "unknown task 'sst'; the tasks are classification, regression, multilabel, token-classification",
@@ -82,7 +82,7 @@ def test_float16_needs_a_device_with_loss_scaling(arguments: Make, monkeypatch: 
 def test_where_nothing_can_be_written_is_said_before_a_model_is_loaded(
     arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(searching, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputExistsError, match="expected a folder, found a file at .*file"):
         finetune(arguments(output_dir=str(tmp_path / "file" / "run")))

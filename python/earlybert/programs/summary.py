@@ -197,7 +197,7 @@ def verdict(tables: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) ->
 
 def _difference(row: Mapping[str, Any]) -> str:
     gain = f"{row['gain']:+.4f}{_plus_minus(row['gain_error'])}"
-    return f"difference {gain}, {row['seconds_over_baseline']:.2f} of its seconds, {row['pairs']} seeds"
+    return f"difference {gain}, {row['seconds_over_baseline']:.2f} of its seconds, n = {row['pairs']}"
 
 
 def _plus_minus(error: float | None) -> str:

@@ -60,8 +60,8 @@ def attention(
             `cu_seqlens_q` the queries of a sequence stand at its places from the first one on. A query that no key is
             near gets 0.
         backend: one of `ops.backends("attention")`; default: the best that takes these tensors. `cpu` takes
-            float32 and bfloat16; `cuda` float16 and bfloat16, heads of 32 or 64 values, sequences of up to 512 tokens (heads of 64
-            values: 256 where a block has no more than 99 KiB of shared memory), no window.
+            float32 and bfloat16; `cuda` float16 and bfloat16, heads of 32 or 64 values, sequences of up to 512 tokens
+            (heads of 64 values: 256 where a block has no more than 99 KiB of shared memory), no window.
 
     Returns:
         `(T, H, D)` like q.

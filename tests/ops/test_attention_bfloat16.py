@@ -64,3 +64,16 @@ def test_autocast_rounds_to_it():
     assert torch.autograd.grad(out.float().sum(), q)[0].dtype == torch.float32
     with torch.autocast("cpu", torch.float16), pytest.raises(RuntimeError, match="in float32 or bfloat16"):
         ek.ops.attention(q, k, v, **packing, backend="cpu")
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    tensors, packing = inputs(*CASES["bert"])
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(lambda q, k, v: with_seed(q, k, v, None, packing, 0.1), tensors[:3], LOW))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))

@@ -32,7 +32,12 @@ def every_pair(*, indirect: Sequence[str] = (), **factors: Sequence[Any]) -> pyt
         )
         for row in chosen
     ]
-    return pytest.mark.parametrize(tuple(factors), combined, indirect=list(indirect), ids=str)
+    return pytest.mark.parametrize(tuple(factors), combined, indirect=list(indirect), ids=_id)
+
+
+def _id(value: Any) -> str:
+    """The same in every process, unlike what a function is printed as."""
+    return getattr(value, "__name__", str(value))
 
 
 def covering(sizes: Sequence[int]) -> list[tuple[int, ...]]:

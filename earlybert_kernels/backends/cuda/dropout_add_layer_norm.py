@@ -42,7 +42,7 @@ def forward(
     x, residual, weight, bias = x.contiguous(), residual.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(residual)
     out_cast = torch.empty_like(x) if cast_out and x.dtype != residual.dtype else None
-    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) if saves else None for _ in range(2))
+    mean, rstd = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if saves else None for _ in range(2))
     cuda.extension.dropout_add_layer_norm_forward(
         *cuda.launch(x),
         cuda.code(x),

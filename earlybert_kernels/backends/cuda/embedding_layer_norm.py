@@ -67,7 +67,7 @@ def forward(
     weight, bias = weight.contiguous(), bias.contiguous()
     tokens, cols = input_ids.shape[0], word.shape[1]
     out = torch.empty(tokens, cols, dtype=word.dtype, device=word.device)
-    mean, rstd = (word.new_empty(tokens, dtype=torch.float32) if saves else None for _ in range(2))
+    mean, rstd = (torch.empty(tokens, dtype=torch.float32, device=word.device) if saves else None for _ in range(2))
     cuda.extension.embedding_layer_norm_forward(
         *cuda.launch(word),
         cuda.code(word),

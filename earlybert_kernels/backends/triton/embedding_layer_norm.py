@@ -204,7 +204,7 @@ def forward(
     tables = [t.contiguous() for t in (word, position, token_type)]
     tokens, width = input_ids.shape[0], word.shape[1]
     out = torch.empty(tokens, width, dtype=_result_dtype(*tables), device=word.device)
-    mean, rstd = (word.new_empty(tokens, dtype=torch.float32) if saves else None for _ in range(2))
+    mean, rstd = (torch.empty(tokens, dtype=torch.float32, device=word.device) if saves else None for _ in range(2))
     tile_rows, cols, num_warps = tiling(width)
     launch(
         _forward_kernel,

@@ -164,7 +164,7 @@ def _attention_sublayer(
     units = (_mask(heads) if masked else None, _empty(heads) if gated else None, _seed(dropout_p), _seed(dropout_p))
     options = (size, first_only, dropout_p, dropout_p)
     x, packing = _empty(tokens, hidden, dtype=stream), (_offsets(sequences), 128)
-    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS, None, True, False)
+    given = (x, *packing, *projection * 3, w_out, b_out, *norm, *units, *options, EPS, None, True, False, True)
     inputs = AttentionSublayerInputs._make(given)
     results = attention_sublayer_op.forward(inputs)
     attention_sublayer_op.backward(torch.empty_like(results.out), _saved(AttentionSublayerSaved, inputs, results))
@@ -279,7 +279,8 @@ def _feed_forward_sublayer(
     b_in, b_out = _empty(neurons, dtype=dtype), _empty(hidden, dtype=dtype)
     x, norm = _empty(tokens, hidden, dtype=stream), (_empty(hidden, dtype=stream), _empty(hidden, dtype=stream))
     units = (_mask(neurons) if masked else None, None, _seed(0.1), "gelu", 0.1)
-    inputs = FeedForwardSublayerInputs._make((x, w_in, b_in, w_out, b_out, *norm, *units, EPS, None, True, False))
+    given = (x, w_in, b_in, w_out, b_out, *norm, *units, EPS, None, True, False, True)
+    inputs = FeedForwardSublayerInputs._make(given)
     results = feed_forward_sublayer_op.forward(inputs)
     feed_forward_sublayer_op.backward(torch.empty_like(results.out), _saved(FeedForwardSublayerSaved, inputs, results))
 

@@ -36,29 +36,16 @@ def _arguments(
     return (sizes, cu, cu_q, heads, mask, gates, address(seed), dropout_p, scale), (*qkv, *others)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    cu_seqlens_q: Tensor,
-    max_seqlen_q: int,
-    head_mask: Tensor | None,
-    head_gates: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    scale: float,
-    window: int | None = None,
-    saves: bool = True,
-) -> tuple[Tensor, Any]:
-    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`, None unless `saves`; see `ops.attention`.
+def forward(q: Tensor, *inputs: Any) -> tuple[Tensor, Any]:
+    """`out (Tq, H, D)` and the log-sum-exp of the scores `(H, Tq)`, None unless the inputs `saves`.
 
-    q, k and v are all float32, or all bfloat16, which `out` then is, too.
+    Args:
+        q, inputs: those of `AttentionInputs`; q, k and v are all float32, or all bfloat16, which `out` then is, too.
     """
-    packing = (cu_seqlens, max_seqlen, cu_seqlens_q, max_seqlen_q)
-    arguments, _kept_alive = _arguments(q, k, v, *packing, head_mask, head_gates, seed, dropout_p, scale, window)
-    out, logsumexp = torch.empty(q.shape, dtype=q.dtype), empty(q.shape[1], q.shape[0]) if saves else None
+    *others, saves = inputs
+    arguments, _kept_alive = _arguments(q, *others)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    logsumexp = empty(q.shape[1], q.shape[0]) if saves else None
     run(extension.attention_forward, *arguments, place(out), address(logsumexp))
     return out, logsumexp
 

@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from earlybert import FinetuneArguments, finetune
-from earlybert.programs import plots
+from earlybert.programs import plots, searching
 from tests.helpers.toy import FILLERS, WORDS
 
 
@@ -31,6 +31,12 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def pictures() -> None:
     """Pictures are drawn."""
+
+
+@pytest.fixture
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that comes to loading its model fails the test."""
+    monkeypatch.setattr(searching, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture(scope="session")

@@ -161,11 +161,8 @@ def test_a_run_killed_after_it_stopped_early_is_not_trained_on(
     ],
 )
 def test_wrong_wishes_are_refused_before_a_model_is_loaded(
-    arguments: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+    arguments: Make, no_model_is_loaded: None, changes: dict[str, object], message: str
 ) -> None:
-    from earlybert.programs import searching
-
-    monkeypatch.setattr(searching, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     with pytest.raises(UsageError, match=message):
         finetune(arguments(**changes))
 

@@ -12,7 +12,6 @@ import pytest
 from earlybert import FinetuneArguments, finetune, predict, verify
 from earlybert.cli import main
 from earlybert.errors import MissingFileError, UsageError
-from earlybert.programs import run as run_module
 from earlybert.programs.predictions import render
 from earlybert.tasks import TASKS, Source
 
@@ -69,9 +68,8 @@ def test_the_test_split_of_glue_is_answered_as_glue_wants_it(arguments: Make, tm
 
 
 def test_what_cannot_be_predicted_is_said_before_a_model_is_loaded(
-    arguments: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Make, tmp_path: Path, no_model_is_loaded: None
 ) -> None:
-    monkeypatch.setattr(run_module, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     for name, text in (
         ("t.csv", "text,label\n" + "a film,x\nthe plot,y\n" * 4),
         ("e.csv", "text\n"),

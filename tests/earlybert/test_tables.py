@@ -311,11 +311,8 @@ def test_a_resumed_run_notices_another_table(
 
 
 def test_what_a_table_lacks_is_said_before_a_model_is_loaded(
-    arguments: Make, as_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Make, as_tables: Path, tmp_path: Path, no_model_is_loaded: None
 ) -> None:
-    from earlybert.programs import searching
-
-    monkeypatch.setattr(searching, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     empty = tmp_path / "empty.csv"
     empty.write_text("sentence,label\n")
     args = {"task": "classification", "data_dir": None, "train_file": str(as_tables / "train.csv")}

@@ -22,7 +22,6 @@ import earlybert_kernels as ek
 from earlybert import FinetuneArguments, evaluate, finetune, predict
 from earlybert.cli import main
 from earlybert.errors import Interrupted, UsageError
-from earlybert.programs import run as run_module
 from earlybert.tasks import TASKS, Source
 from earlybert.tasks.columns import Table, WordTags
 from earlybert.tasks.tables import read_table, read_tables
@@ -141,9 +140,8 @@ def test_tags_that_are_numbers_need_names(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_said_before_a_model_is_loaded(
-    toy: dict[str, Any], arguments: Make, monkeypatch: pytest.MonkeyPatch
+    toy: dict[str, Any], arguments: Make, no_model_is_loaded: None
 ) -> None:
-    monkeypatch.setattr(run_module, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     dev = Path(toy["validation_file"])
     for tag, changes, message in (
         ("I-UGLY", {}, "the evaluation examples have labels that the training examples do not: I-UGLY"),

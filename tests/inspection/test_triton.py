@@ -69,7 +69,7 @@ print(json.dumps([row._asdict() for row in rows]))
 '''
 
 # Of what ships: each configuration on one of the architectures that have it, the one on which its kernel, with that
-# dtype, was tried least; and each kernel with each dtype on all. All on all, as the command does it, takes six minutes.
+# dtype, was tried least; and each kernel with each dtype on all. All on all is for the command, and takes minutes.
 SELECTION = """
 import json
 from collections import Counter

@@ -22,7 +22,7 @@ install: $(INSTALLED)
 install-for-tests: $(INSTALLED_FOR_TESTS)
 
 $(INSTALLED): $(SOURCES)
-	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (3 minutes on 2 cores)"
+	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (2 minutes on 2 cores)"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[demo]'
 	@echo "== What this installation has:"

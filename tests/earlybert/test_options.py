@@ -17,6 +17,7 @@ from earlybert.arguments import RunArguments
 from earlybert.cli import main
 from earlybert.commands import COMMANDS
 from earlybert.parsing import TrainingParser
+from earlybert.programs import budget
 from earlybert_kernels import Ticket
 from tests.helpers.squad import document, qa, written
 
@@ -42,6 +43,7 @@ FINETUNE: dict[str, Options] = {
         "max_steps": 2, "search_epochs": 0.5, "search_learning_rate": 1e-3, "gate_learning_rate": 1e-2,
         "gate_l1": 0.01, "rewind_steps": 1, "head_ratio": 0.5, "neuron_ratio": 0.25, "early_bird_interval": 1,
         "early_bird_threshold": 0.9, "early_bird_patience": 1, "min_search_share": 0.1, "overwrite_output_dir": True,
+        "multiple_of": 2,
     },
     "a given ticket on a dataset of the hub": {
         "model": "@bert", "dataset_name": "some/texts", "dataset_config_name": "en", "output_dir": "@out",
@@ -52,6 +54,14 @@ FINETUNE: dict[str, Options] = {
         "head_scope": "global", "neuron_scope": "layer", "score": "magnitude", "ticket_weights": "folded",
         "distillation": 0.25, "distillation_temperature": 1.0, "discard_model": True, "device": "cpu", "batch_size": 8,
         "max_length": 16, "max_steps": 1,
+    },
+    "a target of seconds": {
+        "model": "@bert", "task": "sst2", "data_dir": "@sst2", "output_dir": "@out", "search_from": "@search",
+        "target_speedup": 1.05, "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 1,
+    },
+    "a target of parameters": {
+        "model": "@bert", "task": "sst2", "data_dir": "@sst2", "output_dir": "@out", "search_from": "@search",
+        "target_parameters": 0.9, "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 1,
     },
     "several labels of a text, in columns of their own": {
         "model": "@bert", "task": "multilabel", "train_file": "@labels", "label_columns": ["good", "bad"],
@@ -134,6 +144,14 @@ def places(tiny_bert: str, toy_sst2: str, tmp_path_factory: pytest.TempPathFacto
     }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _steps_cost_what_they_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of toys take as long with half of their units."""
+    monkeypatch.setattr(
+        budget, "_step_seconds", lambda model, *_: [float(sum(p.numel() for p in model.parameters()))] * 4
+    )
+
+
 @pytest.fixture
 def asked_of_hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands for the hub, which has one dataset; what it is asked for."""
@@ -192,6 +210,9 @@ def test_options_of_finetune(what: str, places: dict[str, str], tmp_path: Path, 
     elif what.startswith("a ticket of another"):
         assert sum(ticket["heads"]) == 8 and ticket["neurons"] == [29] * 3
         assert steps == {"search": 2, "train": 1} and not (out / "model").exists()
+    elif what.startswith("a target"):
+        assert metrics["parameters"]["trained"] < 0.96 * metrics["parameters"]["dense"]
+        assert sum(ticket["neurons"]) % 16 == 0 and steps == {"search": 2, "train": 1}
     elif what.startswith("several labels"):
         assert list(metrics["eval"]) == ["f1_micro", "f1_macro", "exact_match", "eval_loss"] and steps["train"] == 3
     elif what.startswith("a given ticket"):

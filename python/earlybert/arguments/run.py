@@ -107,6 +107,15 @@ class RunArguments:
         "layer",
     )
     neuron_scope: Literal["layer", "global", "mixed"] = help_field("The same of neurons.", "global")
+    multiple_of: int = help_field("Keep a multiple of so many neurons in each layer.", 1)
+    target_speedup: float | None = help_field(
+        "Drop as much as makes the ticket's training step so many times as fast as the dense model's, as measured here "
+        "before the search. --head-ratio and --neuron-ratio say how heads and neurons share that, and each layer keeps "
+        "a multiple of 16 neurons, on a GPU of 64, unless --multiple-of says more."
+    )
+    target_parameters: float | None = help_field(
+        "Drop as much as leaves this share of the dense model's parameters, likewise."
+    )
     score: Literal["gate", "gate-norm", "first-order", "fisher", "magnitude"] = help_field(
         "What units are drawn by: their gates; gates times the norm of what a unit writes; how much the loss would "
         "change without it, to the first order or squared, summed over the search; or the norm of its weights.",
@@ -182,6 +191,11 @@ class RunArguments:
         return self.method != "dense" and self.ticket is None and self.search_from is None
 
     @property
+    def has_target(self) -> bool:
+        """Whether how much is dropped follows from a target."""
+        return self.target_speedup is not None or self.target_parameters is not None
+
+    @property
     def picks_best(self) -> bool:
         """Whether the models that are evaluated are compared."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
@@ -237,7 +251,7 @@ class RunArguments:
         for name in (
             "max_train_examples", "max_eval_examples", "batch_size", "eval_batch_size", "max_steps",
             "gradient_accumulation_steps", "search_steps", "early_bird_interval", "early_bird_patience",
-            "eval_steps", "early_stopping_patience", "logging_steps",
+            "eval_steps", "early_stopping_patience", "logging_steps", "multiple_of",
         ):  # fmt: skip
             value = getattr(self, name)
             expect(value is None or value >= 1, self, name, "at least 1")
@@ -260,6 +274,9 @@ class RunArguments:
             expect(0 <= getattr(self, name) < 1, self, name, "a share from 0 to less than 1")
         for name in ("min_search_share", "distillation"):
             expect(0 <= getattr(self, name) <= 1, self, name, "a share from 0 to 1")
+        speedup, parameters = self.target_speedup, self.target_parameters
+        expect(speedup is None or 1 < speedup <= 1000, self, "target_speedup", "a number above 1")
+        expect(parameters is None or 0 < parameters < 1, self, "target_parameters", "a share between 0 and 1")
         temperature = self.distillation_temperature
         expect(0 < temperature <= _HIGHEST_RATE, self, "distillation_temperature", "a number above 0")
 
@@ -276,6 +293,10 @@ class RunArguments:
             raise UsageError(f"{flag(name)}: a given --ticket comes without the weights of a search; use --search-from")
         if self.ticket is not None and self.search_from is not None:
             raise UsageError("--ticket and --search-from exclude each other: each says where the ticket comes from")
+        if self.has_target and self.ticket is not None:
+            raise UsageError("--ticket: what a given ticket keeps is settled; no target can be met by it")
+        if self.target_speedup is not None and self.target_parameters is not None:
+            raise UsageError("--target-speedup and --target-parameters exclude each other: one cut meets one of them")
         if self.ticket is not None and self.method == "inverted":
             raise UsageError("--ticket: --method inverted needs the gates of a search, which a ticket does not hold")
         if self.eval_strategy == "no" and self.early_stopping_patience is not None:

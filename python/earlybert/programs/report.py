@@ -16,6 +16,7 @@ from ..arguments import KERNELS
 from ..errors import MissingFileError, UsageError
 from ..files import read_json, write_bytes
 from ..run_directory import FREE_ARGUMENTS, RunDirectory
+from .budget import Budget
 from .plots import curve_figure, search_figure, ticket_figure
 from .report_figures import loss_figure, quality_figure, seconds_figure, svg, widths_figure
 from .summary import ALL_TASKS, record, tables, verdict
@@ -116,7 +117,7 @@ def _page(root: Path, subject: _Subject) -> str:
     return environment.get_template("report.html.j2").render(
         title=f"{subject.kind.capitalize()} {root.resolve().name}",
         sentence=_sentence(subject, found),
-        notes=[*subject.notes, *_warnings(subject)],
+        notes=[*subject.notes, *_budgets(subject), *_warnings(subject)],
         baseline=subject.baseline if len(subject.runs) > 1 else None,
         tables={task: [_table_row(row, by_task, task) for row in rows] for task, rows in found.items()},
         scales={task: _scale(by_task, task) for task in found if task != ALL_TASKS},
@@ -140,6 +141,13 @@ def _sentence(subject: _Subject, found: Mapping[str, Any]) -> str:
         f"{seconds['search']:.1f} s of them the search, with {parameters['trained']:,} of {parameters['dense']:,} "
         "parameters."
     )
+
+
+def _budgets(subject: _Subject) -> list[str]:
+    """Of each run that was to become faster by some number, what came of it."""
+    found = [(run["folder"], run["metrics"].get("budget")) for run in subject.runs]
+    budgets = [(folder, Budget(**budget)) for folder, budget in found if budget is not None]
+    return [f"{folder}: {budget.sentence}." for folder, budget in budgets if budget.target_speedup is not None]
 
 
 def _warnings(subject: _Subject) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from ..training.data import EncodedExamples
 from ..training.distillation import Distillation
 from ..training.loop import TrainingLoop
 from ..training.stopwatch import Stopwatch
+from .budget import Budget, make_budget
 from .preparation import Prepared, unit_counts
-from .stages import Stages
+from .stages import Stages, TrainingStage
 from .tracking import Tracking
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Searching:
         seconds: by what was done.
         search: what the search found; goes into checkpoints of the training stage and into metrics.json.
         ticket: what the model is cut to; None for the whole model.
+        budget: what meets the arguments' target, if they have one.
         distillation: what the ticket's loss is made of, if that is asked for.
         warnings: sentences on what makes the results doubtful.
     """
@@ -58,6 +61,7 @@ class Searching:
         self.seconds: dict[str, float] = {"train": 0.0}
         self.search: dict[str, Any] | None = None
         self.ticket = prepared.ticket
+        self.budget: Budget | None = None
         self.distillation: Distillation | None = None
         self.warnings: list[str] = []
         self.head_counts, self.neuron_counts = unit_counts(prepared.config)
@@ -79,12 +83,16 @@ class Searching:
         elif done is not None:
             self.search = done["search"]
             self.ticket = ek.Ticket(**done["ticket"])
+            self.budget = Budget(**done["budget"]) if done.get("budget") else None
             self.seconds["search"] = done["search_seconds"]
             ek.compact(model, self.ticket)
-        elif self.args.searches:
-            self.seconds["search"] = self._search(model, checkpoint)
         else:
-            self.seconds["search"] = self._take_ticket(model)
+            self._obtain_budget(model, checkpoint)
+            if self.args.searches:
+                self.seconds["search"] = self._search(model, checkpoint)
+            else:
+                self.seconds["search"] = self._take_ticket(model)
+            self._judge_budget()
         if self.args.distillation and self.args.method != "search":
             self.distillation = self._make_distillation()
 
@@ -107,6 +115,32 @@ class Searching:
             return ek.convert(model)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self.prepared.origin}: {error}") from error
+
+    def _obtain_budget(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> None:
+        """Finds out what meets the arguments' target, or reads it from a checkpoint of the search."""
+        if not self.args.has_target or self.args.method == "search":
+            return
+        if checkpoint is not None:
+            self.budget = Budget(**checkpoint["budget"])
+        else:
+            self.budget = make_budget(self.args, model, self._a_step(), self.device)
+
+    def _judge_budget(self) -> None:
+        """Adds to the budget what the ticket's speed-up has come to, and to the search's seconds what it took."""
+        if self.budget is not None:
+            assert self.ticket is not None
+            self.budget.judge(self.ticket, lambda: self.placed(self.read_model()), self._a_step(), self.device)
+            self.seconds["search"] += self.budget.seconds
+
+    def _a_step(self) -> TrainingStage:
+        """The training stage that a step is measured of."""
+        return self.stages.training("measuring", self.searched, 1, self.args.input_length)
+
+    @property
+    def _rule(self) -> dict[str, Any]:
+        """How many units are kept of what: the arguments' or, of a target, the budget's."""
+        rule = {name: getattr(self.args, name) for name in RULE}
+        return rule if self.budget is None else rule | self.budget.rule
 
     def _make_distillation(self) -> Distillation:
         """By the dense model that the search has come to, gates included."""
@@ -138,7 +172,7 @@ class Searching:
         scores = found.scores()
         processes.on_first(lambda: write_scores(self.directory, scores))
         own = scores[self.args.score]
-        return self._chosen(draw(*own, **{name: getattr(self.args, name) for name in RULE}), *own)
+        return self._chosen(draw(*own, **self._rule), *own)
 
     def _search(self, model: nn.Module, checkpoint: dict[str, Any] | None) -> float:
         """Trains with gates until the ticket is at rest or the time is up, draws, rewinds and cuts; returns seconds."""
@@ -151,7 +185,8 @@ class Searching:
                 threshold=args.early_bird_threshold,
                 patience=args.early_bird_patience,
                 min_share=args.min_search_share,
-                **{name: getattr(args, name) for name in (*RULE, *CHOICE)},
+                **self._rule,
+                **{name: getattr(args, name) for name in CHOICE},
             ),
         )
         loop = TrainingLoop(
@@ -178,6 +213,7 @@ class Searching:
                 lambda: {
                     "stage": "search",
                     "search_state": search.state_dict(start=False),
+                    "budget": self.budget and asdict(self.budget),
                     "tracking": self.tracking.state_dict(step),
                 },
             )

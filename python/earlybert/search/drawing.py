@@ -223,6 +223,10 @@ def _check_scores(name: str, scores: Sequence[torch.Tensor]) -> list[torch.Tenso
 def _check_ratio(name: str, ratio: float) -> Fraction:
     if not 0 <= ratio < 1:
         raise UsageError(f"{name}: expected a share 0 <= {name} < 1 of the units to drop, found {ratio}")
+    return _as_written(ratio)
+
+
+def _as_written(ratio: float) -> Fraction:
     # Through the decimal text: the float nearest to 0.1 is a little more than 0.1, and half of a unit more is
     # a unit.
     return Fraction(repr(float(ratio)))
@@ -232,6 +236,11 @@ def _check_scope(name: str, scope: Scope) -> Scope:
     if scope not in SCOPES:
         raise UsageError(f"{name}: expected one of {', '.join(SCOPES)}, found {scope!r}")
     return scope
+
+
+def kept_count(count: int, ratio: float) -> int:
+    """How many of `count` units stay where a share of them is dropped, as `draw` rounds it."""
+    return _kept(count, _as_written(ratio))
 
 
 def _kept(count: int, ratio: Fraction) -> int:

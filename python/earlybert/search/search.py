@@ -17,7 +17,7 @@ from .drawing import Scope, draw, draw_masks
 from .scores import Scorer, Scores
 
 #: The settings, and arguments of a run, that say how many units of what `draw` keeps.
-RULE = ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope")
+RULE = ("head_ratio", "neuron_ratio", "head_scope", "neuron_scope", "multiple_of")
 #: The settings, and arguments of a run, that say which units those are, and with which weights they go on.
 CHOICE = ("score", "rewind_steps")
 
@@ -32,6 +32,7 @@ class SearchSettings:
         neuron_ratio: share of the neurons that are dropped.
         head_scope: "layer" drops that share in each layer, "global" of all layers together.
         neuron_scope: the same of neurons.
+        multiple_of: of how many neurons each layer keeps a multiple; see `draw`.
         score: what units are drawn by, a name of `arguments.SCORES`; see `Scorer`.
         rewind_steps: the weights of which step of the search `finish` puts back; 0 for those of the beginning. No
             ticket is drawn before.
@@ -46,6 +47,7 @@ class SearchSettings:
     neuron_ratio: float = 0.4
     head_scope: Scope = "layer"
     neuron_scope: Scope = "global"
+    multiple_of: int = 1
     score: str = "gate"
     rewind_steps: int = 0
     interval: int | None = None

@@ -219,14 +219,18 @@ def test_every_backend_trains_it(backend) -> None:
 
 
 def test_autocast_is_as_close_as_that_of_stock() -> None:
-    stock = tiny_model(cls=ModernBertForSequenceClassification, **PLAIN)
-    inputs = {**batch(LENGTHS), "labels": torch.tensor([0, 2, 1, 1])}
-    exact = copy.deepcopy(stock).double()(**inputs).logits
+    stock = tiny_model(cls=ModernBertForTokenClassification, **PLAIN)
+    inputs = batch(LENGTHS)
+    real = inputs["attention_mask"].bool()
+    inputs["labels"] = torch.where(real, inputs["input_ids"] % 3, -100)
+    exact = copy.deepcopy(stock).double()(**inputs, output_hidden_states=True).hidden_states[-1]
     fused = ek.convert(copy.deepcopy(stock))
     with torch.autocast("cpu", torch.bfloat16):
-        errors = [(model(**inputs).logits.double() - exact).abs().max() for model in (stock, fused)]
+        states = [model(**inputs, output_hidden_states=True).hidden_states[-1] for model in (stock, fused)]
         trained(fused, **inputs)
-    assert errors[1] <= 2 * errors[0] + 1e-2
+    # Of most tokens: of one that a norm hardly finds anything in, both are far off, by chance one or the other more.
+    theirs, ours = [(state.double() - exact)[real].square().mean(1).sqrt().median() for state in states]
+    assert ours <= 1.4 * theirs
 
 
 def test_dropout_drops_while_training_and_keeps_the_mean() -> None:

@@ -34,7 +34,7 @@ LinearInputs linear_inputs(const LinearSizes& sizes, const NumbersAt& x, Address
           at<const int64_t>(picks[1]),
           at<const int64_t>(picks[2]),
           at<const float>(picks[3]),
-          bfloat16};
+          products(bfloat16)};
 }
 
 void forward(const LinearSizes& sizes, const NumbersAt& x, Address weight, const std::array<Address, 4>& picks,

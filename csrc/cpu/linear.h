@@ -22,7 +22,7 @@ struct LinearInputs {
   const int64_t* out_units;     // (out,): the kept rows, or null: all
   const int64_t* in_units;      // (in,): the kept columns, or null: all
   const float* in_scale;        // (in,), or null: 1
-  bool bfloat16;                // whether what products take is rounded to bfloat16
+  Products products;
 };
 
 struct LinearForward {

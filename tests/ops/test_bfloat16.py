@@ -8,14 +8,17 @@ import transformers
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
 from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
 from tests.ops.conftest import BFLOAT16_SETS, VECTOR_SETS, _use_instruction_set
+from tests.ops.test_feed_forward import inputs as feed_forward_inputs
 from tests.ops.test_linear import SHAPES, case
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
 #: Wide enough that errors average out.
 SIZES = {"hidden_size": 96, "intermediate_size": 200}
+LOW = torch.bfloat16
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -91,6 +94,36 @@ def test_any_number_of_threads_gives_the_same_bits(instruction_set):
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("x_dtype", "dtype"), [(torch.float32, torch.float32), (LOW, torch.float32), (LOW, LOW)])
+def test_the_block_alone_is_as_exact_as_pytorch(x_dtype, dtype, masked):
+    """Under autocast to bfloat16, of an x that it has already rounded or has not, or in bfloat16 itself."""
+    x, w_in, b_in, w_out, b_out = feed_forward_inputs(70, 40, 90, torch.float32)
+    tensors = [x.to(x_dtype), *(t.to(dtype) for t in (w_in, b_in, w_out, b_out)), torch.randn(90)]
+    weights = torch.randn(x.shape)
+    mask = torch.arange(90) % 3 > 0 if masked else None
+
+    def results(backend, low):
+        leaves = [t.detach().to(t.dtype if low else torch.float64).requires_grad_() for t in tensors]
+        with torch.autocast("cpu", LOW, enabled=low and dtype != LOW), ek.ops.record_backends() as ran:
+            out = ek.ops.feed_forward(*leaves[:5], neuron_mask=mask, neuron_gates=leaves[5], backend=backend)
+        assert ran == {"feed_forward": backend or "cpu"}
+        return out, *torch.autograd.grad((out * weights).sum(), leaves)
+
+    ours, plain = results(None, True), results("reference", True)
+    assert [t.dtype for t in ours] == [t.dtype for t in plain]
+    assert ours[0].dtype == LOW
+    assert_as_exact_as_pytorch(ours, plain, results("reference", False), LOW)
+
+
+def test_the_block_alone_leaves_other_dtypes_to_pytorch():
+    tensors = feed_forward_inputs(5, 6, 11, torch.float32)
+    with torch.autocast("cpu", torch.float16), pytest.raises(RuntimeError, match="autocast to torch.float16 is on"):
+        ek.ops.feed_forward(*tensors, backend="cpu")
+    with pytest.raises(RuntimeError, match="it takes float32 tensors, got torch.bfloat16"):
+        ek.ops.feed_forward(tensors[0], *(t.to(LOW) for t in tensors[1:]), backend="cpu")
 
 
 @pytest.mark.parametrize("own", [False, True])

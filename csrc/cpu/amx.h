@@ -139,6 +139,7 @@ class Amx {
  public:
   using Element = uint32_t;
   static constexpr int64_t kDepth = 512;
+  static constexpr int64_t kPacking = 256;  // by the rates of its parts
   static constexpr int64_t kRows = 2 * kAmxRows, kRowUnit = kAmxRows, kPanel = kRows, kCols = 2 * kAmxRows;
 
   static inline int64_t steps(int64_t depth) { return round_up((depth + 1) / 2, kAmxRows); }

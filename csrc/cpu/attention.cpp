@@ -284,7 +284,8 @@ static bool for_each_head(const Arguments& a,
   Tiles<Kernel> unplaced;
   const int64_t floats = lay_out<Kernel>(in, nullptr, &unplaced);
   bool enough = true;
-#pragma omp parallel if (pairs > 1 && pairs * in.longest * in.longest_q >= kParallelScores)
+  const bool parallel = pairs > 1 && pairs * in.longest * in.longest_q >= kParallelScores;
+#pragma omp parallel num_threads(static_cast<int>(min(pairs, max_threads()))) if (parallel)
   {
     float* memory = static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(floats) * sizeof(float)));
     Tiles<Kernel> tiles;

@@ -16,6 +16,7 @@
 #include "amx.h"
 #include "factor.h"
 #include "pairs.h"
+#include "split.h"
 #include "vec.h"
 
 namespace earlybert {
@@ -103,7 +104,8 @@ static void pack(const Factor& f, int64_t first, int64_t count, int64_t begin, i
 // The formats of packed factors: what an element of 32 bits holds, and how elements are packed, loaded and multiplied.
 struct Float32 {
   using Element = float;
-  static constexpr int64_t kDepth = 512;  // numbers summed at a time: a tile of a is then in the nearest cache
+  static constexpr int64_t kDepth = 512;   // numbers summed at a time: a tile of a is then in the nearest cache
+  static constexpr int64_t kPacking = 16;  // multiplications in the time of packing a number
 
   static inline int64_t steps(int64_t depth) { return depth; }  // elements of so many numbers along what is summed
   static inline Vec load(const float* p) { return EARLYBERT_ISA::load(p); }
@@ -121,6 +123,7 @@ struct Float32 {
 // two bfloat16 is exact in float32. (Those below 1e-38 are not; the instruction takes them for 0.)
 struct BFloat16 : Float32 {
   static constexpr int64_t kDepth = 1024;  // in every form, so that sums have the same order
+  static constexpr int64_t kPacking = 32;
 #if defined(__AVX512BF16__)
   using Element = uint32_t;
 
@@ -204,10 +207,10 @@ template <typename Format>
 class Vectors {
  public:
   using Element = typename Format::Element;
-  static constexpr int64_t kDepth = Format::kDepth;
+  static constexpr int64_t kDepth = Format::kDepth, kPacking = Format::kPacking;
   static constexpr int64_t kRows = kTileRows;  // of a tile, at most
   static constexpr int64_t kRowUnit = 1;       // rows of all tiles but the last are a multiple of it
-  static constexpr int64_t kPanel = kRowPanel;
+  static constexpr int64_t kCols = kTileCols, kPanel = kRowPanel;
 
   static inline int64_t steps(int64_t depth) { return Format::steps(depth); }
 
@@ -259,6 +262,9 @@ struct NoEpilogue {
   void operator()(float*, int64_t, int64_t, int64_t) const {}
 };
 
+// As many panels as the second cache holds, of so many elements along what is summed.
+static inline int64_t most_panels(int64_t steps) { return max(kBlockElements / steps / kTileCols, 1); }
+
 // c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. When an element is complete,
 // epilogue(pointer, row, column, count) is called with the run of a row that it is in, which is at most kTileCols
 // long and lies in the nearest cache. Returns false when memory for the panels could not be had. A product that has no
@@ -267,41 +273,29 @@ template <typename Kernel, typename Epilogue>
 static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b, const Product& c,
                  bool accumulate, const Epilogue& epilogue) {
   if (rows == 0 || cols == 0) return true;
-  // As many blocks of columns as threads if the rest of the rows still pays for packing them, then blocks of rows.
-  const int64_t panels = (cols + kTileCols - 1) / kTileCols;
   const int64_t threads = rows * cols * depth < kParallelProducts ? 1 : max_threads();
   const int64_t most_depth = c.data == nullptr ? max(depth, 1) : Kernel::kDepth;
   const int64_t most_steps = Kernel::steps(most_depth);
-  const int64_t most = max(kBlockElements / most_steps / kTileCols, 1);
-  int64_t column_blocks = (panels + most - 1) / most;
-  column_blocks = min(panels, (column_blocks + threads - 1) / threads * threads);
-  const int64_t block_panels = (panels + column_blocks - 1) / column_blocks;
-  column_blocks = (panels + block_panels - 1) / block_panels;
-  const int64_t tiles = (rows + Kernel::kRows - 1) / Kernel::kRows;
-  int64_t row_blocks = min(tiles, (threads + column_blocks - 1) / column_blocks);
-  const int64_t block_tiles = (tiles + row_blocks - 1) / row_blocks;
-  row_blocks = (tiles + block_tiles - 1) / block_tiles;
+  const Split split = split_of<Kernel>(rows, cols, most_panels(most_steps), threads);
   bool enough = true;
 
-#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
+#pragma omp parallel num_threads(static_cast<int>(min(threads, split.tasks()))) if (threads > 1)
   {
     using Element = typename Kernel::Element;
     const int64_t a_elements = round_up(most_steps * Kernel::kPanel, 16);
-    const int64_t elements = a_elements + round_up(block_panels * kTileCols * most_steps, 16);
+    const int64_t elements = a_elements + round_up(split.block_panels * kTileCols * most_steps, 16);
     Element* memory =
         static_cast<Element*>(std::aligned_alloc(64, static_cast<std::size_t>(elements) * sizeof(Element)));
     Element* b_panels = memory + a_elements;
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < column_blocks * row_blocks; ++task) {
+    for (int64_t task = 0; task < split.tasks(); ++task) {
       if (memory == nullptr) {
 #pragma omp atomic write
         enough = false;
         continue;
       }
-      const int64_t first_col = task % column_blocks * block_panels * kTileCols;
-      const int64_t end_col = min(cols, first_col + block_panels * kTileCols);
-      const int64_t first_tile = task / column_blocks * block_tiles;
-      const int64_t end_tile = min(tiles, first_tile + block_tiles);
+      const Task own(split, task);
+      const int64_t first_col = own.first_panel * kTileCols, end_col = min(cols, own.end_panel * kTileCols);
       int64_t begin = 0;
       do {  // once even when there is nothing to sum
         const int64_t part = min(most_depth, depth - begin);
@@ -310,8 +304,9 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
         for (int64_t j = first_col; j < end_col; j += kTileCols) {
           Kernel::pack_b(b, j, min(kTileCols, cols - j), begin, part, b_panels + (j - first_col) * steps);
         }
-        for (int64_t t = first_tile; t < end_tile; ++t) {
-          const int64_t row = first_row<Kernel>(t, tiles, rows), count = first_row<Kernel>(t + 1, tiles, rows) - row;
+        for (int64_t t = own.first_tile; t < own.end_tile; ++t) {
+          const int64_t row = first_row<Kernel>(t, split.tiles, rows);
+          const int64_t count = first_row<Kernel>(t + 1, split.tiles, rows) - row;
           Kernel::pack_a(a, row, count, begin, part, memory);
           Kernel run(count);
           for (int64_t j = first_col; j < end_col; j += kTileCols) {

@@ -200,5 +200,19 @@ bool linear_backward(const LinearBackward& a) {
   return enough;
 }
 
+bool linear_task(Products products, int64_t rows, int64_t cols, int64_t threads, int64_t task, int64_t* part) {
+  return with_kernel(products, [&](auto kernel) {
+    using Kernel = typename decltype(kernel)::type;
+    const Split split = split_of<Kernel>(rows, cols, most_panels(Kernel::steps(Kernel::kDepth)), threads);
+    if (task >= split.tasks()) return false;
+    const Task own(split, task);
+    part[0] = first_row<Kernel>(own.first_tile, split.tiles, rows);
+    part[1] = first_row<Kernel>(own.end_tile, split.tiles, rows);
+    part[2] = own.first_panel * Kernel::kCols;
+    part[3] = min(cols, own.end_panel * Kernel::kCols);
+    return true;
+  });
+}
+
 }  // namespace EARLYBERT_ISA
 }  // namespace earlybert

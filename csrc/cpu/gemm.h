@@ -344,6 +344,10 @@ static bool gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, con
   return enough;
 }
 
+#if defined(__AVX512BF16__)
+static_assert(Amx<AmxRegisters>::kCols == kTileCols, "panels of columns are as wide for every micro-kernel");
+#endif
+
 template <typename T>
 struct Type {
   using type = T;

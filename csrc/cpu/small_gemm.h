@@ -24,12 +24,12 @@ static void pack_right(int64_t cols, int64_t depth, const Factor& b, typename Ke
 }
 
 // c (rows x cols) = a (rows x depth) b (depth x cols), added to c when `accumulate`. The panels of b are `panel`
-// elements apart; `left` has room for a panel of a. c is row-major with leading dimension
-// ldc, and room for columns up to a multiple of kTileCols, which are written.
+// elements apart; `left` has room for a panel of a. c is row-major with leading dimension ldc, and room for columns up
+// to a multiple of kTileCols, which are written.
 template <typename Kernel>
 static void small_gemm(int64_t rows, int64_t cols, int64_t depth, const Factor& a, const typename Kernel::Element* b,
                        int64_t panel, typename Kernel::Element* left, float* c, int64_t ldc, bool accumulate) {
-  const int64_t tiles = (rows + Kernel::kRows - 1) / Kernel::kRows, steps = Kernel::steps(depth);
+  const int64_t tiles = ceil_div(rows, Kernel::kRows), steps = Kernel::steps(depth);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row = first_row<Kernel>(t, tiles, rows), count = first_row<Kernel>(t + 1, tiles, rows) - row;
     Kernel::pack_a(a, row, count, 0, depth, left);

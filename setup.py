@@ -54,6 +54,8 @@ AVX512_FLAGS = [
     *AVX2_FLAGS,
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 ]
+# AMX's products are in the same kernels, and run where the processor has it.
+BFLOAT16_FLAGS = [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 SANITIZE_FLAGS = ["-g", "-O2", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 SANITIZE_FLAGS += ["-fno-sanitize-recover=undefined"]
 
@@ -186,7 +188,7 @@ def plan_cpu(cxx: list[str], includes: list[str]) -> Plan:
     flags = [*CXX_FLAGS, *sanitize]
     sets = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
-        sets.update(avx2=AVX2_FLAGS, avx512=AVX512_FLAGS, avx512_bf16=[*AVX512_FLAGS, "-mavx512bf16"])
+        sets.update(avx2=AVX2_FLAGS, avx512=AVX512_FLAGS, avx512_bf16=BFLOAT16_FLAGS)
     for source in sorted((SOURCES / "cpu").glob("*.cpp")):
         for isa, isa_flags in sets.items():
             command = [*cxx, *flags, *KERNEL_FLAGS, openmp, *isa_flags, f"-DEARLYBERT_ISA={isa}"]

@@ -87,11 +87,12 @@ def main() -> None:
             raise SystemExit(f"a deliberate fault was not found ({finding}):\n{done.stderr}")
         print(f"found as it should be: {finding}", flush=True)
 
-    code = IMPORTS + "print(*extension.instruction_sets())"
-    names = sanitized("-c", code, capture_output=True, text=True, check=True).stdout.split()
+    code = IMPORTS + "print(*extension.instruction_sets())\nprint(*extension.emulated_instruction_sets())"
+    done = sanitized("-c", code, capture_output=True, text=True, check=True)
+    names, emulated = (line.split() for line in done.stdout.splitlines())
     for name in names:
         # Tests that choose the instruction set themselves, which their names show, run once.
-        not_run = [*NOT_RUN, "cuda", *([] if name == names[0] else names)]
+        not_run = [*NOT_RUN, "cuda", *([] if name == names[0] else [*names, *emulated])]
         selection = f"not ({' or '.join(not_run)})"
         print(f"== {name}", flush=True)
         tests = (*PYTEST, "tests/ops", "tests/test_counter_rng.py", "-k", selection)

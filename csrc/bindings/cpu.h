@@ -13,16 +13,17 @@
 
 namespace earlybert {
 
-// The instruction set in use.
-const std::string& instruction_set();
+// The namespace of the kernels in use, and how they multiply: what is rounded to bfloat16, or is not.
+const std::string& compiled_for();
+Products products(bool bfloat16);
 
 // Calls a function as compiled for the instruction set in use.
 #if defined(__x86_64__)
-#define EARLYBERT_CALL(FUNCTION, ...)                                      \
-  (instruction_set() == "avx512_bf16" ? avx512_bf16::FUNCTION(__VA_ARGS__) \
-   : instruction_set() == "avx512"    ? avx512::FUNCTION(__VA_ARGS__)      \
-   : instruction_set() == "avx2"      ? avx2::FUNCTION(__VA_ARGS__)        \
-                                      : baseline::FUNCTION(__VA_ARGS__))
+#define EARLYBERT_CALL(FUNCTION, ...)                                   \
+  (compiled_for() == "avx512_bf16" ? avx512_bf16::FUNCTION(__VA_ARGS__) \
+   : compiled_for() == "avx512"    ? avx512::FUNCTION(__VA_ARGS__)      \
+   : compiled_for() == "avx2"      ? avx2::FUNCTION(__VA_ARGS__)        \
+                                   : baseline::FUNCTION(__VA_ARGS__))
 #else
 #define EARLYBERT_CALL(FUNCTION, ...) baseline::FUNCTION(__VA_ARGS__)
 #endif

@@ -60,7 +60,8 @@ AttentionInputs attention_inputs(const std::array<int64_t, 8>& sizes, Address cu
           at<const float>(head_gates),
           at<const int64_t>(seed),
           dropout_p,
-          static_cast<float>(scale)};
+          static_cast<float>(scale),
+          products(std::get<1>(std::get<0>(qkv[0])))};
 }
 
 void forward(const std::array<int64_t, 8>& sizes, Address cu_seqlens, Address cu_seqlens_q,

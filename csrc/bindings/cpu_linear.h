@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <vector>
 
 #include "cpu.h"
 
@@ -34,7 +35,7 @@ LinearInputs linear_inputs(const LinearSizes& sizes, const NumbersAt& x, Address
           at<const int64_t>(picks[1]),
           at<const int64_t>(picks[2]),
           at<const float>(picks[3]),
-          bfloat16};
+          products(bfloat16)};
 }
 
 void forward(const LinearSizes& sizes, const NumbersAt& x, Address weight, const std::array<Address, 4>& picks,
@@ -67,12 +68,21 @@ void backward(const LinearSizes& sizes, const NumbersAt& x, Address weight, cons
   check(EARLYBERT_CALL(linear_backward, arguments));
 }
 
+std::vector<std::array<int64_t, 4>> tasks(int64_t rows, int64_t cols, int64_t threads, bool bfloat16) {
+  std::vector<std::array<int64_t, 4>> all;
+  std::array<int64_t, 4> part;
+  const auto next = [&] { return static_cast<int64_t>(all.size()); };
+  while (EARLYBERT_CALL(linear_task, products(bfloat16), rows, cols, threads, next(), part.data())) all.push_back(part);
+  return all;
+}
+
 }  // namespace linear_binding
 
 inline void define_linear(pybind11::module_& m) {
   using namespace linear_binding;
   m.def("linear_forward", &forward, release());
   m.def("linear_backward", &backward, release());
+  m.def("linear_tasks", &tasks, "How a product is divided among threads: rows from and to, columns from and to.");
 }
 
 }  // namespace earlybert

@@ -12,6 +12,7 @@
 #else
 // `static`: the CPU sources are compiled once per instruction set, and a shared inline function could be
 // linked into the baseline build from the AVX-512 one.
-#define EARLYBERT_HOST_DEVICE static inline __attribute__((always_inline))
+#define EARLYBERT_INLINE static inline __attribute__((always_inline))
+#define EARLYBERT_HOST_DEVICE EARLYBERT_INLINE
 #define EARLYBERT_UNROLL _Pragma("GCC unroll 16")
 #endif

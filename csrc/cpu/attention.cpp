@@ -15,9 +15,9 @@ static constexpr int64_t kQueries = 64;
 static constexpr int64_t kParallelScores = 4096;
 
 // Where things stand in one thread's scratch memory, and the padded sizes that let every row be whole tiles.
-template <typename Format>
+template <typename Kernel>
 struct Tiles {
-  using Element = typename Format::Element;
+  using Element = typename Kernel::Element;
   int64_t keys, size;            // longest and head_size, rounded up
   Element *k, *v;                // packed, one key a column
   Element* columns;              // values, or in backward keys, one a row
@@ -30,9 +30,9 @@ struct Tiles {
 };
 
 // Lays the tiles out in `memory`; returns how many floats they take.
-template <typename Format>
-static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles<Format>* tiles) {
-  static_assert(sizeof(typename Format::Element) == sizeof(float), "both are counted in floats");
+template <typename Kernel>
+static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles<Kernel>* tiles) {
+  static_assert(sizeof(typename Kernel::Element) == sizeof(float), "both are counted in floats");
   tiles->keys = round_up(in.longest, kTileCols);
   tiles->size = round_up(in.head_size, kTileCols);
   int64_t used = 0;
@@ -40,13 +40,13 @@ static int64_t lay_out(const AttentionInputs& in, float* memory, Tiles<Format>* 
     *place = memory == nullptr ? nullptr : reinterpret_cast<decltype(*place + 0)>(memory + used);
     used += round_up(floats, 16);
   };
-  const int64_t by_size = tiles->keys / kTileCols * panel_elements<Format>(in.head_size);
-  const int64_t by_keys = tiles->size / kTileCols * panel_elements<Format>(in.longest);
-  const int64_t by_queries = tiles->size / kTileCols * panel_elements<Format>(kQueries);
+  const int64_t by_size = tiles->keys / kTileCols * panel_elements<Kernel>(in.head_size);
+  const int64_t by_keys = tiles->size / kTileCols * panel_elements<Kernel>(in.longest);
+  const int64_t by_queries = tiles->size / kTileCols * panel_elements<Kernel>(kQueries);
   take(&tiles->k, by_size), take(&tiles->v, by_size);
   take(&tiles->columns, by_keys);
   take(&tiles->q, by_queries), take(&tiles->grad_out, by_queries);
-  take(&tiles->left, kRowPanel * max(max(in.longest, in.head_size), kQueries));
+  take(&tiles->left, Kernel::kPanel * Kernel::steps(max(max(in.longest, in.head_size), kQueries)));
   take(&tiles->scores, kQueries * tiles->keys), take(&tiles->grad_scores, kQueries * tiles->keys);
   take(&tiles->rows, kQueries * tiles->size);
   take(&tiles->dropout, tiles->keys);
@@ -133,8 +133,8 @@ static inline void write_logsumexp(const AttentionForward& a, int64_t head, int6
   if (a.logsumexp != nullptr) a.logsumexp[head * a.in.tokens_q + query] = value;
 }
 
-template <typename Format>
-static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles<Format>& t, int64_t sequence,
+template <typename Kernel>
+static void forward_head(const AttentionForward& a, const Dropout& dropout, const Tiles<Kernel>& t, int64_t sequence,
                          int64_t head) {
   const AttentionInputs& in = a.in;
   const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
@@ -144,16 +144,16 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
     return;
   }
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
-  const int64_t by_size = panel_elements<Format>(in.head_size), by_keys = panel_elements<Format>(keys.length);
-  pack_right<Format>(keys.length, in.head_size, rows_of(in.k, head, keys.first), t.k);
-  pack_right<Format>(in.head_size, keys.length, columns_of(in.v, head, keys.first), t.columns);
+  const int64_t by_size = panel_elements<Kernel>(in.head_size), by_keys = panel_elements<Kernel>(keys.length);
+  pack_right<Kernel>(keys.length, in.head_size, rows_of(in.k, head, keys.first), t.k);
+  pack_right<Kernel>(in.head_size, keys.length, columns_of(in.v, head, keys.first), t.columns);
 
   for (int64_t begin = 0; begin < queries.length; begin += kQueries) {
     const int64_t count = queries.length - begin < kQueries ? queries.length - begin : kQueries;
     const int64_t first = queries.first + begin;
     const Range block = seen_by_block(in, begin, count, keys.length);
     const int64_t block_keys = block.end - block.begin, width = round_up(block_keys, kVec);
-    small_gemm<Format>(count, block_keys, in.head_size, rows_of(in.q, head, first),
+    small_gemm<Kernel>(count, block_keys, in.head_size, rows_of(in.q, head, first),
                        t.k + block.begin / kTileCols * by_size, by_size, t.left, t.scores, t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float* row = t.scores + i * t.keys;
@@ -189,8 +189,8 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
         for (int64_t j = 0; j < width; j += kVec) store(row + j, load(row + j) * inverse);
       }
     }
-    small_gemm<Format>(count, in.head_size, block_keys, over_keys(t.scores, t.keys),
-                       t.columns + panel_elements<Format>(block.begin), by_keys, t.left, t.rows, t.size, false);
+    small_gemm<Kernel>(count, in.head_size, block_keys, over_keys(t.scores, t.keys),
+                       t.columns + panel_elements<Kernel>(block.begin), by_keys, t.left, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, gate, in.heads, head, in.head_size, first, a.out);
   }
 }
@@ -198,8 +198,8 @@ static void forward_head(const AttentionForward& a, const Dropout& dropout, cons
 // With S the scaled scores, P = softmax(S), F the dropout factors, c the gate and G the gradient of the output:
 //   grad_v = c (P F)^T G;  grad_P = c F (G v^T);  grad_c = sum P F (G v^T)
 //   grad_S = P (grad_P - rowsum(P grad_P)) = c P (F (G v^T) - g)  with  g = rowsum(P F (G v^T))
-template <typename Format>
-static void backward_head(const AttentionBackward& a, const Dropout& dropout, const Tiles<Format>& t, int64_t sequence,
+template <typename Kernel>
+static void backward_head(const AttentionBackward& a, const Dropout& dropout, const Tiles<Kernel>& t, int64_t sequence,
                           int64_t head) {
   const AttentionInputs& in = a.in;
   const Span queries = span(in.cu_seqlens_q, sequence), keys = span(in.cu_seqlens, sequence);
@@ -213,10 +213,10 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
   }
   const float gate = in.head_gates == nullptr ? 1.0f : in.head_gates[head];
   const Heads grad_out = {a.grad_out, in.heads * in.head_size, in.head_size};
-  const int64_t by_size = panel_elements<Format>(in.head_size), by_keys = panel_elements<Format>(keys.length);
-  pack_right<Format>(keys.length, in.head_size, rows_of(in.k, head, keys.first), t.k);
-  pack_right<Format>(keys.length, in.head_size, rows_of(in.v, head, keys.first), t.v);
-  pack_right<Format>(in.head_size, keys.length, columns_of(in.k, head, keys.first), t.columns);
+  const int64_t by_size = panel_elements<Kernel>(in.head_size), by_keys = panel_elements<Kernel>(keys.length);
+  pack_right<Kernel>(keys.length, in.head_size, rows_of(in.k, head, keys.first), t.k);
+  pack_right<Kernel>(keys.length, in.head_size, rows_of(in.v, head, keys.first), t.v);
+  pack_right<Kernel>(in.head_size, keys.length, columns_of(in.k, head, keys.first), t.columns);
 
   // Where every block of queries sees all keys, the first one writes the gradients that the others add to.
   const bool sees_all = in.window >= keys.length && in.window >= queries.length;
@@ -227,10 +227,10 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
     const int64_t first = queries.first + begin;
     const Range block = seen_by_block(in, begin, count, keys.length);
     const int64_t block_keys = block.end - block.begin, width = round_up(block_keys, kVec);
-    const int64_t panels = block.begin / kTileCols * by_size, by_queries = panel_elements<Format>(count);
-    small_gemm<Format>(count, block_keys, in.head_size, rows_of(in.q, head, first), t.k + panels, by_size, t.left,
+    const int64_t panels = block.begin / kTileCols * by_size, by_queries = panel_elements<Kernel>(count);
+    small_gemm<Kernel>(count, block_keys, in.head_size, rows_of(in.q, head, first), t.k + panels, by_size, t.left,
                        t.scores, t.keys, false);
-    small_gemm<Format>(count, block_keys, in.head_size, rows_of(grad_out, head, first), t.v + panels, by_size, t.left,
+    small_gemm<Kernel>(count, block_keys, in.head_size, rows_of(grad_out, head, first), t.v + panels, by_size, t.left,
                        t.grad_scores, t.keys, false);
     for (int64_t i = 0; i < count; ++i) {
       float *p = t.scores + i * t.keys, *grad = t.grad_scores + i * t.keys;
@@ -258,14 +258,14 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
     }
     const bool accumulate = begin > 0 || !sees_all;
     const int64_t at = block.begin * t.size;
-    pack_right<Format>(in.head_size, count, columns_of(grad_out, head, first), t.grad_out);
-    small_gemm<Format>(block_keys, in.head_size, count, over_queries(t.scores, t.keys), t.grad_out, by_queries, t.left,
+    pack_right<Kernel>(in.head_size, count, columns_of(grad_out, head, first), t.grad_out);
+    small_gemm<Kernel>(block_keys, in.head_size, count, over_queries(t.scores, t.keys), t.grad_out, by_queries, t.left,
                        t.grad_v + at, t.size, accumulate);
-    pack_right<Format>(in.head_size, count, columns_of(in.q, head, first), t.q);
-    small_gemm<Format>(block_keys, in.head_size, count, over_queries(t.grad_scores, t.keys), t.q, by_queries, t.left,
+    pack_right<Kernel>(in.head_size, count, columns_of(in.q, head, first), t.q);
+    small_gemm<Kernel>(block_keys, in.head_size, count, over_queries(t.grad_scores, t.keys), t.q, by_queries, t.left,
                        t.grad_k + at, t.size, accumulate);
-    small_gemm<Format>(count, in.head_size, block_keys, over_keys(t.grad_scores, t.keys),
-                       t.columns + panel_elements<Format>(block.begin), by_keys, t.left, t.rows, t.size, false);
+    small_gemm<Kernel>(count, in.head_size, block_keys, over_keys(t.grad_scores, t.keys),
+                       t.columns + panel_elements<Kernel>(block.begin), by_keys, t.left, t.rows, t.size, false);
     write_rows(t.rows, count, t.size, 1.0f, in.heads, head, in.head_size, first, a.grad_q);
   }
   write_rows(t.grad_k, keys.length, t.size, 1.0f, in.heads, head, in.head_size, keys.first, a.grad_k);
@@ -275,20 +275,21 @@ static void backward_head(const AttentionBackward& a, const Dropout& dropout, co
 
 // Calls `work` for every sequence and head, each with the tiles of the thread it runs on. Sequences and heads share
 // no output, so the result is the same for any number of threads.
-template <typename Format, typename Arguments>
+template <typename Kernel, typename Arguments>
 static bool for_each_head(const Arguments& a,
-                          void (*work)(const Arguments&, const Dropout&, const Tiles<Format>&, int64_t, int64_t)) {
+                          void (*work)(const Arguments&, const Dropout&, const Tiles<Kernel>&, int64_t, int64_t)) {
   const AttentionInputs& in = a.in;
   const Dropout dropout = make_dropout(in.seed != nullptr ? static_cast<uint64_t>(*in.seed) : 0, in.dropout_p);
   const int64_t pairs = in.sequences * in.heads;
-  Tiles<Format> unplaced;
-  const int64_t floats = lay_out<Format>(in, nullptr, &unplaced);
+  Tiles<Kernel> unplaced;
+  const int64_t floats = lay_out<Kernel>(in, nullptr, &unplaced);
   bool enough = true;
-#pragma omp parallel if (pairs > 1 && pairs * in.longest * in.longest_q >= kParallelScores)
+  const bool parallel = pairs > 1 && pairs * in.longest * in.longest_q >= kParallelScores;
+#pragma omp parallel num_threads(static_cast<int>(min(pairs, max_threads()))) if (parallel)
   {
     float* memory = static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(floats) * sizeof(float)));
-    Tiles<Format> tiles;
-    if (memory != nullptr) lay_out<Format>(in, memory, &tiles);
+    Tiles<Kernel> tiles;
+    if (memory != nullptr) lay_out<Kernel>(in, memory, &tiles);
     // Every thread has to come here, with memory or without.
 #pragma omp for schedule(dynamic)
     for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -305,12 +306,16 @@ static bool for_each_head(const Arguments& a,
 }
 
 bool attention_forward(const AttentionForward& a) {
-  return a.in.q.data.halves == nullptr ? for_each_head<Float32>(a, forward_head<Float32>)
-                                       : for_each_head<BFloat16>(a, forward_head<BFloat16>);
+  return with_kernel(a.in.products, [&](auto kernel) {
+    using Kernel = typename decltype(kernel)::type;
+    return for_each_head<Kernel>(a, forward_head<Kernel>);
+  });
 }
 bool attention_backward(const AttentionBackward& a) {
-  return a.in.q.data.halves == nullptr ? for_each_head<Float32>(a, backward_head<Float32>)
-                                       : for_each_head<BFloat16>(a, backward_head<BFloat16>);
+  return with_kernel(a.in.products, [&](auto kernel) {
+    using Kernel = typename decltype(kernel)::type;
+    return for_each_head<Kernel>(a, backward_head<Kernel>);
+  });
 }
 
 }  // namespace EARLYBERT_ISA

@@ -28,6 +28,7 @@ struct AttentionInputs {
   const int64_t* seed;  // one value, or null: no dropout
   double dropout_p;
   float scale;
+  Products products;  // Products::float32 if q, k and v are
 };
 
 struct AttentionForward {

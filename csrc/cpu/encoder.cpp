@@ -18,7 +18,7 @@ static Numbers floats(const float* data) { return {const_cast<float*>(data), nul
 static bool apply(const Linear& layer, int64_t rows, int64_t in, int64_t out, const float* x, const int64_t* picked,
                   Activation activation, float* y) {
   const LinearInputs inputs = {rows, in, out, floats(x), in,      picked,  const_cast<float*>(layer.weight),
-                               out,  in, in,  nullptr,   nullptr, nullptr, false};
+                               out,  in, in,  nullptr,   nullptr, nullptr, Products::float32};
   return linear_forward({inputs, layer.bias, activation, {}, floats(y), out});
 }
 
@@ -72,7 +72,8 @@ bool encoder_forward(const EncoderForward& a) {
                                     nullptr,
                                     nullptr,
                                     0.0,
-                                    static_cast<float>(a.scale)};
+                                    static_cast<float>(a.scale),
+                                    Products::float32};
     enough = enough && attention_forward({inputs, floats(context), nullptr}) &&
              apply(layer.attention_output, rows, own, a.hidden, context, nullptr, Activation::none, h);
     if (first_only) {  // the rows that it is added to, moved together: no other is needed any more

@@ -25,5 +25,15 @@ static inline int64_t at(const int64_t* index, int64_t i) { return index == null
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// work(a pointer to the numbers), of float or uint16_t.
+template <typename Work>
+static inline void with_numbers(const Factor& f, const Work& work) {
+  if (f.data.halves == nullptr) {
+    work(f.data.floats);
+  } else {
+    work(f.data.halves);
+  }
+}
+
 }  // namespace EARLYBERT_ISA
 }  // namespace earlybert

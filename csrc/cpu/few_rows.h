@@ -24,7 +24,7 @@ constexpr int kDotRows = 3;  // 12 of 16
 #endif
 
 // The sums of four vectors' lanes, to y[0 ... 3].
-static inline void sum_lanes_of_four(const Vec* v, float* y) {
+EARLYBERT_INLINE void sum_lanes_of_four(const Vec* v, float* y) {
   float lanes[kVec];
 #if defined(__GNUC__) && !defined(__clang__)
   VecInt even, odd, low, high;  // of two vectors, by quadruples of lanes: interleaved pairs, and halves

@@ -12,7 +12,7 @@ namespace EARLYBERT_ISA {
 static constexpr int64_t kSumCols = 64;
 static constexpr int64_t kSumRows = 64;
 
-static inline Activated<Vec> activate(Activation activation, Vec x) {
+EARLYBERT_INLINE Activated<Vec> activate(Activation activation, Vec x) {
   switch (activation) {
     case Activation::gelu: return gelu<VecMath>(x);
     case Activation::gelu_tanh: return gelu_tanh<VecMath>(x);
@@ -63,12 +63,13 @@ struct BiasAndActivation {
   }
 };
 
-// A product in the format that the layer asks for.
+// A product as the layer asks for it.
 template <typename Epilogue>
 static bool product(const LinearInputs& in, int64_t rows, int64_t cols, int64_t depth, const Factor& a, const Factor& b,
                     const Product& c, bool accumulate, const Epilogue& epilogue) {
-  return in.bfloat16 ? gemm<BFloat16>(rows, cols, depth, a, b, c, accumulate, epilogue)
-                     : gemm<Float32>(rows, cols, depth, a, b, c, accumulate, epilogue);
+  return with_kernel(in.products, [&](auto kernel) {
+    return gemm<typename decltype(kernel)::type>(rows, cols, depth, a, b, c, accumulate, epilogue);
+  });
 }
 
 bool linear_forward(const LinearForward& a) {
@@ -76,7 +77,7 @@ bool linear_forward(const LinearForward& a) {
   const Factor x = {in.x, in.x_stride, 1, in.x_rows, nullptr, nullptr, nullptr};
   const Factor weight = {{in.weight, nullptr}, in.weight_stride, 1, in.out_units, in.in_units, nullptr, in.in_scale};
   const Product y = {a.y.floats, a.y_stride, nullptr};
-  if (in.tokens <= kFewRows && !in.bfloat16 && in.in_units == nullptr && in.in_scale == nullptr) {
+  if (in.tokens <= kFewRows && in.products == Products::float32 && in.in_units == nullptr && in.in_scale == nullptr) {
     few_rows_product(in.tokens, in.out, in.in, x, weight, y, BiasAndActivation{a});
     return true;
   }
@@ -197,6 +198,20 @@ bool linear_backward(const LinearBackward& a) {
   std::free(memory);
   std::free(picked);
   return enough;
+}
+
+bool linear_task(Products products, int64_t rows, int64_t cols, int64_t threads, int64_t task, int64_t* part) {
+  return with_kernel(products, [&](auto kernel) {
+    using Kernel = typename decltype(kernel)::type;
+    const Split split = split_of<Kernel>(rows, cols, most_panels(Kernel::steps(Kernel::kDepth)), threads);
+    if (task >= split.tasks()) return false;
+    const Task own(split, task);
+    part[0] = first_row<Kernel>(own.first_tile, split.tiles, rows);
+    part[1] = first_row<Kernel>(own.end_tile, split.tiles, rows);
+    part[2] = own.first_panel * Kernel::kCols;
+    part[3] = min(cols, own.end_panel * Kernel::kCols);
+    return true;
+  });
 }
 
 }  // namespace EARLYBERT_ISA

@@ -22,7 +22,7 @@ struct LinearInputs {
   const int64_t* out_units;     // (out,): the kept rows, or null: all
   const int64_t* in_units;      // (in,): the kept columns, or null: all
   const float* in_scale;        // (in,), or null: 1
-  bool bfloat16;                // whether what products take is rounded to bfloat16
+  Products products;
 };
 
 struct LinearForward {
@@ -51,11 +51,14 @@ struct LinearBackward {
   float* grad_in_scale;         // (in,); null without in_scale
 };
 
-// Both return false when memory for scratch could not be had.
-#define EARLYBERT_DECLARE(ISA)                 \
-  namespace ISA {                              \
-  bool linear_forward(const LinearForward&);   \
-  bool linear_backward(const LinearBackward&); \
+// Forward and backward return false when memory for scratch could not be had. `linear_task` writes, for tests, which
+// part of a product (rows, cols) is a task, where so many threads work on it: the first row and the end of rows, and of
+// columns. It returns false behind the last one.
+#define EARLYBERT_DECLARE(ISA)                                                                          \
+  namespace ISA {                                                                                       \
+  bool linear_forward(const LinearForward&);                                                            \
+  bool linear_backward(const LinearBackward&);                                                          \
+  bool linear_task(Products, int64_t rows, int64_t cols, int64_t threads, int64_t task, int64_t* part); \
   }
 EARLYBERT_FOR_EACH_ISA(EARLYBERT_DECLARE)
 #undef EARLYBERT_DECLARE

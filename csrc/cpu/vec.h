@@ -1,4 +1,5 @@
-// One vector register of floats, as wide as the instruction set has it.
+// One vector register of floats, as wide as the instruction set has it. All of it is inlined: how much else a file has
+// decides what the compiler would.
 #pragma once
 
 #include <cstdint>
@@ -25,23 +26,23 @@ typedef float Vec __attribute__((vector_size(4 * kVec)));
 typedef int32_t VecInt __attribute__((vector_size(4 * kVec)));
 typedef uint16_t VecHalf __attribute__((vector_size(2 * kVec)));
 
-static inline Vec load(const float* p) {
+EARLYBERT_INLINE Vec load(const float* p) {
   Vec v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
-static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
-static inline Vec splat(float x) { return x - Vec{}; }  // + would have to turn -0 into 0
+EARLYBERT_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+EARLYBERT_INLINE Vec splat(float x) { return x - Vec{}; }  // + would have to turn -0 into 0
 
 #if defined(__AVX512F__)
-static inline __mmask16 first_lanes(int64_t count) {
+EARLYBERT_INLINE __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
 #endif
 
 // The first `count` floats at p, zeros behind them; memory behind them is not touched. Any count will do: one of 0 or
 // less is none, one of kVec or more all.
-static inline Vec load_some(const float* p, int64_t count) {
+EARLYBERT_INLINE Vec load_some(const float* p, int64_t count) {
   if (count >= kVec) return load(p);
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(first_lanes(count), p));
@@ -51,7 +52,7 @@ static inline Vec load_some(const float* p, int64_t count) {
   return load(lanes);
 #endif
 }
-static inline void store_some(float* p, Vec v, int64_t count) {
+EARLYBERT_INLINE void store_some(float* p, Vec v, int64_t count) {
   if (count >= kVec) return store(p, v);
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, first_lanes(count), reinterpret_cast<__m512>(v));
@@ -61,15 +62,15 @@ static inline void store_some(float* p, Vec v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 #endif
 }
-static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+EARLYBERT_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-static inline float sum_lanes(Vec v) {
+EARLYBERT_INLINE float sum_lanes(Vec v) {
   float lanes[kVec], total = 0.0f;
   store(lanes, v);
   for (int i = 0; i < kVec; ++i) total += lanes[i];
   return total;
 }
-static inline float max_lanes(Vec v) {
+EARLYBERT_INLINE float max_lanes(Vec v) {
   float lanes[kVec];
   store(lanes, v);
   float largest = lanes[0];
@@ -79,7 +80,7 @@ static inline float max_lanes(Vec v) {
 
 // x rounded to bfloat16: to nearest, ties to even, subnormal numbers to 0 and NaN to a quiet one, as AVX512-BF16's
 // instruction does it.
-static inline Vec to_bfloat16(Vec x) {
+EARLYBERT_INLINE Vec to_bfloat16(Vec x) {
 #if defined(__AVX512BF16__)
   const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x))));
   return reinterpret_cast<Vec>(_mm512_slli_epi32(low, 16));
@@ -93,19 +94,19 @@ static inline Vec to_bfloat16(Vec x) {
 }
 
 // bfloat16 in memory: the upper half of a float32.
-static inline float widen(float x) { return x; }
-static inline float widen(uint16_t x) {
+EARLYBERT_INLINE float widen(float x) { return x; }
+EARLYBERT_INLINE float widen(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float wide;
   std::memcpy(&wide, &bits, sizeof(wide));
   return wide;
 }
-static inline Vec load(const uint16_t* p) {
+EARLYBERT_INLINE Vec load(const uint16_t* p) {
   VecHalf half;
   std::memcpy(&half, p, sizeof(half));
   return reinterpret_cast<Vec>(__builtin_convertvector(half, VecInt) << 16);
 }
-static inline void store(uint16_t* p, Vec v) {
+EARLYBERT_INLINE void store(uint16_t* p, Vec v) {
 #if defined(__AVX512BF16__)
   const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
 #else
@@ -113,7 +114,7 @@ static inline void store(uint16_t* p, Vec v) {
 #endif
   std::memcpy(p, &half, sizeof(half));
 }
-static inline Vec load_some(const uint16_t* p, int64_t count) {
+EARLYBERT_INLINE Vec load_some(const uint16_t* p, int64_t count) {
   if (count >= kVec) return load(p);
 #if defined(__AVX512F__)
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p));
@@ -124,7 +125,7 @@ static inline Vec load_some(const uint16_t* p, int64_t count) {
   return load(lanes);
 #endif
 }
-static inline void store_some(uint16_t* p, Vec v, int64_t count) {
+EARLYBERT_INLINE void store_some(uint16_t* p, Vec v, int64_t count) {
   if (count >= kVec) return store(p, v);
   uint16_t lanes[kVec];
   store(lanes, v);
@@ -132,7 +133,7 @@ static inline void store_some(uint16_t* p, Vec v, int64_t count) {
 }
 
 // Transposes kVec registers.
-static inline void transpose(Vec* v) {
+EARLYBERT_INLINE void transpose(Vec* v) {
 #if defined(__AVX512F__)
   // Shuffles of one source register a result, where those below would need an index register: twice as fast.
   __m512d pairs[16];
@@ -189,12 +190,12 @@ static inline void transpose(Vec* v) {
 #endif
 }
 
-static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+EARLYBERT_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // e^x for x <= 0, within 2 units in the last place; below -87, where the result would be subnormal, e^-87.
 // NaN stays NaN (`max` is its second argument where one is NaN; the last step multiplies for the same reason).
 // x = n log 2 + r with |r| <= log(2) / 2, and a polynomial for e^r (the minimax one of Cephes' expf).
-static inline Vec exp_negative(Vec x) {
+EARLYBERT_INLINE Vec exp_negative(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   x = max(splat(-87.0f), x);
   const Vec shifted = x * 1.44269504f + magic;

@@ -73,7 +73,10 @@ class AttentionGrads(NamedTuple):
 
 
 class FeedForwardInputs(NamedTuple):
-    """`active` are the neurons to compute, as indices or as a mask."""
+    """`active` are the neurons to compute, as indices or as a mask.
+
+    A backend that rounds factors is given float32 weights also where x is bfloat16.
+    """
 
     x: Tensor
     w_in: Tensor

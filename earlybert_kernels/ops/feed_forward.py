@@ -12,7 +12,7 @@ from .. import reference
 from ..backends.arguments import FeedForwardGrads, FeedForwardInputs, FeedForwardResults, FeedForwardSaved
 from ..backends.backend import Backend
 from ..reference.feed_forward import ACTIVATIONS
-from .autocast import autocast
+from .autocast import autocast, widened
 from .checks import check_gates, check_mask, check_same_device, check_shape
 from .custom import Halves
 from .declare import Arguments, declare
@@ -94,7 +94,10 @@ def _run_compiled(
     neuron_gates: Tensor | None,
     activation: str,
 ) -> Tensor:
-    return compiled(*autocast(x, w_in, b_in, w_out, b_out), neuron_mask, neuron_gates, activation)[0]
+    weights = (w_in, b_in, w_out, b_out)
+    # What rounds factors to bfloat16 does so where x is bfloat16, which the result then is, too.
+    taken = (*autocast(x), *widened(backend, *weights)) if backend.rounds_factors else autocast(x, *weights)
+    return compiled(*taken, neuron_mask, neuron_gates, activation)[0]
 
 
 def _shapes(backend: Backend) -> Halves:
@@ -104,10 +107,11 @@ def _shapes(backend: Backend) -> Halves:
         return FeedForwardResults(x.new_empty(x.shape), x.new_empty((x.shape[0], neurons)))
 
     def backward(grad_out: Tensor, saved: FeedForwardSaved) -> FeedForwardGrads:
-        x, (neurons, hidden) = saved.x, saved.w_in.shape
-        sizes = (x.shape, saved.w_in.shape, (neurons,), saved.w_out.shape, (hidden,))
+        x, w_in = saved.x, saved.w_in
+        neurons, hidden = w_in.shape
+        linears = (w_in.new_empty(size) for size in (w_in.shape, (neurons,), saved.w_out.shape, (hidden,)))
         gates = x.new_empty(0 if saved.gates is None else neurons, dtype=torch.float32)
-        return FeedForwardGrads._make((*map(x.new_empty, sizes), gates))
+        return FeedForwardGrads._make((x.new_empty(x.shape), *linears, gates))
 
     return Halves(forward, backward)
 

@@ -9,8 +9,12 @@ from earlybert_kernels.backends import cpu, cuda, triton
 from tests.helpers.guarded import poisoned_memory
 from tests.helpers.targets import Target, device_of
 
-# The set with AVX512-BF16 is compiled of the same code but for products of bfloat16, which test_bfloat16.py has.
-ISAS = [] if cpu.extension is None else [s for s in cpu.extension.instruction_sets() if s != "avx512_bf16"]
+_OWN = [] if cpu.extension is None else cpu.extension.instruction_sets()
+# The sets with an instruction for bfloat16 run the same code but for products of it, which test_bfloat16.py has.
+ISAS = [name for name in _OWN if not name.endswith("_bf16")]
+#: Each that products of bfloat16 can be had with, also AMX's without the instruction; and those of vector instructions.
+BFLOAT16_SETS = sorted([*_OWN, *([] if cpu.extension is None else cpu.extension.emulated_instruction_sets())])
+VECTOR_SETS = [name for name in BFLOAT16_SETS if not name.startswith("amx")]
 
 GPU_BACKENDS = {"triton": triton, "cuda": cuda}
 #: The parameters of `target`.

@@ -7,19 +7,18 @@ import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
 from tests.helpers import oracles
 from tests.helpers.accuracy import assert_as_exact_as_pytorch, results
-from tests.ops.conftest import _use_instruction_set
+from tests.ops.conftest import BFLOAT16_SETS, _use_instruction_set
 from tests.ops.test_attention_compiled import CASES, inputs, known_keep, with_seed
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
-SETS = [] if cpu.extension is None else sorted(cpu.extension.instruction_sets())
 LOW = torch.bfloat16
 
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("case", ["mixed", "bert", "odd head size", "empty sequence", "first tokens"])
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", BFLOAT16_SETS)
 def test_as_exact_as_pytorch_in_bfloat16(name, case, dropout_p, window):
     """Output and gradients; gates stay float32."""
     lengths, _, _, lengths_q = CASES[case]
@@ -42,7 +41,7 @@ def test_as_exact_as_pytorch_in_bfloat16(name, case, dropout_p, window):
     assert_as_exact_as_pytorch(ours, results(defined, tensors, LOW), results(defined, tensors, torch.float64), LOW)
 
 
-@pytest.mark.skipif("avx512_bf16" not in SETS, reason="the processor has no AVX512-BF16")
+@pytest.mark.skipif("avx512_bf16" not in BFLOAT16_SETS, reason="the processor has no AVX512-BF16")
 def test_with_the_instruction_and_without_gives_the_same_bits():
     """Registers are as wide in both, so that sums outside of products have the same order, too."""
     tensors, packing = inputs(*CASES["bert"])
@@ -66,14 +65,13 @@ def test_autocast_rounds_to_it():
         ek.ops.attention(q, k, v, **packing, backend="cpu")
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+@pytest.mark.parametrize("name", BFLOAT16_SETS)
+def test_any_number_of_threads_gives_the_same_bits(name):
     tensors, packing = inputs(*CASES["bert"])
-    found, before = [], torch.get_num_threads()
-    try:
+    found = []
+    with _use_instruction_set(name):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             found.append(results(lambda q, k, v: with_seed(q, k, v, None, packing, 0.1), tensors[:3], LOW))
-    finally:
-        torch.set_num_threads(before)
     assert all(map(torch.equal, found[0], found[1]))
     assert all(map(torch.equal, found[0], found[2]))

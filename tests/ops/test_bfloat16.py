@@ -8,21 +8,23 @@ import transformers
 
 import earlybert_kernels as ek
 from earlybert_kernels.backends import cpu
+from tests.helpers.accuracy import assert_as_exact_as_pytorch
 from tests.helpers.tiny_bert import batch, set_gates, some_ticket, tiny_model
-from tests.ops.conftest import _use_instruction_set
+from tests.ops.conftest import BFLOAT16_SETS, VECTOR_SETS, _use_instruction_set
+from tests.ops.test_feed_forward import inputs as feed_forward_inputs
 from tests.ops.test_linear import SHAPES, case
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
 
-SETS = [] if cpu.extension is None else sorted(cpu.extension.instruction_sets())
 #: Wide enough that errors average out.
 SIZES = {"hidden_size": 96, "intermediate_size": 200}
+LOW = torch.bfloat16
 TINY = torch.finfo(torch.float32).tiny
 
 
-@pytest.fixture(params=SETS)
+@pytest.fixture(params=BFLOAT16_SETS)
 def instruction_set(request):
-    """Each that the processor has, with the instruction for bfloat16 and without."""
+    """Each that the processor has or can stand in for, with an instruction for bfloat16 and without."""
     with _use_instruction_set(request.param):
         yield request.param
 
@@ -56,7 +58,7 @@ def test_products_are_those_of_the_rounded_factors(instruction_set, shape, picke
     assert shape == (1, 1, 1) or (in_float32 - inner).abs().max() > 1e-3 * inner.abs().max()
 
 
-def test_every_instruction_set_gives_the_same_bits():
+def test_every_instruction_set_for_vectors_gives_the_same_bits():
     """Also of subnormal factors, which AVX512-BF16 takes for 0, and where rounding overflows or there is no number."""
     torch.manual_seed(0)
     x, kept, _ = case(45, 1101, 70)
@@ -66,11 +68,11 @@ def test_every_instruction_set_gives_the_same_bits():
     grad_y = torch.randn(45, 70)
     grad_y[:, 0] *= TINY / 100
     results = {}
-    for name in SETS:
+    for name in VECTOR_SETS:
         with _use_instruction_set(name):
             grads = cpu.linear.backward(grad_y, x, kept)
             results[name] = (cpu.linear.forward(x, kept, None)[0], grads[0], grads[1])
-    first = results.pop(SETS[0])
+    first = results.pop(VECTOR_SETS[0])
     assert not first[0][:5].any()
     assert first[0][5].isnan().all()
     assert not first[0][10:].isnan().any()
@@ -80,7 +82,7 @@ def test_every_instruction_set_gives_the_same_bits():
             assert torch.equal(ours.isnan(), theirs.isnan())
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+def test_any_number_of_threads_gives_the_same_bits(instruction_set):
     x, kept, bias = case(200, 700, 300)
     kept = kept._replace(bfloat16=True)
     results, before = [], torch.get_num_threads()
@@ -92,6 +94,36 @@ def test_any_number_of_threads_gives_the_same_bits():
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("x_dtype", "dtype"), [(torch.float32, torch.float32), (LOW, torch.float32), (LOW, LOW)])
+def test_the_block_alone_is_as_exact_as_pytorch(x_dtype, dtype, masked):
+    """Under autocast to bfloat16, of an x that it has already rounded or has not, or in bfloat16 itself."""
+    x, w_in, b_in, w_out, b_out = feed_forward_inputs(70, 40, 90, torch.float32)
+    tensors = [x.to(x_dtype), *(t.to(dtype) for t in (w_in, b_in, w_out, b_out)), torch.randn(90)]
+    weights = torch.randn(x.shape)
+    mask = torch.arange(90) % 3 > 0 if masked else None
+
+    def results(backend, low):
+        leaves = [t.detach().to(t.dtype if low else torch.float64).requires_grad_() for t in tensors]
+        with torch.autocast("cpu", LOW, enabled=low and dtype != LOW), ek.ops.record_backends() as ran:
+            out = ek.ops.feed_forward(*leaves[:5], neuron_mask=mask, neuron_gates=leaves[5], backend=backend)
+        assert ran == {"feed_forward": backend or "cpu"}
+        return out, *torch.autograd.grad((out * weights).sum(), leaves)
+
+    ours, plain = results(None, True), results("reference", True)
+    assert [t.dtype for t in ours] == [t.dtype for t in plain]
+    assert ours[0].dtype == LOW
+    assert_as_exact_as_pytorch(ours, plain, results("reference", False), LOW)
+
+
+def test_the_block_alone_leaves_other_dtypes_to_pytorch():
+    tensors = feed_forward_inputs(5, 6, 11, torch.float32)
+    with torch.autocast("cpu", torch.float16), pytest.raises(RuntimeError, match="autocast to torch.float16 is on"):
+        ek.ops.feed_forward(*tensors, backend="cpu")
+    with pytest.raises(RuntimeError, match="it takes float32 tensors, got torch.bfloat16"):
+        ek.ops.feed_forward(tensors[0], *(t.to(LOW) for t in tensors[1:]), backend="cpu")
 
 
 @pytest.mark.parametrize("own", [False, True])

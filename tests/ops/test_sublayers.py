@@ -235,13 +235,9 @@ def test_float64_runs_in_the_definition_and_a_forced_backend_refuses_it():
 def test_autocast_gets_the_dtype_that_it_asks_for():
     *tensors, gates = feed_forward_inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        h = ek.ops.feed_forward(*tensors[:5])
-        with pytest.raises(RuntimeError, match=r"autocast to torch.bfloat16 is on"):
-            ek.ops.feed_forward(*tensors[:5], backend="cpu")
         out = ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates, backend="cpu")
     with torch.autocast("cpu", torch.float16), pytest.raises(RuntimeError, match=r"autocast to torch.float16 is on"):
         ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates, backend="cpu")
-    assert h.dtype == torch.bfloat16
     exact = ek.ops.feed_forward_sublayer(*tensors, neuron_gates=gates)
     assert not torch.equal(out.float(), exact)
     torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import heapq
 import subprocess
 import sys
 import threading
@@ -37,6 +38,39 @@ def test_any_number_of_threads_gives_the_same_bits(op):
     finally:
         torch.set_num_threads(threads)
     assert all(equal(others, by_threads[0]) for others in by_threads[1:])
+
+
+#: Rows and columns of products in BERT-base, its ticket and its decoder.
+@pytest.mark.parametrize("shape", [(1024, 768), (1024, 3072), (768, 768), (3072, 768), (1000, 1843), (300, 30522)])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_product_is_divided_evenly_among_up_to_64_threads(shape, bfloat16):
+    """Whoever is free takes the next task: none waits long for the others, and little is done more than once.
+
+    Time is counted in multiplications; packing a number, which every task does with its rows and columns, is 16.
+    """
+
+    def times(threads):
+        tasks = cpu.extension.linear_tasks(*shape, threads, bfloat16)
+        sizes = [(end_row - row, end_col - col) for row, end_row, col, end_col in tasks]
+        return [rows * cols + 16 * (rows + cols) for rows, cols in sizes]
+
+    whole = sum(times(1))
+    for threads in range(1, 65):
+        busy = [0] * threads
+        for time in times(threads):
+            heapq.heapreplace(busy, busy[0] + time)
+        assert sum(busy) <= 1.35 * whole, f"{threads} threads"
+        assert max(busy) * threads <= whole / 0.6, f"{threads} threads"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7, 64])
+@pytest.mark.parametrize("shape", [(1, 1), (29, 65), (201, 770)])
+def test_the_tasks_of_a_product_are_all_of_it_once(shape, threads):
+    for bfloat16 in (False, True):
+        done = torch.zeros(shape)
+        for row, end_row, col, end_col in cpu.extension.linear_tasks(*shape, threads, bfloat16):
+            done[row:end_row, col:end_col] += 1
+        assert (done == 1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

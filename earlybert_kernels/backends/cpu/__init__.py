@@ -81,13 +81,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def refuses_products(*tensors: Tensor | None, **facts: int) -> str | None:
-    """As `refuses`, for ops with matrix products in float32, which a user who turns autocast on wants in another."""
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.float32:
-        return f"it computes in float32, and autocast to {torch.get_autocast_dtype('cpu')} is on"
-    return refuses(*tensors)
-
-
 def refuses_autocast(first: Tensor, *others: Tensor | None, **facts: int) -> str | None:
     """As `refuses`, for ops with matrix products that round float32 to bfloat16 under autocast to it.
 
@@ -115,6 +108,13 @@ def refuses_rows(hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | 
     if torch.is_autocast_enabled("cpu") and hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
         return refuses_autocast(weight, bias, labels)
     return refuses_autocast(hidden, labels, weight, bias)
+
+
+def refuses_block(x: Tensor, *others: Tensor | None, **facts: int) -> str | None:
+    """As `refuses_autocast`, of an x that under it may be bfloat16, as torch's products make it."""
+    if torch.is_autocast_enabled("cpu"):
+        return _refuses_autocast_dtype() or _refuses((x, *others), torch.float32, torch.bfloat16)
+    return refuses_autocast(x, *others)
 
 
 def empty(*shape: Any) -> Tensor:
@@ -154,7 +154,7 @@ BACKEND = Backend(
     refuses=refuses,
     refusals={
         "attention": refuses_heads,
-        "feed_forward": refuses_products,
+        "feed_forward": refuses_block,
         "attention_sublayer": refuses_autocast,
         "feed_forward_sublayer": refuses_autocast,
         "masked_lm_loss": refuses_rows,

@@ -37,13 +37,14 @@ def forward(
 ) -> tuple[Tensor, Any]:
     """The output `(T, E)`, and the active neurons' values before the activation `(T, active)`, None unless `saves`.
 
-    `active`, int64, lists the neurons to compute; `bfloat16` rounds what products take, and what lies between them is
-    then bfloat16; the rest is as in `ops.feed_forward`.
+    `active`, int64, lists the neurons to compute; `bfloat16`, or an x that is, rounds what products take, and what lies
+    between them is then bfloat16; the output is as x. The rest is as in `ops.feed_forward`.
     """
+    bfloat16 = bfloat16 or x.dtype == torch.bfloat16
     first, second = _kept(w_in, w_out, active, gates, bfloat16)
     inner = torch.bfloat16 if bfloat16 else torch.float32
     h, preactivation = linear.forward(x, first, b_in, activation=activation, dtype=inner, saves=saves)
-    out, _ = linear.forward(h, second, b_out)
+    out, _ = linear.forward(h, second, b_out, dtype=x.dtype)
     return out, preactivation
 
 
@@ -61,6 +62,7 @@ def backward(
     bfloat16: bool = False,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, w_in, b_in, w_out, b_out and gates (empty without); that of x is added to `grad_x`."""
+    bfloat16 = bfloat16 or x.dtype == torch.bfloat16
     first, second = _kept(w_in, w_out, active, gates, bfloat16)
     grad_h, grad_w_out, grad_b_out, grad_gates = linear.backward(
         grad_out, None, second, activation=activation, preactivation=preactivation

@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_TESTS := $(VENV)/.installed-for-tests
 SOURCES := pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*/*)
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e
+# Not all of the packages' modules are compiled to byte code, half a minute's work: those that are imported are, then.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e
 
 .PHONY: help install install-for-tests demo test tests test-oldest test-peer lint sanitize clean
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arguments import FinetuneArguments, PretrainArguments
+    from .arguments import RECIPES, FinetuneArguments, PretrainArguments
     from .programs.compare import compare
     from .programs.demo import demo
     from .programs.export import export
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .search.search import Search, SearchSettings
 
 __all__ = [
+    "RECIPES",
     "EarlyBertCallback",
     "EarlyBirdDetector",
     "FinetuneArguments",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "RECIPES": "arguments",
     "EarlyBertCallback": "search.callback",
     "EarlyBirdDetector": "search.detector",
     "FinetuneArguments": "arguments",

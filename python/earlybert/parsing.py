@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from .arguments import RECIPES, FinetuneArguments
 from .errors import MissingFileError, UsageError
 
 #: By what turns a flag's text into a value: what `--help` calls it, what an error does, and the types it may have.
@@ -67,6 +68,14 @@ class TrainingParser(HfArgumentParser):
             "that are given beside it prevail.",
         )
         del self._settings["config"]
+        self._recipes = RECIPES if cls is FinetuneArguments else {}
+        if self._recipes:
+            self.add_argument(
+                "--recipe",
+                choices=[*self._recipes],
+                help="Defaults of several flags at once: paper, those that are shown here, or best, what was found to "
+                f"keep most of dense training's quality: {_as_flags(self._recipes['best'])}.",
+            )
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """See `argparse`."""
@@ -109,8 +118,10 @@ class TrainingParser(HfArgumentParser):
             UsageError: the file is not there or not as expected.
         """
         found, others = super().parse_known_args(args, copy.copy(namespace))
-        if found.config is not None:
-            self.set_defaults(**self._read(found.config))
+        recipe = self._recipes.get(getattr(found, "recipe", None) or "", {})
+        if found.config is not None or recipe:
+            given = {} if found.config is None else self._read(found.config)
+            self.set_defaults(**given | recipe)
             found, others = super().parse_known_args(args, namespace)
         if missing := [action.option_strings[0] for action in self._needed if getattr(found, action.dest) is None]:
             self.error(f"the following arguments are required: {', '.join(missing)}")
@@ -130,7 +141,7 @@ class TrainingParser(HfArgumentParser):
         return _key(name) in self._settings and self._settings[_key(name)][0].nargs == "+"
 
     def settings(self, pairs: Sequence[tuple[str, Any]], path: str) -> dict[str, Any]:
-        """Settings by the names of the dataclass's fields.
+        """Settings by the names of the dataclass's fields, with those of a recipe that they name.
 
         Args:
             pairs: names and values as a file has them.
@@ -161,7 +172,7 @@ class TrainingParser(HfArgumentParser):
                 raise UsageError(f"{path}: {name}: given twice{same}")
             names[action.dest] = name
             settings[action.dest] = value
-        return settings
+        return self._recipes.get(settings.pop("recipe", ""), {}) | settings
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -173,6 +184,10 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)  # so that flags stay whole
+
+
+def _as_flags(settings: dict[str, Any]) -> str:
+    return " ".join(f"{_with_dashes('--' + name)} {value}" for name, value in settings.items())
 
 
 def _with_dashes(name: str) -> str:

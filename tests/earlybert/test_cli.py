@@ -186,8 +186,8 @@ def test_the_api_is_what_all_says() -> None:
     commands = set(COMMANDS) - {"env"}  # of the library: earlybert_kernels.env
     assert commands < set(earlybert.__all__)
     assert [name for name in earlybert.__all__ if name not in commands] == [
-        "EarlyBertCallback", "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "Search", "SearchSettings",
-            "Study",
+        "RECIPES", "EarlyBertCallback", "EarlyBirdDetector", "FinetuneArguments", "PretrainArguments", "Search",
+        "SearchSettings", "Study",
     ]  # fmt: skip
     for name in earlybert.__all__:
         assert callable(getattr(earlybert, name))

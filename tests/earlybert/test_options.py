@@ -43,7 +43,7 @@ FINETUNE: dict[str, Options] = {
         "max_steps": 2, "search_epochs": 0.5, "search_learning_rate": 1e-3, "gate_learning_rate": 1e-2,
         "gate_l1": 0.01, "rewind_steps": 1, "head_ratio": 0.5, "neuron_ratio": 0.25, "early_bird_interval": 1,
         "early_bird_threshold": 0.9, "early_bird_patience": 1, "min_search_share": 0.1, "overwrite_output_dir": True,
-        "multiple_of": 2,
+        "multiple_of": 2, "ticket_epochs": 1.0,
     },
     "a given ticket on a dataset of the hub": {
         "model": "@bert", "dataset_name": "some/texts", "dataset_config_name": "en", "output_dir": "@out",
@@ -296,7 +296,11 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The defaults of what `--help` shows, by name, but for `--help`, and for files of settings (`test_settings`)."""
     shown = [each for each in parser._actions if each.option_strings and each.help != argparse.SUPPRESS]
     # A switch has no default of its own (`test_settings` too).
-    return {e.dest: e.default for e in shown if e.dest not in ("help", "config") and e.default != argparse.SUPPRESS}
+    return {
+        e.dest: e.default
+        for e in shown
+        if e.dest not in ("help", "config", "recipe") and e.default != argparse.SUPPRESS
+    }
 
 
 def test_every_option_of_training_is_given() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from earlybert import FinetuneArguments, PretrainArguments
+from earlybert import RECIPES, FinetuneArguments, PretrainArguments
 from earlybert.cli import main
 from earlybert.commands import COMMANDS
 from earlybert.errors import MissingFileError, UsageError
@@ -179,6 +179,42 @@ def test_switches_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         parse(*REQUIRED, "--bf16", "--dtype", "float16")
     assert "--dtype: not allowed with argument --bf16" in capsys.readouterr().err
+
+
+def test_a_recipe_is_several_defaults_at_once(write: Write) -> None:
+    best, paper = RECIPES["best"], RECIPES["paper"]
+    plain = parse(*REQUIRED)
+    assert FinetuneArguments(model="m", output_dir="o", **paper) == FinetuneArguments(model="m", output_dir="o")
+    for recipe in (best, paper):
+        FinetuneArguments(model="m", output_dir="o", **recipe).check()
+    assert parse(*REQUIRED, "--recipe", "best") == {**plain, **best, "recipe": "best"}
+    assert parse(*REQUIRED, "--recipe", "paper") == {**plain, "recipe": "paper"}
+    own = ["--learning-rate", "3e-5", "--recipe", "best"]
+    assert parse(*REQUIRED, *own) == {**plain, **best, "learning_rate": 3e-5, "recipe": "best"}
+
+
+def test_a_recipe_in_a_file_is_behind_what_it_says_itself_and_behind_flags(write: Write) -> None:
+    file = write("learning_rate: 3e-5\nrecipe: best\n")
+    found = parse(*REQUIRED, "--config", file)
+    assert {name: found[name] for name in RECIPES["best"]} == {**RECIPES["best"], "learning_rate": 3e-5}
+    found = parse(*REQUIRED, "--config", file, "--recipe", "paper", "--search-epochs", "0.3")
+    assert {name: found[name] for name in RECIPES["best"]} == {**RECIPES["paper"], "search_epochs": 0.3}
+    with pytest.raises(UsageError, match='recipe: expected one of paper, best, found "worst"'):
+        parse(*REQUIRED, "--config", write("recipe: worst\n"))
+    with pytest.raises(UsageError, match="recipe: no such setting"):
+        parse("--output-dir", "o", "--config", write("recipe: best\n"), cls=PretrainArguments)
+
+
+def test_an_arm_of_a_study_may_be_a_recipe(write: Write) -> None:
+    study = read_study(
+        write(
+            "output_dir: o\nseeds: [1]\ncommon: {model: m, learning_rate: 3e-5}\ntasks: {sst2: {}}\n"
+            "arms: {own: {}, best: {recipe: best}, both: {recipe: [paper, best]}}\n"
+        )
+    )
+    rates = {name: args.learning_rate for name, args in study.arms["sst2"].items()}
+    best, paper = (RECIPES[name]["learning_rate"] for name in ("best", "paper"))
+    assert rates == {"own": 3e-5, "best": best, "both recipe=paper": paper, "both recipe=best": best}
 
 
 def test_the_page_on_the_command_line_has_a_file_and_all_names(write: Write) -> None:

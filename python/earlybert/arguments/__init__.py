@@ -2,11 +2,13 @@
 
 from .finetune import TASK_OPTIONS, FinetuneArguments
 from .pretrain import PretrainArguments
+from .recipes import RECIPES
 from .run import KERNELS, METHODS, SCHEDULES, SCOPES, SCORES, TICKET_WEIGHTS, RunArguments
 
 __all__ = [
     "KERNELS",
     "METHODS",
+    "RECIPES",
     "SCHEDULES",
     "SCOPES",
     "SCORES",

@@ -82,7 +82,10 @@ class RunArguments:
     eval_batch_size: int = help_field("Examples in one forward pass of evaluation.", 64)
     gradient_accumulation_steps: int = help_field("Forward passes in one optimizer step.", 1)
 
-    num_train_epochs: float | None = help_field("Epochs of the training stage. Default: 3 for dense, 2 for tickets.")
+    num_train_epochs: float | None = help_field(
+        "Epochs of the training stage. Default: 3 for dense, --ticket-epochs for tickets."
+    )
+    ticket_epochs: float = help_field("Those of a ticket's, where --num-train-epochs does not say how many.", 2.0)
     max_steps: int | None = help_field("Optimizer steps of the training stage; replaces --num-train-epochs.")
     optim: Literal["adamw", "lamb"] = help_field("Optimizer of all stages.", "adamw")
     learning_rate: float = help_field("Highest learning rate of the training stage.", 4e-5)
@@ -217,7 +220,7 @@ class RunArguments:
         """Epochs of the training stage."""
         if self.num_train_epochs is not None:
             return self.num_train_epochs
-        return 3.0 if self.method == "dense" else 2.0
+        return 3.0 if self.method == "dense" else self.ticket_epochs
 
     def resolved(self, max_length: int) -> Self:
         """The same with every default filled in that depends on something else.
@@ -261,7 +264,7 @@ class RunArguments:
             value = getattr(self, name)
             expect(value is None or value >= 0, self, name, "0 or more")
         expect(0 <= self.seed < 2**32, self, "seed", "0 or more and less than 2**32")
-        for name in ("num_train_epochs", "search_epochs"):
+        for name in ("num_train_epochs", "ticket_epochs", "search_epochs"):
             value = getattr(self, name)
             expect(value is None or 0 < value <= _MOST_EPOCHS, self, name, f"more than 0 and at most {_MOST_EPOCHS:g}")
         for name in ("learning_rate", "search_learning_rate", "gate_learning_rate"):

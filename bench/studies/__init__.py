@@ -1,0 +1,1 @@
+"""Studies in files, which `earlybert study` runs, and the data that they take."""

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from earlybert_kernels import Ticket
 
+from .arguments import FinetuneArguments, PretrainArguments, defaults
 from .errors import MissingFileError, OutputExistsError, UsageError
 from .files import PARTIAL, check_replaceable, json_bytes, read_json, remove, replacing, sha256, write_bytes, write_json
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
+_DEFAULTS = defaults(PretrainArguments) | defaults(FinetuneArguments)
 #: Arguments that may be paths of what a run reads.
 INPUTS = (
     "model", "ticket", "search_from", "dataset_name", "data_dir", "train_file", "validation_file", "test_file",
@@ -161,6 +163,8 @@ class RunDirectory:
         except UsageError as error:  # torn
             raise UsageError(f"{error}; {_ANEW}") from None
         arguments = _binding(arguments)
+        # An earlier version did what is the default of an argument that it did not have.
+        before = {name: usual for name, usual in _DEFAULTS.items() if name in arguments} | before
         for name in sorted(set(before) | set(arguments)):
             if before.get(name) != arguments.get(name):
                 raise UsageError(

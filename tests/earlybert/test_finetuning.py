@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import earlybert_kernels as ek
 from earlybert import FinetuneArguments, draw, finetune
 from earlybert.errors import Interrupted, UsageError
 from earlybert.programs.run import Run
+from earlybert.run_directory import RunDirectory
 from earlybert.training.loop import TrainingLoop
 from tests.helpers.toy import LAYERS, NEURONS, PER_HEAD, PER_NEURON
 
@@ -234,6 +236,17 @@ def test_a_run_is_not_resumed_with_other_arguments(arguments: Make) -> None:
         finetune(arguments(method="dense", resume=True, learning_rate=1e-3))
     with pytest.raises(UsageError, match=r"started with --method dense, and is now given earlybert"):
         finetune(arguments(resume=True))
+
+
+def test_a_run_of_a_version_without_an_argument_goes_on_with_its_default(arguments: Make, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    given = asdict(arguments())
+    earlier = {name: value for name, value in given.items() if name != "ticket_epochs"}
+    with directory.released():
+        directory.start(earlier, resume=False)
+    directory.check(given, resume=True, overwrite=False)
+    with pytest.raises(UsageError, match=r"started with --ticket-epochs 2.0, and is now given 3.0"):
+        directory.check(given | {"ticket_epochs": 3.0}, resume=True, overwrite=False)
 
 
 def test_a_used_folder_is_refused(arguments: Make) -> None:

@@ -3,7 +3,7 @@
 from .finetune import TASK_OPTIONS, FinetuneArguments
 from .pretrain import PretrainArguments
 from .recipes import RECIPES
-from .run import KERNELS, METHODS, SCHEDULES, SCOPES, SCORES, TICKET_WEIGHTS, RunArguments
+from .run import KERNELS, METHODS, SCHEDULES, SCOPES, SCORES, TICKET_WEIGHTS, RunArguments, defaults
 
 __all__ = [
     "KERNELS",
@@ -17,4 +17,5 @@ __all__ = [
     "FinetuneArguments",
     "PretrainArguments",
     "RunArguments",
+    "defaults",
 ]

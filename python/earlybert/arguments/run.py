@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from ..errors import UsageError
@@ -323,6 +323,14 @@ class RunArguments:
             raise UsageError(
                 "--resume and --overwrite-output-dir exclude each other: one continues what the other removes"
             )
+
+
+def defaults(cls: type[RunArguments]) -> dict[str, Any]:
+    """By name, the defaults of all arguments that have one."""
+    values = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in fields(cls)
+    }
+    return {name: value for name, value in values.items() if value is not MISSING}
 
 
 def flag(name: str) -> str:

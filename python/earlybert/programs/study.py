@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import FinetuneArguments
+from ..arguments import FinetuneArguments, defaults
 from ..errors import UsageError
 from ..files import write_bytes, write_json
 from ..launcher import check_alone
@@ -131,24 +131,21 @@ def runs_of(plan: Study, arm: FinetuneArguments, seed: int) -> list[FinetuneArgu
 
 def _without(args: FinetuneArguments, names: Sequence[str]) -> FinetuneArguments:
     """The same with some arguments' defaults."""
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(args) if field.name in names}
-    return replace(args, **defaults)
+    usual = defaults(type(args))
+    return replace(args, **{name: usual[name] for name in names})
 
 
 def _placed(plan: Study, args: FinetuneArguments) -> FinetuneArguments:
     """The same with the folder that is named after the arguments: those that are not defaults, whatever is added."""
+    usual = defaults(type(args))
     given = {
-        field.name: getattr(args, field.name)
-        for field in fields(args)
-        if field.name not in FREE_ARGUMENTS and getattr(args, field.name) != _default(field)
+        name: value
+        for name, value in asdict(args).items()
+        if name not in FREE_ARGUMENTS and not (name in usual and value == usual[name])
     }
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{args.task}-{args.method}-{digest}-seed{args.seed}"
     return replace(args, output_dir=str(Path(plan.output_dir, "runs", name)))
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 class _Results:

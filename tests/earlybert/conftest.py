@@ -9,9 +9,16 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
+from earlybert.cli import main
 from earlybert.programs import plots, searching
+from earlybert.tasks import TASKS
+from earlybert.training.data import EncodedExamples
 from tests.helpers.toy import FILLERS, WORDS
 
 
@@ -99,3 +106,43 @@ def finished(
         return args
 
     return make
+
+
+@pytest.fixture(scope="session")
+def flags(tiny_bert: str, toy_sst2: str) -> list[str]:
+    return [
+        *("--model", tiny_bert, "--task", "sst2", "--data-dir", toy_sst2, "--device", "cpu"),
+        *("--max-length", "16", "--batch-size", "8", "--max-steps", "4", "--search-steps", "4"),
+        *("--early-bird-interval", "2", "--head-ratio", "0.25"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def run(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; do not write to it."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["finetune", *flags, "--output-dir", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def examples(tiny_bert: str, toy_sst2: str) -> EncodedExamples:
+    """What a loop is trained on."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    train = TASKS["sst2"].read(Path(toy_sst2) / "train.tsv")
+    return TASKS["sst2"].encode(tokenizer, train, 16)
+
+
+@pytest.fixture
+def model(tiny_bert: str) -> nn.Module:
+    """What a loop trains: without dropout, so that runs can be compared; with gates."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    return ek.enable_gates(model)

@@ -1,78 +1,30 @@
 from __future__ import annotations
 
 import copy
-import io
 import logging
-import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 import earlybert_kernels as ek
-from earlybert import FinetuneArguments, finetune
+from earlybert import FinetuneArguments
 from earlybert.arguments import SCHEDULES
 from earlybert.programs.stages import Stages
 from earlybert.tasks import TASKS
 from earlybert.training import loop as loop_module
-from earlybert.training import progress
 from earlybert.training.batches import collate
-from earlybert.training.data import EncodedExamples, TrainingOrder
+from earlybert.training.data import EncodedExamples
 from earlybert.training.evaluation import predict
-from earlybert.training.loop import StageSettings, TrainingLoop
 from earlybert.training.ragged import Ragged
-from earlybert.training.stopwatch import Stopwatch
+from tests.helpers.training_loop import make_loop
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def examples(tiny_bert: str, toy_sst2: str) -> EncodedExamples:
-    from pathlib import Path
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    train = TASKS["sst2"].read(Path(toy_sst2) / "train.tsv")
-    return TASKS["sst2"].encode(tokenizer, train, 16)
-
-
-@pytest.fixture
-def model(tiny_bert: str) -> nn.Module:
-    """Without dropout, so that runs can be compared; with gates."""
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
-    return ek.enable_gates(model)
-
-
-def make_loop(model: nn.Module, examples: EncodedExamples, **changes: Any) -> TrainingLoop:
-    order = {"batch_size": 8, "accumulation_steps": 1, "seed": 1}
-    order |= {name: changes.pop(name) for name in list(changes) if name in order}
-    settings = {
-        "name": "test",
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "gate_learning_rate": 1e-2,
-        "gate_l1": 1e-2,
-    }
-    gates = [*ek.head_gates(model), *ek.neuron_gates(model)]
-    return TrainingLoop(
-        model,
-        examples,
-        TrainingOrder(len(examples), **order),
-        StageSettings(**{**settings, **changes}),
-        CPU,
-        gates=gates,
-    )
 
 
 def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -363,74 +315,6 @@ def test_predictions_are_in_the_order_of_the_examples(model: nn.Module, examples
     torch.testing.assert_close(packed, together, rtol=1e-4, atol=1e-5)
 
 
-LINE = re.compile(
-    r"train: step (\d+) of 12, loss 0\.\d{4}, learning rate (\S+), [\d,]+ tokens/s, (\d+\.\d\d) GiB memory, "
-    r"\d\d:\d\d left"
-)
-
-
-def test_without_a_terminal_the_log_says_how_far_it_is(
-    arguments: Callable[..., FinetuneArguments], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.0)
-    caplog.set_level(logging.INFO, "earlybert")
-    found = finetune(arguments(method="dense", logging_steps=5))
-    lines = [message for message in caplog.messages if message.startswith("train: step")]
-    matches = [LINE.fullmatch(line) for line in lines]
-    assert [int(match[1]) for match in matches] == list(range(1, 13))
-    assert [float(match[2]) for match in matches] == pytest.approx(
-        [5e-3 * (12 - step) / 12 for step in range(12)], 5e-3
-    )
-    assert all(0.01 < float(match[3]) < 1000 for match in matches)
-    assert lines[-1].endswith(" 00:00 left")
-    assert [record["step"] for record in found["train_log"]] == [5, 10, 12]
-    assert found["train_log"][0]["learning_rate"] == pytest.approx(5e-3 * 8 / 12)
-    caplog.clear()
-    monkeypatch.setattr(progress, "LINE_INTERVAL", 1e9)
-    finetune(arguments(method="dense", overwrite_output_dir=True))
-    lines = [message for message in caplog.messages if message.startswith("train: step")]
-    assert [LINE.fullmatch(line)[1] for line in lines] == ["12"], "the last one is always written"
-
-
-def test_speed_counts_tokens_and_no_padding(
-    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock that a second passes on in every step, also in an epoch's last step and beyond."""
-    loop = make_loop(model, examples, max_steps=13, logging_steps=4, pad_to=20)
-    monkeypatch.setattr(Stopwatch, "seconds", property(lambda watch: float(loop.step)))
-    records = []
-    loop.run(on_record=records.append)
-    lengths = np.array(examples.lengths())
-    steps = [lengths[np.concatenate(batches) % len(lengths)].sum() for batches in islice(loop.order.steps_from(0), 13)]
-    expected = [sum(steps[:4]) / 4, sum(steps[4:8]) / 4, sum(steps[8:12]) / 4, steps[12]]
-    assert [record.pop("tokens_per_second") for record in records] == expected
-    assert records == loop.history
-
-
-def test_records_are_sent_off_the_clock(model: nn.Module, examples: EncodedExamples) -> None:
-    loop = make_loop(model, examples)
-    start = time.perf_counter()
-    loop.run(on_record=lambda record: time.sleep(0.5))
-    assert loop.watch.seconds < time.perf_counter() - start - 0.4
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_has_a_bar(
-    model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "earlybert")
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    make_loop(model, examples, logging_steps=2).run()
-    shown = sys.stderr.getvalue()
-    assert "test: 100%" in shown
-    assert re.search(r"loss 0\.\d{4}, learning rate 1\.00e-03, [\d,]+ tokens/s", shown)
-    assert not [message for message in caplog.messages if message.startswith("test: step")]
-
-
 def test_gradients_are_left_as_they_are_without_a_norm(
     model: nn.Module, examples: EncodedExamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,16 +342,3 @@ def test_the_recipe_is_what_the_arguments_say(arguments: Callable[..., FinetuneA
     assert (training.schedule, training.warmup_steps) == ("cosine", 3)
     assert (search.schedule, search.warmup_steps) == ("constant", 0)
     assert stages.training("train", examples, 2, 16).settings.warmup_steps == 1
-
-
-def test_divergence_that_stays_finite_is_said(
-    arguments: Callable[..., FinetuneArguments], caplog: pytest.LogCaptureFixture
-) -> None:
-    metrics = finetune(arguments(search_learning_rate=10.0, search_steps=6))
-    (warning,) = metrics["warnings"]
-    assert warning in caplog.messages
-    assert warning.startswith("search: the loss ended at ")
-    assert "the ticket was drawn from a search that diverged" in warning
-    metrics = finetune(arguments(method="dense", learning_rate=10.0, overwrite_output_dir=True))
-    assert metrics["warnings"][0].startswith("train: the loss ended at ")
-    assert finetune(arguments(overwrite_output_dir=True))["warnings"] == []

@@ -27,6 +27,17 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the cores are shared, also by t
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
     torch.set_num_threads(share)
 
+#: With the tests that take longest: at the end one of them would be all that one worker does while others have no more.
+FIRST = {
+    "inspection/test_triton.py", "earlybert/test_distributed_runs.py", "earlybert/test_processes.py",
+    "earlybert/test_study.py", "test_examples.py", "ops/test_threads_and_processes.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: str(item.path).removeprefix(f"{folder}/") not in FIRST)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

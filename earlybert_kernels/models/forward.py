@@ -84,7 +84,8 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     options = {"first_token_only": first_token_only, "needs_first_token": first_token_only or pooled_is_read, **kwargs}
     packing, x, hidden_states, attentions = encode(family, base, *inputs, **options)
     pooler = None if packing.starts_with_padding or packing.has_empty else getattr(base, "pooler", None)
-    sequence_output: Any  # transformers 5.17 calls it a FloatTensor, which no tensor is
+    sequence_output: Any  # transformers 5.17 calls both of them FloatTensors, which no tensor is
+    pooled: Any
     first: Tensor | None
     if first_token_only:
         sequence_output = first = (x if hidden_states is None else packing.first_tokens(x)).unsqueeze(1)
@@ -93,9 +94,10 @@ def packed_forward(  # type: ignore[misc]  # TransformersKwargs names some again
     else:
         (sequence_output,) = packing.pad(x)
         first = None if pooler is None else packing.first_tokens(x).unsqueeze(1)
+    pooled = None if pooler is None or first is None else family.pool(base, first)
     return BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=sequence_output,
-        pooler_output=None if pooler is None or first is None else family.pool(base, first),
+        pooler_output=pooled,
         hidden_states=hidden_states,
         attentions=attentions,
     )

@@ -10,10 +10,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_TESTS := $(VENV)/.installed-for-tests
 SOURCES := pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*/*)
+# Not all of the packages' modules are compiled to byte code, most of a minute's work: those that are imported are, once.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e
-# To byte code, on all cores, as pip does on one. Without it every process would do so again where
-# PYTHONDONTWRITEBYTECODE is set.
-COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 
 .PHONY: help install install-for-tests demo test tests test-oldest test-peer lint sanitize clean
 
@@ -28,7 +27,6 @@ $(INSTALLED): $(SOURCES)
 	@echo "== Creating $(VENV) and installing earlybert-kernels with its dependencies (2 minutes on 2 cores)"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[demo]'
-	-$(COMPILE)
 	@echo "== What this installation has:"
 	$(BIN)/python -m earlybert_kernels.env
 	@touch $@
@@ -40,7 +38,6 @@ $(INSTALLED_FOR_TESTS): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	EARLYBERT_BUILD_CUDA_EMULATED=1 EARLYBERT_CUDA_ARCHS='$(CUDA_ARCHS)' \
 	  $(INSTALL) '.[demo,dev,bench]'
-	-$(COMPILE)
 	@echo "== What this installation has:"
 	$(BIN)/python -m earlybert_kernels.env
 	@touch $@ $(INSTALLED)

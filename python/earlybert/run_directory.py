@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 #: Arguments that do not change a run's result, and may differ when it is resumed.
 FREE_ARGUMENTS = ("output_dir", "resume", "overwrite_output_dir", "checkpoint_steps", "report_to")
-_DEFAULTS = defaults(PretrainArguments) | defaults(FinetuneArguments)
 #: Arguments that may be paths of what a run reads.
 INPUTS = (
     "model", "ticket", "search_from", "dataset_name", "data_dir", "train_file", "validation_file", "test_file",
@@ -164,7 +163,8 @@ class RunDirectory:
             raise UsageError(f"{error}; {_ANEW}") from None
         arguments = _binding(arguments)
         # An earlier version did what is the default of an argument that it did not have.
-        before = {name: usual for name, usual in _DEFAULTS.items() if name in arguments} | before
+        usual = defaults(FinetuneArguments if "task" in arguments else PretrainArguments)
+        before = {name: value for name, value in usual.items() if name in arguments} | before
         for name in sorted(set(before) | set(arguments)):
             if before.get(name) != arguments.get(name):
                 raise UsageError(

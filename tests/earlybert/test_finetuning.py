@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import earlybert_kernels as ek
-from earlybert import FinetuneArguments, draw, finetune
+from earlybert import FinetuneArguments, PretrainArguments, draw, finetune
 from earlybert.errors import Interrupted, UsageError
 from earlybert.programs.run import Run
 from earlybert.run_directory import RunDirectory
@@ -247,6 +247,14 @@ def test_a_run_of_a_version_without_an_argument_goes_on_with_its_default(argumen
     directory.check(given, resume=True, overwrite=False)
     with pytest.raises(UsageError, match=r"started with --ticket-epochs 2.0, and is now given 3.0"):
         directory.check(given | {"ticket_epochs": 3.0}, resume=True, overwrite=False)
+
+
+def test_a_pretraining_goes_on_with_its_own_default(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    given = asdict(PretrainArguments(train_file="texts.txt", output_dir=str(directory.path)))
+    with directory.released():
+        directory.start({name: value for name, value in given.items() if name != "warmup_ratio"}, resume=False)
+    directory.check(given, resume=True, overwrite=False)
 
 
 def test_a_used_folder_is_refused(arguments: Make) -> None:

@@ -84,6 +84,39 @@ def test_our_optimizer_adds_the_penalty_for_a_converted_model(
         torch.testing.assert_close(ours, gate, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("converts", "optimizer"), [(False, "adamw"), (True, "adamw"), (True, "lamb")])
+def test_proximal_steps_shrink_gates_by_what_the_loss_cares_for_them(
+    model: nn.Module, examples: EncodedExamples, converts: bool, optimizer: str
+) -> None:
+    for gate in (*ek.head_gates(model), *ek.neuron_gates(model)):
+        gate.data.uniform_(-1, 1)
+    model = ek.convert(model) if converts else model
+    loops = [
+        make_loop(copy.deepcopy(model), examples, optimizer=optimizer, max_steps=1, **changes)
+        for changes in ({"gate_l1": 0.0}, {"gate_l1": 1e-2, "gate_penalty": "proximal"})
+    ]
+    zeros = 0
+    for loop in loops:
+        loop.run()
+    for free, shrunk in zip(loops[0].gates, loops[1].gates, strict=True):
+        # After one step the second moment without its bias is the gradient's square.
+        gradient = loops[0].optimizer.state[free]["exp_avg_sq"].double().div(1 - 0.999).sqrt()
+        threshold = 1e-2 * 1e-2 / (gradient + loops[0].optimizer.param_groups[-1]["eps"])
+        expected = free.detach().double().sign() * (free.detach().double().abs() - threshold).clamp(min=0)
+        torch.testing.assert_close(shrunk.detach().double(), expected, rtol=1e-4, atol=1e-5)
+        zeros += (shrunk == 0).sum().item()
+    assert 0 < zeros < sum(gate.numel() for gate in loops[1].gates)
+    assert not any((gate == 0).any() for gate in loops[0].gates)
+
+
+def test_proximal_steps_wait_for_gradients(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples, max_steps=2, gate_penalty="proximal", gate_l1=1e9)
+    loop.gates[0].requires_grad_(False)
+    loop.run()
+    assert (loop.gates[0] == 1).all()
+    assert all((gate == 0).all() for gate in loop.gates[1:])
+
+
 def test_the_penalty_is_logged_apart_from_the_loss(model: nn.Module, examples: EncodedExamples) -> None:
     histories = []
     for gate_l1 in (0.0, 1e-9):
@@ -264,6 +297,7 @@ def recording(steps: list[ek.CapturedStep]) -> Callable[..., ek.CapturedStep]:
         ({"dtype": torch.float16}, "loss scaling"),
         ({"labels": torch.zeros(90)}, "regression"),
         ({"labels": torch.zeros(90, 2)}, "several labels"),
+        ({"gate_penalty": "proximal"}, "reach 0"),
         ({"cuda_graphs": False}, None),
         ({"stock": True}, None),
     ],

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 import earlybert_kernels as ek
 from earlybert import Search, SearchSettings, draw
+from earlybert_kernels.models import layer_parts
 
 SETTINGS = SearchSettings(max_steps=40, interval=2)
 
@@ -59,6 +60,42 @@ def test_a_search_ends_at_its_last_step(model: nn.Module) -> None:
     assert search.finish(ek.Ticket([[1, 2]] * 3, [[0, 7]] * 3)) == ek.Ticket([[1, 2]] * 3, [[0, 7]] * 3)
     with pytest.raises(ValueError, match="max_steps: expected at least 1, found 0"):
         Search(model, SearchSettings(max_steps=0))
+
+
+def test_units_that_have_gone_to_zero_are_computed_no_more(model: nn.Module, tiny_bert: str) -> None:
+    search = Search(model.eval(), SETTINGS)
+    text = torch.arange(5, 15)[None]
+    for heads in search.head_gates:
+        heads.data[2:] = 0  # of 4, of which the ticket keeps 3
+    for neurons in search.neuron_gates:
+        neurons.data[40:] = 0  # of 48, of which it keeps 29 or so
+    whole = model(text).logits
+    for _ in range(SETTINGS.interval):
+        search.after_step()
+    assert torch.equal(search.head_gates[0], torch.tensor([1.0, 1, 0, 0]))
+    torch.testing.assert_close(model(text).logits, whole, rtol=1e-5, atol=1e-6)
+    if ek.is_converted(model):
+        assert_computed(model, heads=[0, 1, 2], neurons=list(range(40)))
+        other = ek.convert(AutoModelForSequenceClassification.from_pretrained(tiny_bert))
+        again = Search(other, SETTINGS)
+        again.load_state_dict(search.state_dict())
+        assert_computed(other, heads=[0, 1, 2], neurons=list(range(40)))
+        search.neuron_gates[0].data[40:] = 1  # others are 0 from now on
+        search.neuron_gates[0].data[:8] = 0
+        for _ in range(SETTINGS.interval):
+            search.after_step()
+        assert layer_parts(model)[0][0].active_neurons.tolist() == list(range(8, 48))
+    ticket = search.finish()
+    assert [len(heads) for heads in ticket.heads] == [3, 3, 3]
+    fresh = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    fresh.load_state_dict(search.start)
+    torch.testing.assert_close(model(text).logits, ek.compact(fresh, ticket)(text).logits, rtol=1e-5, atol=1e-6)
+
+
+def assert_computed(model: nn.Module, *, heads: list[int], neurons: list[int]) -> None:
+    for layer, _ in layer_parts(model):
+        assert layer.active_heads.tolist() == heads
+        assert layer.active_neurons.tolist() == neurons
 
 
 @pytest.mark.parametrize("with_start", [True, False])

@@ -28,6 +28,7 @@ SCOPES = ("layer", "global", "mixed")
 #: What units are drawn by; `search.scores.Scorer` says what each is.
 SCORES = ("gate", "gate-norm", "first-order", "fisher", "magnitude")
 TICKET_WEIGHTS = ("start", "searched", "folded")
+GATE_PENALTIES = ("subgradient", "proximal")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DTYPES = ("float32", "bfloat16", "float16")
 EVAL_STRATEGIES = ("no", "steps", "epoch")
@@ -102,6 +103,11 @@ class RunArguments:
     search_learning_rate: float = help_field("Constant learning rate of the weights in the search.", 2e-5)
     gate_learning_rate: float | None = help_field("Learning rate of the gates. Default: --search-learning-rate.")
     gate_l1: float = help_field("Weight of the L1 penalty on the gates.", 1e-4)
+    gate_penalty: Literal["subgradient", "proximal"] = help_field(
+        "How the penalty moves gates: subgradient adds its sign to their gradients, and no gate ends at 0; proximal "
+        "shrinks them after each step, to 0 at last, and what the ticket drops of those is not computed from then on.",
+        "subgradient",
+    )
     head_ratio: float = help_field("Share of the heads of each layer that are dropped.", 1 / 3)
     neuron_ratio: float = help_field("Share of all feed-forward neurons that are dropped.", 0.4)
     head_scope: Literal["layer", "global", "mixed"] = help_field(
@@ -248,7 +254,8 @@ class RunArguments:
         expect_one_of(self, "optim", OPTIMIZERS)
         expect_one_of(self, "lr_scheduler_type", SCHEDULES)
         for name, known in (
-            ("head_scope", SCOPES), ("neuron_scope", SCOPES), ("score", SCORES), ("ticket_weights", TICKET_WEIGHTS)
+            ("head_scope", SCOPES), ("neuron_scope", SCOPES), ("score", SCORES), ("ticket_weights", TICKET_WEIGHTS),
+            ("gate_penalty", GATE_PENALTIES),
         ):  # fmt: skip
             expect_one_of(self, name, known)
         for name in (

@@ -48,6 +48,7 @@ class Stages:
             schedule="constant",
             gate_learning_rate=args.gate_learning_rate,
             gate_l1=args.gate_l1,
+            gate_penalty=args.gate_penalty,
         )
         return TrainingStage(settings, examples, order)
 

@@ -38,8 +38,8 @@ _OF_TICKETS = (
 _NOT_OF_DENSE = (
     *RULE, *CHOICE, "target_speedup", "target_parameters", "ticket_weights", "distillation",
     "distillation_temperature", "ticket_epochs", "search_epochs", "search_steps",
-    "search_learning_rate", "gate_learning_rate", "gate_l1", "early_bird_interval", "early_bird_threshold",
-    "early_bird_patience", "min_search_share",
+    "search_learning_rate", "gate_learning_rate", "gate_l1", "gate_penalty", "early_bird_interval",
+    "early_bird_threshold", "early_bird_patience", "min_search_share",
 )  # fmt: skip
 
 
@@ -123,7 +123,8 @@ def runs_of(plan: Study, arm: FinetuneArguments, seed: int) -> list[FinetuneArgu
     arm = replace(arm, seed=seed, resume=True, overwrite_output_dir=False)
     if arm.method == "dense":
         return [_placed(plan, _without(arm, _NOT_OF_DENSE))]
-    if not arm.searches or arm.method == "search":
+    # What proximal steps leave out while they search depends on the ticket.
+    if not arm.searches or arm.method == "search" or arm.gate_penalty == "proximal":
         return [_placed(plan, arm)]
     search = _placed(plan, replace(_without(arm, _OF_TICKETS), method="search"))
     return [search, _placed(plan, replace(arm, search_from=search.output_dir))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import earlybert_kernels as ek
@@ -13,7 +14,7 @@ from .. import processes
 from ..arguments import SCORES, TICKET_WEIGHTS
 from ..errors import UsageError
 from .detector import Check, EarlyBirdDetector, default_interval
-from .drawing import Scope, draw, draw_masks
+from .drawing import Masks, Scope, draw, draw_masks, to_ticket
 from .scores import Scorer, Scores
 
 #: The settings, and arguments of a run, that say how many units of what `draw` keeps.
@@ -69,6 +70,9 @@ class Search:
     which averages the gates' gradients like all others; after `finish` the model is wrapped anew. The tickets of all
     processes are compared at every look and at the end, and are the same, or an error says that they are not.
 
+    Units that the ticket of a look drops and whose gates are 0, as proximal steps of the penalty make them, are not
+    computed until the next look, where the model is converted: pruned units cost nothing and get no gradients.
+
     A search that is to go on in another process is made there with a model of the same kind; then the model, the
     optimizer and the search are each given their saved state.
 
@@ -104,6 +108,7 @@ class Search:
         ek.enable_gates(model)
         self.head_gates, self.neuron_gates = ek.head_gates(model), ek.neuron_gates(model)
         self._scorer = Scorer(model)
+        self._computed: ek.Ticket | None = None  # which units are, if not all
         self.start = {name: tensor.clone() for name, tensor in self.searched_weights().items()}
         self._detector = EarlyBirdDetector(
             [len(gates) for gates in self.head_gates],
@@ -167,6 +172,7 @@ class Search:
             if processes.count() > 1:  # or a GPU is not waited for
                 processes.check_same("the ticket", [self.step, [mask.tolist() for mask in (*masks[0], *masks[1])]])
             self._detector.update(self.step, masks)
+            self._leave_out(masks)
         return self.is_over
 
     def draw(self) -> ek.Ticket:
@@ -200,6 +206,7 @@ class Search:
         if ticket is None:
             ticket = self.draw()
         processes.check_same("the ticket", ticket)
+        ek.clear_ticket(self._model)
         if weights == "searched":
             for gate in self.gates:
                 gate.data.fill_(1)
@@ -228,6 +235,7 @@ class Search:
                 search that it is given to must be made with a model of the same weights. With `rewind_steps` they do.
         """
         state = {"step": self.step, "detector": self._detector.state_dict(), "scores": self._scorer.state_dict()}
+        state["computed"] = None if self._computed is None else [self._computed.heads, self._computed.neurons]
         return state | {"start": self.start} if start or self.settings.rewind_steps else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,8 +243,23 @@ class Search:
         self.step = state["step"]
         self._detector.load_state_dict(state["detector"])
         self._scorer.load_state_dict(state["scores"])
+        if (computed := state.get("computed")) is not None:
+            self._compute_only(ek.Ticket(*computed))
         for name, tensor in state.get("start", {}).items():
             self.start[name].copy_(tensor)
+
+    def _leave_out(self, kept: Masks) -> None:
+        """Has the model compute all units but those that `kept` drops and whose gates are 0."""
+        if not ek.is_converted(self._model):
+            return
+        kinds = (self.head_gates, self.neuron_gates)
+        computed = Masks(*(mask | (torch.cat([*gates]) != 0) for mask, gates in zip(kept, kinds, strict=True)))
+        if self._computed is not None or not all(mask.all() for mask in computed):
+            self._compute_only(to_ticket(computed, *([len(gate) for gate in gates] for gates in kinds)))
+
+    def _compute_only(self, ticket: ek.Ticket) -> None:
+        ek.apply_ticket(self._model, ticket)
+        self._computed = ticket
 
     def _check_gates(self) -> None:
         """Raises UsageError if what trains the model has put other Parameters in the place of its gates."""

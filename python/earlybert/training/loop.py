@@ -43,6 +43,7 @@ class StageSettings:
         weight_decay: of the weight matrices; biases, LayerNorm and gates have none.
         gate_learning_rate: of the gates, where the model has any.
         gate_l1: lambda of the penalty `lambda * sum|c|` on the gates.
+        gate_penalty: how it moves them; see `make_optimizer`.
         dtype: what the forward pass computes in; parameters are float32.
         pad_to: tokens to pad a stock model's batches to; None for the longest of a batch.
         optimizer: `"adamw"` or `"lamb"`; see `make_optimizer`.
@@ -59,6 +60,7 @@ class StageSettings:
     weight_decay: float = 0.0
     gate_learning_rate: float = 0.0
     gate_l1: float = 0.0
+    gate_penalty: str = "subgradient"
     dtype: torch.dtype = torch.float32
     pad_to: int | None = None
     optimizer: str = "adamw"
@@ -142,6 +144,7 @@ class TrainingLoop:
             weight_decay=settings.weight_decay,
             gate_learning_rate=settings.gate_learning_rate,
             gate_l1=settings.gate_l1,
+            gate_penalty=settings.gate_penalty,
             is_converted=ek.is_converted(model),
         )
         self.scheduler = get_scheduler(
@@ -228,6 +231,7 @@ class TrainingLoop:
             "several processes add up their gradients": processes.count() > 1,
             "loss scaling of float16 looks at every step's gradients": self.scaler.is_enabled(),
             "another model is run beside it": self._distillation is not None,
+            "units are left out as their gates reach 0": self.settings.gate_penalty == "proximal",
             "each is made of several batches": self.order.step_size > self.order.batch_size,
             "no number can be the label of a filler of a regression, or of several labels": any(
                 values.is_floating_point() for values in examples.targets.values()
@@ -282,8 +286,6 @@ class TrainingLoop:
         self._before_update()
         if self.settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm)
-        if not isinstance(self.optimizer, (ek.AdamW, ek.Lamb)):  # which add the penalty themselves
-            self._add_gate_penalty()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -311,17 +313,6 @@ class TrainingLoop:
             f"{self.settings.name}: the loss ended at {last:.4g} and had begun at {self.first_loss:.4g}{what}; try a "
             "lower learning rate"
         )
-
-    @torch.no_grad()
-    def _add_gate_penalty(self) -> None:
-        """Adds the gradient of `lambda * sum|c|` to the gates' gradients.
-
-        Once per optimizer step and after the gradients have been unscaled: as a term of the loss it would be
-        added once per accumulated batch, multiplied by the loss scale, and seen in the logged loss.
-        """
-        for gate in self.gates:
-            if gate.grad is not None:
-                gate.grad.add_(gate.sign(), alpha=self.settings.gate_l1)
 
     def gate_penalty(self) -> float:
         """`lambda * sum|c|` now."""

@@ -20,6 +20,7 @@ def make_optimizer(
     weight_decay: float,
     gate_learning_rate: float,
     gate_l1: float,
+    gate_penalty: str,
     is_converted: bool,
 ) -> torch.optim.Optimizer:
     """The optimizer of that name.
@@ -28,23 +29,81 @@ def make_optimizer(
         name: `"adamw"`, `ek.AdamW` for a converted model, torch's for a stock one; or `"lamb"`, `ek.Lamb` with trust
             ratios of the weight matrices alone.
         weights: of which the matrices have weight decay; BERT's biases and LayerNorm parameters are its only vectors.
-        gates: without weight decay; the library's own optimizers add the gradient of `gate_l1 * sum|c|`.
+        gates: without weight decay, with a penalty `gate_l1 * sum|c|` that is no term of the loss: as one it would be
+            added once per accumulated batch, multiplied by the loss scale, and seen in the logged loss.
         learning_rate: of the weights.
         weight_decay: of the matrices.
         gate_learning_rate: of the gates.
         gate_l1: lambda of their penalty.
+        gate_penalty: `"subgradient"` adds `gate_l1 * sign(c)` to the gates' gradients, as EarlyBERT does (arXiv
+            2101.00063, section 3.1); `"proximal"` shrinks them after each step, which makes zeros; see `_shrink`.
         is_converted: whether the model has this library's modules.
     """
+    optimizer = _make(
+        name,
+        weights,
+        gates,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        gate_learning_rate=gate_learning_rate,
+        is_converted=is_converted,
+    )
+    if gates and gate_penalty == "proximal":
+        optimizer.register_step_post_hook(lambda optimizer, *_: _shrink(optimizer, gate_l1))
+    elif gates and isinstance(optimizer, (ek.AdamW, ek.Lamb)):
+        optimizer.param_groups[-1]["l1"] = gate_l1
+    elif gates:
+        optimizer.register_step_pre_hook(lambda optimizer, *_: _add_subgradient(optimizer, gate_l1))
+    return optimizer
+
+
+def _make(
+    name: str,
+    weights: Sequence[nn.Parameter],
+    gates: Sequence[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    gate_learning_rate: float,
+    is_converted: bool,
+) -> torch.optim.Optimizer:
+    """The optimizer without a penalty; gates, where there are any, are its last group."""
     matrices, vectors = ([p for p in weights if (p.dim() > 1) == is_matrix] for is_matrix in (True, False))
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     if gates:
-        groups.append({"params": list(gates), "weight_decay": 0.0, "lr": gate_learning_rate, "l1": gate_l1})
+        groups.append({"params": list(gates), "weight_decay": 0.0, "lr": gate_learning_rate})
     if name == "lamb":
         groups = [{**group, "adapt": group["params"] is matrices} for group in groups]
         return ek.Lamb([group for group in groups if group["params"]], lr=learning_rate)
     if is_converted:
         return ek.AdamW(groups, lr=learning_rate)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+@torch.no_grad()
+def _add_subgradient(optimizer: torch.optim.Optimizer, l1: float) -> None:
+    """Adds the penalty's gradient to those of the last group."""
+    for gate in optimizer.param_groups[-1]["params"]:
+        if gate.grad is not None:
+            gate.grad.add_(gate.sign(), alpha=l1)
+
+
+@torch.no_grad()
+def _shrink(optimizer: torch.optim.Optimizer, l1: float) -> None:
+    """The proximal step of the penalty for the last group, in the metric of the Adam step that has been taken.
+
+    `c = sign(c) max(0, |c| - lr l1 / (sqrt(v) + eps))`, v the second moment without its bias towards 0: the minimum of
+    `l1 |c|` plus the quadratic that Adam's step is the minimum of (Yun, Lozano and Yang, "Adaptive Proximal Gradient
+    Methods for Structured Neural Networks", NeurIPS 2021). Gates that the loss hardly depends on shrink fastest.
+    """
+    group = optimizer.param_groups[-1]
+    for gate in group["params"]:
+        state = optimizer.state[gate]
+        if not state:
+            continue  # no gradient has reached it
+        second_moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+        threshold = group["lr"] * l1 / second_moment.sqrt_().add_(group["eps"])
+        gate.sub_(gate.clamp(-threshold, threshold))

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from .ops.optimizer_step import optimizer_step
 
 
 class _OneCall(torch.optim.Optimizer):
-    """What the optimizers have in common; their groups have `lr`, `betas`, `eps`, `weight_decay` and `l1`."""
+    """What the optimizers have in common; each group has the arguments of the constructors, by their names."""
 
     def __init__(self, params: Any, **defaults: Any) -> None:
         self._check_options(defaults)  # a group may override each of them
@@ -46,8 +47,10 @@ class _OneCall(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        factors = self._grad_factors()
         for group in self.param_groups:
             self._check_variant(group)  # schedulers and callbacks write into groups
+            factor = factors[group["max_grad_norm"]]
             alike = defaultdict(list)
             for param in group["params"]:
                 if param.grad is None:
@@ -58,13 +61,25 @@ class _OneCall(torch.optim.Optimizer):
                     )
                 alike[param.device, param.dtype].append(param)
             for params in alike.values():
-                self._step(params, group)
+                self._step(params, group, factor)
         return loss
+
+    def _grad_factors(self) -> dict[float, float | Tensor]:
+        """By `max_grad_norm`: what cuts all gradients of the groups that have it to that norm, on their device."""
+        gradients: dict[float, list[Tensor]] = defaultdict(list)
+        for group in self.param_groups:
+            gradients[group["max_grad_norm"]] += [param.grad for param in group["params"] if param.grad is not None]
+        # As torch.nn.utils.clip_grad_norm_ has it, which multiplies the gradients themselves.
+        return {
+            limit: (limit / (get_total_norm(tensors) + 1e-6)).clamp(max=1.0) if limit and tensors else 1.0
+            for limit, tensors in gradients.items()
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("l1", 0.0)  # checkpoints from before there was one
+            for name in ("l1", "max_grad_norm"):  # checkpoints from before they were there
+                group.setdefault(name, 0.0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer`.
@@ -72,9 +87,13 @@ class _OneCall(torch.optim.Optimizer):
         Raises:
             ValueError: a group's hyper-parameter is out of range; nothing has changed then.
         """
-        for group in state_dict["param_groups"]:
+        # What torch's optimizers do not have, or did not have when the state was saved, stays as it is.
+        own_options = [{name: group[name] for name in ("l1", "max_grad_norm")} for group in self.param_groups]
+        missing = own_options + [{}] * max(0, len(state_dict["param_groups"]) - len(own_options))
+        groups = [{**own, **group} for own, group in zip(missing, state_dict["param_groups"], strict=False)]
+        for group in groups:
             self._check_options({**self.defaults, **group})
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "param_groups": groups})
         # That has rounded moments to half precision where the Parameters have it, and left the steps where they were.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         own = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -87,8 +106,10 @@ class _OneCall(torch.optim.Optimizer):
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.state[param][name] = saved_state[name].to(param.device, _state_dtype(param))
 
-    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _step(self, params: list[Tensor], group: dict[str, Any], grad_factor: float | Tensor) -> None:
         """Changes these Parameters of a group, which are on one device and in one dtype."""
+        if isinstance(grad_factor, Tensor):
+            grad_factor = grad_factor.to(params[0].device)
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
             if not state:
@@ -109,6 +130,7 @@ class _OneCall(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             adapt=self._adapts(group),
             l1=group["l1"],
+            grad_factor=grad_factor,
         )
 
     def _adapts(self, group: dict[str, Any]) -> bool:
@@ -118,7 +140,7 @@ class _OneCall(torch.optim.Optimizer):
     def _check_options(self, options: dict[str, Any]) -> None:
         """Raises ValueError unless a group may have these."""
         name = type(self).__name__
-        for option in ("lr", "weight_decay", "l1"):
+        for option in ("lr", "weight_decay", "l1", "max_grad_norm"):
             if not options[option] >= 0:
                 raise ValueError(f"{name}: {option} is {options[option]}, expected 0 or more")
         if not options["eps"] > 0:
@@ -167,6 +189,9 @@ class Lamb(_OneCall):
         l1: at least 0; factor of a penalty `l1 |p|_1`, whose gradient `l1 sign(p)` is added to that of the loss. For
             gates it is the lambda of EarlyBERT's search. It is no part of the loss, so that it depends neither on
             how many gradients are accumulated nor on a scaled loss.
+        max_grad_norm: at least 0; the gradients of all groups that have the same are cut to this norm, 0 for never. As
+            `torch.nn.utils.clip_grad_norm_` does it before a step, but that the gradients stay as they are, which
+            saves a pass over them.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -182,9 +207,10 @@ class Lamb(_OneCall):
         weight_decay: float = 0.01,
         adapt: bool = True,
         l1: float = 0.0,
+        max_grad_norm: float = 0.0,
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
-        super().__init__(params, **options)
+        super().__init__(params, **options, max_grad_norm=max_grad_norm)
 
     def _adapts(self, group: dict[str, Any]) -> bool:
         return group["adapt"]
@@ -206,6 +232,7 @@ class AdamW(_OneCall):
         weight_decay: at least 0; `lr * weight_decay` of a Parameter is taken from it in every step.
         l1: as `Lamb`'s: factor of a penalty `l1 |p|_1` that is no part of the loss, for a group of gates the lambda of
             EarlyBERT's search.
+        max_grad_norm: as `Lamb`'s: the norm that gradients are cut to.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or a group asks for amsgrad or maximize, which torch's has.
@@ -220,8 +247,10 @@ class AdamW(_OneCall):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         l1: float = 0.0,
+        max_grad_norm: float = 0.0,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, l1=l1)
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "l1": l1}
+        super().__init__(params, **options, max_grad_norm=max_grad_norm)
 
     def _adapts(self, group: dict[str, Any]) -> bool:
         return False

@@ -98,7 +98,7 @@ def test_adamw_is_torchs():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     defaults = torch.optim.AdamW(theirs).defaults
     assert {name: defaults[name] for name in ADAMW | {"eps": 0}} == {
-        name: value for name, value in ek.AdamW(ours).defaults.items() if name != "l1"
+        name: value for name, value in ek.AdamW(ours).defaults.items() if name not in ("l1", "max_grad_norm")
     }
 
 
@@ -207,7 +207,7 @@ def test_a_learning_rate_may_be_a_tensor():
 def test_a_step_waits_for_no_device():
     """A tensor on "meta" has no number that could be read."""
     parameters = make_parameters(device="meta")
-    optimizer = ek.Lamb(parameters, lr=0.1, l1=0.1)
+    optimizer = ek.Lamb(parameters, lr=0.1, l1=0.1, max_grad_norm=1.0)
     optimizer.param_groups[0]["lr"] = torch.empty((), device="meta")
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
@@ -223,7 +223,9 @@ def test_a_graph_of_the_optimizer_goes_on(backend):
         pytest.skip(f"{backend}: {ek.ops.dispatch.unavailable('optimizer_step')[backend]}")
     captured, called = (make_parameters(device="cuda") for _ in range(2))
     rates = [torch.tensor(0.1, device="cuda") for _ in range(2)]
-    optimizers = [ek.Lamb(params, lr=lr, l1=0.01) for params, lr in zip((captured, called), rates, strict=True)]
+    optimizers = [
+        ek.Lamb(params, lr=lr, l1=0.01, max_grad_norm=2.0) for params, lr in zip((captured, called), rates, strict=True)
+    ]
 
     def prepare(step):
         set_gradients(called, step)
@@ -304,6 +306,7 @@ def test_a_parameter_without_gradient_has_no_state():
         ({"lr": float("nan")}, "lr is nan"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"l1": -0.1}, "l1 is -0.1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
         ({"eps": 0.0}, "eps is 0.0, expected more than 0"),
         ({"betas": (1.0, 0.9)}, "betas are .1.0, 0.9.,"),
         ({"betas": (0.9,)}, "betas are .0.9,., expected two numbers"),
@@ -341,15 +344,58 @@ def test_a_forced_backend_never_falls_back():
         ek.Lamb(parameters, lr=0.1).step()
 
 
-def test_a_checkpoint_from_before_the_penalty_is_taken():
-    param = torch.nn.Parameter(torch.ones(3))
-    optimizer = ek.Lamb([param], lr=0.1)
+@OPTIMIZERS
+def test_what_a_checkpoint_does_not_say_stays_as_it_is(make):
+    """One of an earlier version, or of torch's."""
+    groups = [{"params": [param]} for param in make_parameters()[:2]]
+    optimizer = make([groups[0], {**groups[1], "l1": 0.3, "max_grad_norm": 0.0}], lr=0.1, max_grad_norm=2.0)
     saved = optimizer.state_dict()
-    del saved["param_groups"][0]["l1"]
+    for group in saved["param_groups"]:
+        del group["l1"], group["max_grad_norm"]
+    saved["param_groups"][0]["lr"] = 0.2
     optimizer.load_state_dict(saved)
-    param.grad = torch.ones(3)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.1]
+    assert [group["l1"] for group in optimizer.param_groups] == [0.0, 0.3]
+    assert [group["max_grad_norm"] for group in optimizer.param_groups] == [2.0, 0.0]
+    train(optimizer, [group["params"][0] for group in groups], [0])
+    with pytest.raises(ValueError, match="parameter groups"):
+        optimizer.load_state_dict({**saved, "param_groups": saved["param_groups"] * 2})
+
+
+@TARGETS
+@OPTIMIZERS
+def test_gradients_are_cut_to_a_norm_as_torch_does_it(target, make):
+    """Those of all groups of one limit together; the others' not, and none that is shorter."""
+    ours, theirs = (make_parameters(device=target.device) for _ in range(2))
+
+    def groups(parameters, *limits):
+        parts = parameters[:1], parameters[1:2], parameters[2:3], parameters[3:]
+        return [{"params": part, "max_grad_norm": limit} for part, limit in zip(parts, limits, strict=True)]
+
+    optimizer = make(groups(ours, 1.0, 0.0, 1e9, 1.0), lr=1e-2)
+    plain = make(groups(theirs, 0, 0, 0, 0), lr=1e-2)
+    with ek.use_backend(target.backend):
+        for step in range(4):
+            for parameters in (ours, theirs):
+                set_gradients(parameters, step)
+            kept = [parameter.grad.clone() for parameter in ours]
+            norm = nn.utils.clip_grad_norm_([theirs[0], theirs[3]], 1.0)
+            assert norm > 50
+            optimizer.step()
+            plain.step()
+            assert equal([parameter.grad for parameter in ours], kept)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for parameter in ours:
+        parameter.grad = None
     optimizer.step()
-    assert optimizer.param_groups[0]["l1"] == 0.0
+
+
+def test_a_gradient_that_is_not_finite_is_not_hidden_by_its_norm():
+    parameters = make_parameters()[:2]
+    set_gradients(parameters, 0)
+    parameters[0].grad[3, 4] = torch.inf
+    ek.AdamW(parameters, lr=0.1, max_grad_norm=1.0).step()
+    assert parameters[0][3, 4].isnan() and parameters[1].isfinite().all()
 
 
 @pytest.mark.parametrize("make", [ek.AdamW, ek.Lamb])

@@ -5,13 +5,14 @@
     python -m bench.step --shape modernbert-base --model-type modernbert --output step.json
 
 Every variant takes the same batches, one after the other within each round and in an order of its own, so that a
-machine whose speed drifts slows all of them down. A step is forward, backward, clipping and torch's fused AdamW
-(a search's L1 term, a few thousand numbers, is left out). What is printed are medians and quartiles over the rounds,
-and of the ratios to the stock and to the converted step of the same round. A variant whose logits or gradients are
-wrong, or that does not run, is left out, and the exit status is then 1. Captured and unpadded steps take the batches
-packed by `earlybert_kernels.PackedCollator`, those whose tokens differ in number filled up to few shapes, which are
-captured before. The file is written anew after every round, so that whatever ends the process leaves what it has
-measured. `python -m bench.report step.json` prints the table again.
+machine whose speed drifts slows all of them down. A step is forward, backward, and cutting gradients to a norm and
+AdamW: `clip_grad_norm_` and torch's fused AdamW on stock modules, `ek.AdamW` for converted models. (A search's L1 term,
+a few thousand numbers, is left out.) What is printed are medians and quartiles over the rounds, and of the ratios to
+the stock and to the converted step of the same round. A variant whose logits or gradients are wrong, or that does not
+run, is left out, and the exit status is then 1. Captured and unpadded steps take the batches packed by
+`earlybert_kernels.PackedCollator`, those whose tokens differ in number filled up to few shapes, which are captured
+before. The file is written anew after every round, so that whatever ends the process leaves what it has measured.
+`python -m bench.report step.json` prints the table again.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from .variants import (
     failed_checks,
     is_captured,
     is_packed,
+    is_stock,
     own_batch,
 )
 from .workload import Workload, labels_tokens, pack, quiet_transformers
@@ -199,7 +201,7 @@ def time_steps(
     steps, packed = {}, pack(batches) if any(map(is_packed, models)) else []
     for name, model in models.items():
         with _noting(name, failures):
-            step = training_step(model, device, dtype_of(name, dtype), captured=is_captured(name))
+            step = training_step(model, device, dtype_of(name, dtype), stock=is_stock(name), captured=is_captured(name))
             if is_captured(name):
                 for batch in {batch["input_ids"].shape: batch for batch in packed}.values():
                     step(batch)

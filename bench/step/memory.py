@@ -22,7 +22,7 @@ import torch
 
 from .. import provenance
 from .training import training_step
-from .variants import VARIANTS, build, dtype_of, is_captured, is_packed, own_batch
+from .variants import VARIANTS, build, dtype_of, is_captured, is_packed, is_stock, own_batch
 from .workload import Workload, pack, quiet_transformers
 
 #: Until optimizer state is there, and what is compiled is compiled.
@@ -71,7 +71,8 @@ def measure(workload: Workload, variant: str) -> dict[str, Any]:
     gc.collect()
     before = _resident("VmRSS")
     model = build(variant, workload.stock_model().to(device))
-    step = training_step(model, device, dtype_of(variant, getattr(torch, workload.dtype)), captured=captured)
+    dtype = dtype_of(variant, getattr(torch, workload.dtype))
+    step = training_step(model, device, dtype, stock=is_stock(variant), captured=captured)
     for batch in batches[:_WARM_UP]:
         step(batch)
     gc.collect()

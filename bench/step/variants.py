@@ -71,10 +71,14 @@ def is_packed(name: str) -> bool:
     return is_captured(name) or name in (UNPADDED, UNPADDED_COMPILED)
 
 
+def is_stock(name: str) -> bool:
+    """Whether a variant has none of this library's modules."""
+    return name in (STOCK, COMPILED, UNPADDED, UNPADDED_COMPILED, "ticket-stock")
+
+
 def own_batch(name: str, batch: Batch) -> Batch:
     """A padded batch as a variant takes it: converted models are asked for the loss of hidden words alone."""
-    on_stock = name in (STOCK, COMPILED, UNPADDED, UNPADDED_COMPILED, "ticket-stock")
-    return {**batch, "skip_logits": True} if labels_tokens(batch) and not on_stock else batch
+    return {**batch, "skip_logits": True} if labels_tokens(batch) and not is_stock(name) else batch
 
 
 def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -12,6 +12,8 @@ from ..backends import backends
 from ..backends.backend import Backend
 from .transforms import refuse_transforms
 
+_library = torch.library.Library("earlybert", "FRAGMENT")
+
 
 class Halves(NamedTuple):
     """The two halves of an op, as functions of the arguments in its two schemas."""
@@ -57,10 +59,6 @@ def define(
         The forward ops by backend.
     """
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
-        save(ctx, inputs, output)
-
     def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"{name}: only the 'reference' backend can be differentiated twice")
 
@@ -76,12 +74,51 @@ def define(
                 return (None,) * len(ctx.needs_input_grad)
             return gradients(ctx, backward, *grads)
 
-        torch.library.register_autograd(f"earlybert::{names[0]}", defined_gradients, setup_context=setup_context)
+        _differentiate(names[0], save, defined_gradients)
         torch.library.register_autograd(f"earlybert::{names[1]}", refuse)
     if flops is not None:
         for op, formula in zip((name, f"{name}_backward"), flops, strict=True):
             register_flop_formula(getattr(torch.ops.earlybert, op), get_raw=True)(formula)
     return {backend: getattr(getattr(torch.ops.earlybert, name), backend) for backend in kernels}
+
+
+def _differentiate(name: str, save: Callable, gradients: Callable) -> None:
+    """Gives an op, of whose arguments none has a default, its gradient.
+
+    As `torch.library.register_autograd` does it: that looks for the defaults of missing arguments in every call, and
+    makes the list of all arguments anew for each of them, which with thirty takes a quarter of a millisecond. Ops on
+    lists of tensors, which an autograd function does not take as they are, have few: theirs is left to torch.
+    """
+    packet, backend = name.split(".")
+    op = getattr(getattr(torch.ops.earlybert, packet), backend)
+    if any(str(value.type) == "List[Tensor]" for value in (*op._schema.arguments, *op._schema.returns)):
+
+        def save_lists(ctx: Any, inputs: tuple, output: Any) -> None:
+            ctx.set_materialize_grads(False)
+            save(ctx, inputs, output)
+
+        torch.library.register_autograd(f"earlybert::{name}", gradients, setup_context=save_lists)
+        return
+
+    def below(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
+            output = below(*inputs)
+            save(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(gradients)
+
+    def run(*inputs: Any) -> Any:
+        needed = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+        return (Node.apply if needed else below)(*inputs)
+
+    _library.impl(name, run, "Autograd")
 
 
 def define_in_place(name: str, kernels: Mapping[str, Callable], *, changes: Sequence[str]) -> dict[str, Callable]:

@@ -29,6 +29,7 @@ def optimizer_step(
     weight_decay: float,
     adapt: bool,
     l1: float = 0.0,
+    grad_factor: float | Tensor = 1.0,
     backend: str | None = None,
 ) -> None:
     """Changes `params` and their moments in place, as algorithm 2 of LAMB says (You et al., arXiv 1904.00962).
@@ -39,12 +40,13 @@ def optimizer_step(
     `1 - beta^step`, which takes out their bias towards 0; `u = m / (sqrt(v) + eps) + weight_decay p`; and
     `p = p - lr |p| / |u| u`. The trust ratio `|p| / |u|` is 1 where one of the norms is 0.
 
-    In all of that g is `grad + l1 sign(p)`, the gradient of the loss and of a penalty `l1 |p|_1`, as EarlyBERT has one
-    on its gates (Chen et al., arXiv 2101.00063, section 3.1). Here it depends neither on how many gradients were
-    accumulated nor on how the loss was scaled, and needs no pass of its own.
+    In all of that g is `grad_factor grad + l1 sign(p)`. The factor is what cuts gradients to a norm, which so needs no
+    pass over them that writes. The rest is the gradient of a penalty `l1 |p|_1`, as EarlyBERT has one on its gates
+    (Chen et al., arXiv 2101.00063, section 3.1): here it depends neither on how many gradients were accumulated nor on
+    how the loss was scaled, and needs no pass of its own.
 
-    Nothing is read back from a GPU, so that a CUDA graph can capture the step; with `steps` and `lr` on the GPU a
-    replay finds their new values.
+    Nothing is read back from a GPU, so that a CUDA graph can capture the step; with `steps`, `lr` and `grad_factor` on
+    the GPU a replay finds their new values.
 
     Args:
         params: any shapes, one floating dtype, one device.
@@ -59,6 +61,7 @@ def optimizer_step(
         weight_decay: the factor of p in u.
         adapt: by the trust ratio; if not, it is 1.
         l1: factor of the penalty.
+        grad_factor: a float, or a tensor without dimensions, on the CPU or where the params are.
         backend: one of `ops.backends("optimizer_step")`; default: the best that takes these tensors.
 
     Raises:
@@ -78,8 +81,8 @@ def optimizer_step(
     if len(steps) != len(params):
         raise ValueError(f"{_OP}: got {len(steps)} steps for {len(params)} parameters")
     run = choose(_OP, backend, *params, *grads, *exp_avgs, *exp_avg_sqs)
-    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
-    run(params, grads, exp_avgs, exp_avg_sqs, steps, **options)
+    options = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt, "l1": l1}
+    run(params, grads, exp_avgs, exp_avg_sqs, steps, lr=lr, **options, grad_factor=grad_factor)
 
 
 @torch.no_grad()
@@ -97,9 +100,11 @@ def _run_compiled(
     weight_decay: float,
     adapt: bool,
     l1: float,
+    grad_factor: float | Tensor,
 ) -> None:
     steps, lr = [_as_tensor(step) for step in steps], _as_tensor(lr)
-    compiled(params, grads, exp_avgs, exp_avg_sqs, steps, lr, *betas, eps, weight_decay, adapt, l1)
+    options = (*betas, eps, weight_decay, adapt, l1, _as_tensor(grad_factor))
+    compiled(params, grads, exp_avgs, exp_avg_sqs, steps, lr, *options)
 
 
 def _as_tensor(number: float | Tensor) -> Tensor:
@@ -123,9 +128,11 @@ def _with(kernel: Callable[..., None]) -> Callable[..., None]:
         weight_decay: float,
         adapt: bool,
         l1: float,
+        grad_factor: Tensor | None = None,
     ) -> None:
         options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "adapt": adapt}
-        kernel(params, grads, exp_avgs, exp_avg_sqs, steps, **options, l1=l1)
+        factor = 1.0 if grad_factor is None else grad_factor
+        kernel(params, grads, exp_avgs, exp_avg_sqs, steps, **options, l1=l1, grad_factor=factor)
 
     return run
 

@@ -22,6 +22,7 @@ def optimizer_step(
     weight_decay: float,
     adapt: bool,
     l1: float = 0.0,
+    grad_factor: float | Tensor = 1.0,
 ) -> None:
     """The definition of `ops.optimizer_step`, which documents the arguments."""
     beta1, beta2 = betas
@@ -29,6 +30,8 @@ def optimizer_step(
     # All arithmetic is in the moments' dtype; for most tensors `to` does nothing.
     grads = [grad.to(moment.dtype) for grad, moment in zip(grads, exp_avgs, strict=True)]
     wide = [param.to(moment.dtype) for param, moment in zip(params, exp_avgs, strict=True)]
+    if isinstance(grad_factor, Tensor) or grad_factor != 1:
+        grads = torch._foreach_mul(grads, grad_factor)
     if l1:
         grads = torch._foreach_add(grads, torch._foreach_sign(wide), alpha=l1)
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)

@@ -165,6 +165,39 @@ def test_weights_are_clipped_and_gates_are_not(
     assert len(clipped) + len(own) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_our_optimizers_cut_gradients_as_torch_does(
+    model: nn.Module, examples: EncodedExamples, optimizer: str
+) -> None:
+    loops = [
+        make_loop(ek.convert(copy.deepcopy(model)), examples, max_steps=2, optimizer=optimizer, max_grad_norm=norm)
+        for norm in (0.01, 0.0)
+    ]
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(loops[1]._weights, 0.01)
+
+    loops[1].optimizer.register_step_pre_hook(clip)
+    for loop in loops:
+        loop.run()
+    torch.testing.assert_close(parameters(loops[0].model), parameters(loops[1].model), rtol=1e-5, atol=1e-7)
+    assert [group["max_grad_norm"] for group in loops[0].optimizer.param_groups] == [0.01, 0.01, 0.0]
+
+
+def test_a_step_that_float16_skips_shrinks_no_gate(model: nn.Module, examples: EncodedExamples) -> None:
+    loop = make_loop(model, examples, gate_penalty="proximal", gate_l1=1e9)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    loop.optimizer.grad_scale, loop.optimizer.found_inf = None, torch.ones(())  # as GradScaler says it
+    loop.optimizer.step()
+    assert all((gate == 1).all() for gate in loop.gates)
+    loop.optimizer.found_inf = torch.zeros(())
+    for parameter in model.parameters():
+        parameter.grad.fill_(1e-3)
+    loop.optimizer.step()
+    assert all((gate == 0).all() for gate in loop.gates)
+
+
 def test_the_schedule_falls_to_zero_after_warmup(model: nn.Module, examples: EncodedExamples) -> None:
     loop = make_loop(model, examples, max_steps=10, schedule="linear", warmup_steps=2)
     rates = []

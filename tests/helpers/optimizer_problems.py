@@ -43,18 +43,20 @@ def stepped(
     grads_of_steps: list[list[Tensor]],
     numbers: Callable[[float], float | Tensor] = float,
     view: Callable[[Tensor], Tensor] = aligned,
+    grad_factor: float = 1.0,
     **options,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters and their moments after the steps, which are given `view` of every tensor.
 
-    `numbers` makes step counts and learning rate.
+    `numbers` makes step counts, learning rate and factor.
     """
     moments = [torch.zeros_like(param, dtype=torch.promote_types(param.dtype, torch.float32)) for param in params]
     params, exp_avgs, exp_avg_sqs = ([view(t) for t in tensors] for tensors in (params, moments, moments))
     for count, grads in enumerate(grads_of_steps, start=1):
         grads = [view(grad) for grad in grads]
         counts = [numbers(float(count + index % 4)) for index in range(len(params))]
-        step(params, grads, exp_avgs, exp_avg_sqs, counts, lr=numbers(1e-2), **OPTIONS, **options)
+        scalars = {"lr": numbers(1e-2), "grad_factor": numbers(grad_factor)}
+        step(params, grads, exp_avgs, exp_avg_sqs, counts, **scalars, **OPTIONS, **options)
     return [t.cpu() for t in params], [t.cpu() for t in exp_avgs + exp_avg_sqs]
 
 

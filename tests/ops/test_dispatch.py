@@ -42,6 +42,18 @@ def use_table(monkeypatch):
     choices.orders.cache_clear()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
+def test_a_call_with_a_gradient_does_not_look_for_defaults(backend, monkeypatch):
+    """torch's way to find them takes time by the square of the number of arguments."""
+    if backend not in ek.ops.backends("dropout_add_layer_norm"):
+        pytest.skip(f"{backend}: {dispatch.unavailable('dropout_add_layer_norm')[backend]}")
+    monkeypatch.setattr(torch._library.utils, "fill_defaults", lambda *_: pytest.fail("looked for defaults"))
+    x = torch.randn(3, 4, requires_grad=True)
+    weight, bias = torch.ones(4, requires_grad=True), torch.zeros(4)
+    ek.ops.dropout_add_layer_norm(x, x, weight, bias, backend=backend).square().sum().backward()
+    assert x.grad is not None and weight.grad is not None and bias.grad is None
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_lists_its_backends_best_first(op):
     listed = ek.ops.backends(op)

@@ -21,7 +21,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def naive(params, grads_of_steps, *, lr, betas, eps, weight_decay, adapt, l1=0.0):
+def naive(params, grads_of_steps, *, lr, betas, eps, weight_decay, adapt, l1=0.0, grad_factor=1.0):
     """Algorithm 2 in float64, tensor by tensor: the parameters and both moments after all steps."""
     beta1, beta2 = betas
     results = []
@@ -29,7 +29,7 @@ def naive(params, grads_of_steps, *, lr, betas, eps, weight_decay, adapt, l1=0.0
         p = param.double()
         m, v = torch.zeros_like(p), torch.zeros_like(p)
         for step, grads in enumerate(grads_of_steps, start=1):
-            g = grads[number].double() + l1 * p.sign()
+            g = grad_factor * grads[number].double() + l1 * p.sign()
             m = beta1 * m + (1 - beta1) * g
             v = beta2 * v + (1 - beta2) * g * g
             u = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps) + weight_decay * p
@@ -95,10 +95,10 @@ def test_the_reference_is_the_papers_algorithm(adapt):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("adapt", [True, False])
-def test_a_penalty_is_part_of_the_gradient(isa, adapt):
+@every_pair(isa=ISAS, adapt=[True, False], grad_factor=[1.0, 0.3], indirect=["isa"])
+def test_a_factor_and_a_penalty_are_part_of_the_gradient(isa, adapt, grad_factor):
     params, grads = penalized_problem(SHAPES)
-    options = {**OPTIONS, "lr": 1e-3, "adapt": adapt, "l1": 0.3}
+    options = {**OPTIONS, "lr": 1e-3, "adapt": adapt, "l1": 0.3, "grad_factor": grad_factor}
     truth = naive(params, grads, **options)
     exact = stepped("reference", params, grads, dtype=torch.float64, **options)
     for a, b in zip(exact, truth, strict=True):
@@ -187,7 +187,8 @@ def test_steps_and_learning_rate_may_be_tensors(isa, backend):
     for number in (float, torch.tensor, lambda x: torch.tensor(x, dtype=torch.float64)):
         tensors = [[p.clone() for p in params], grads[0], *([p.abs() for p in params] for _ in range(2))]
         steps = [number(3.0 + index) for index in range(len(params))]
-        ek.ops.optimizer_step(*tensors, steps, **{**OPTIONS, "lr": number(0.125)}, adapt=True, backend=backend)
+        options = {**OPTIONS, "lr": number(0.125), "grad_factor": number(0.75)}
+        ek.ops.optimizer_step(*tensors, steps, **options, adapt=True, backend=backend)
         results.append([*tensors[0], *tensors[2], *tensors[3]])
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
@@ -195,7 +196,7 @@ def test_steps_and_learning_rate_may_be_tensors(isa, backend):
 def test_plain_pytorch_waits_for_nothing_that_is_not_on_the_cpu():
     tensors = [[torch.empty(5, 3, device="meta"), torch.empty(2, device="meta")] for _ in range(4)]
     step = torch.empty((), device="meta")
-    ek.ops.optimizer_step(*tensors, [step, step], **{**OPTIONS, "lr": step}, adapt=True, l1=0.1)
+    ek.ops.optimizer_step(*tensors, [step, step], **{**OPTIONS, "lr": step}, adapt=True, l1=0.1, grad_factor=step)
 
 
 def test_mistakes_are_named():
@@ -227,4 +228,5 @@ def test_the_dispatcher_knows_the_step(target):
     lists = [[torch.randn(n, device=target.device).abs() for n in (7, 40)] for _ in range(4)]
     steps, lr = [torch.tensor(3.0, device=target.device)] * 2, torch.tensor(0.1, device=target.device)
     op = getattr(torch.ops.earlybert.optimizer_step, target.backend)
-    torch.library.opcheck(op, (*lists, steps, lr, 0.9, 0.999, 1e-6, 0.01, True, 0.0))
+    for factor in ((), (torch.tensor(0.5, device=target.device),)):
+        torch.library.opcheck(op, (*lists, steps, lr, 0.9, 0.999, 1e-6, 0.01, True, 0.0, *factor))

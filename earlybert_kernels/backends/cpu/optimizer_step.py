@@ -24,6 +24,7 @@ def optimizer_step(
     weight_decay: float,
     adapt: bool,
     l1: float,
+    grad_factor: float | Tensor = 1.0,
 ) -> None:
     """See `ops.optimizer_step`."""
     written = [*params, *exp_avgs, *exp_avg_sqs]
@@ -33,7 +34,7 @@ def optimizer_step(
         (p.numel(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), *_scales(betas, float(step)))
         for p, g, m, v, step in zip(*dense, steps, strict=True)
     ]
-    run(extension.optimizer_step, tensors, float(lr), *betas, eps, weight_decay, adapt, l1)
+    run(extension.optimizer_step, tensors, float(lr), *betas, eps, weight_decay, adapt, l1, float(grad_factor))
     for tensor, copy in zip(written, [*dense[0], *dense[2], *dense[3]], strict=True):
         if copy is not tensor:
             tensor.copy_(copy)

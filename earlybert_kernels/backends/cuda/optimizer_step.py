@@ -32,15 +32,16 @@ def optimizer_step(
     weight_decay: float,
     adapt: bool,
     l1: float,
+    grad_factor: float | Tensor = 1.0,
 ) -> None:
-    """See `ops.optimizer_step`. Of step counts and learning rate, those on the device are read by the kernels."""
+    """See `ops.optimizer_step`. Of step counts, learning rate and factor, the kernels read those on the device."""
     first = params[0]
     if {grad.dtype for grad in grads} != {first.dtype}:
         grads = [grad.float() for grad in grads]
     written = [*params, *exp_avgs, *exp_avg_sqs]
     # The kernels go through memory without gaps; of what has gaps they get copies, which are copied back.
     dense = [[t.contiguous() for t in tensors] for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
-    (lr_at, lr), *places = (_where(number, first.device) for number in (lr, *steps))
+    (lr_at, lr), (factor_at, factor), *places = (_where(number, first.device) for number in (lr, grad_factor, *steps))
     tensors = [
         (p.numel(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), address(at), number)
         for p, g, m, v, (at, number) in zip(*dense, places, strict=True)
@@ -60,6 +61,8 @@ def optimizer_step(
         eps,
         weight_decay,
         l1,
+        address(factor_at),
+        factor,
         adapt,
         address(partials),
     )

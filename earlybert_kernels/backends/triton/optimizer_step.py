@@ -52,10 +52,11 @@ def optimizer_step(
     weight_decay: float,
     adapt: bool,
     l1: float,
+    grad_factor: float | Tensor = 1.0,
 ) -> None:
     """See `ops.optimizer_step`. Nothing here waits for the device.
 
-    Step counts and learning rate are read on the device, where a replayed graph finds new ones.
+    Step counts, learning rate and factor are read on the device, where a replayed graph finds new ones.
     """
     device, count = params[0].device, len(params)
     if len({grad.dtype for grad in grads}) > 1:
@@ -69,7 +70,7 @@ def optimizer_step(
         chunks += triton.cdiv(size, CHUNK)
         ends.append(chunks)
     steps = _on_device(steps, device)
-    lr = _on_device([lr], device)[0]
+    lr, factor = _on_device([lr], device)[0], _on_device([grad_factor], device)[0]
     table = [ends, sizes, *([t.data_ptr() for t in tensors] for tensors in (*dense, steps))]
     table = upload([number for row in table for number in row], torch.int64, device)
 
@@ -83,7 +84,7 @@ def optimizer_step(
     moments = (beta1, 1 - beta1, beta2, 1 - beta2)
     grad_dtype = _TRITON[grads[0].dtype]
     launch(
-        _advance_kernel, (chunks,), table, scales, lr, squares, *moments, eps, weight_decay, l1, count,
+        _advance_kernel, (chunks,), table, scales, lr, factor, squares, *moments, eps, weight_decay, l1, count,
         ADAPT=adapt, L1=l1 != 0, GRAD_DTYPE=grad_dtype, **per_chunk,
     )  # fmt: skip
     if adapt:
@@ -163,7 +164,7 @@ def _update(param, exp_avg, exp_avg_sq, scale, sqrt_scale, eps, weight_decay):
 
 @triton.jit
 def _advance(
-    param_at, grad_at, exp_avg_at, exp_avg_sq_at, begin, count, scale, sqrt_scale, rate,
+    param_at, grad_at, exp_avg_at, exp_avg_sq_at, begin, count, scale, sqrt_scale, rate, factor,
     beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, l1,
     ADAPT: tl.constexpr, L1: tl.constexpr, DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, FULL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -178,7 +179,7 @@ def _advance(
     for start in range(0, count, BLOCK):
         mask = None if FULL else start + tl.arange(0, BLOCK) < count
         p = tl.load(param_at + start, mask=mask).to(tl.float32)
-        g = tl.load(grad_at + start, mask=mask).to(tl.float32)
+        g = tl.load(grad_at + start, mask=mask).to(tl.float32) * factor
         if L1:
             g += tl.where(p > 0, l1, tl.where(p < 0, -l1, 0.0))
         m = tl.load(exp_avg_at + start, mask=mask) * beta1 + g * one_minus_beta1
@@ -200,7 +201,7 @@ def _advance(
 
 @triton.jit(do_not_specialize=["tensors"])
 def _advance_kernel(
-    table, scales, lr, squares, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, l1, tensors,
+    table, scales, lr, factor, squares, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, l1, tensors,
     ADAPT: tl.constexpr, L1: tl.constexpr, DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -212,18 +213,18 @@ def _advance_kernel(
     param_at, grad_at = tl.load(table + PARAM * tensors), tl.load(table + GRAD * tensors)
     exp_avg_at, exp_avg_sq_at = tl.load(table + EXP_AVG * tensors), tl.load(table + EXP_AVG_SQ * tensors)
     scale, sqrt_scale = tl.load(scales + 2 * tensor), tl.load(scales + 2 * tensor + 1)
-    rate = tl.load(lr)
+    rate, factor = tl.load(lr), tl.load(factor)
     # Wide loads need addresses at multiples of 16 bytes, and no mask.
     if left >= CHUNK and (param_at | grad_at | exp_avg_at | exp_avg_sq_at) % 16 == 0:
         param_squares, update_squares = _advance(
-            param_at, grad_at, exp_avg_at, exp_avg_sq_at, begin, CHUNK, scale, sqrt_scale, rate,
+            param_at, grad_at, exp_avg_at, exp_avg_sq_at, begin, CHUNK, scale, sqrt_scale, rate, factor,
             beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, l1,
             ADAPT, L1, DTYPE, GRAD_DTYPE, True, BLOCK,
         )  # fmt: skip
     else:
         param_squares, update_squares = _advance(
             param_at, grad_at, exp_avg_at, exp_avg_sq_at, begin, tl.minimum(left, CHUNK).to(tl.int32), scale,
-            sqrt_scale, rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, l1,
+            sqrt_scale, rate, factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, l1,
             ADAPT, L1, DTYPE, GRAD_DTYPE, False, BLOCK,
         )  # fmt: skip
     if ADAPT:

@@ -22,6 +22,7 @@ from .. import processes
 from .batches import Batch, BatchMaker
 from .data import EncodedExamples, TrainingOrder
 from .distillation import Distillation
+from .memory import keep_freed_memory
 from .optimizer import make_optimizer
 from .progress import Progress
 from .stopwatch import Stopwatch
@@ -142,6 +143,7 @@ class TrainingLoop:
             self.gates,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
             gate_learning_rate=settings.gate_learning_rate,
             gate_l1=settings.gate_l1,
             gate_penalty=settings.gate_penalty,
@@ -194,6 +196,7 @@ class TrainingLoop:
 
     def _run(self, after_step: Callable[[int], bool], on_record: Callable[[dict[str, Any]], None] | None) -> None:
         self.model.train()
+        keep_freed_memory()
         if self.captures:
             self._captured = ek.CapturedStep(self.model, self.optimizer, lambda batch: self._update([batch], [1.0]))
         self._tokens, self._since = 0, self.watch.seconds
@@ -284,8 +287,6 @@ class TrainingLoop:
         processes.average([total])
         self.scaler.unscale_(self.optimizer)
         self._before_update()
-        if self.settings.max_grad_norm:
-            nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

@@ -18,6 +18,7 @@ def make_optimizer(
     *,
     learning_rate: float,
     weight_decay: float,
+    max_grad_norm: float,
     gate_learning_rate: float,
     gate_l1: float,
     gate_penalty: str,
@@ -33,6 +34,7 @@ def make_optimizer(
             added once per accumulated batch, multiplied by the loss scale, and seen in the logged loss.
         learning_rate: of the weights.
         weight_decay: of the matrices.
+        max_grad_norm: longer gradients of the weights, all together, are cut to this norm; 0 for none.
         gate_learning_rate: of the gates.
         gate_l1: lambda of their penalty.
         gate_penalty: `"subgradient"` adds `gate_l1 * sign(c)` to the gates' gradients, as EarlyBERT does (arXiv
@@ -48,9 +50,15 @@ def make_optimizer(
         gate_learning_rate=gate_learning_rate,
         is_converted=is_converted,
     )
+    is_own = isinstance(optimizer, (ek.AdamW, ek.Lamb))
+    if is_own:
+        for group in optimizer.param_groups[: -1 if gates else None]:
+            group["max_grad_norm"] = max_grad_norm
+    elif max_grad_norm:
+        optimizer.register_step_pre_hook(lambda *_: _clip(weights, max_grad_norm))
     if gates and gate_penalty == "proximal":
         optimizer.register_step_post_hook(lambda optimizer, *_: _shrink(optimizer, gate_l1))
-    elif gates and isinstance(optimizer, (ek.AdamW, ek.Lamb)):
+    elif gates and is_own:
         optimizer.param_groups[-1]["l1"] = gate_l1
     elif gates:
         optimizer.register_step_pre_hook(lambda optimizer, *_: _add_subgradient(optimizer, gate_l1))
@@ -83,6 +91,10 @@ def _make(
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
+def _clip(weights: Sequence[nn.Parameter], max_norm: float) -> None:
+    nn.utils.clip_grad_norm_(weights, max_norm)
+
+
 @torch.no_grad()
 def _add_subgradient(optimizer: torch.optim.Optimizer, l1: float) -> None:
     """Adds the penalty's gradient to those of the last group."""
@@ -106,4 +118,6 @@ def _shrink(optimizer: torch.optim.Optimizer, l1: float) -> None:
             continue  # no gradient has reached it
         second_moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
         threshold = group["lr"] * l1 / second_moment.sqrt_().add_(group["eps"])
+        if (skipped := getattr(optimizer, "found_inf", None)) is not None:  # torch's fused step has seen float16's
+            threshold.masked_fill_(skipped.bool(), 0)
         gate.sub_(gate.clamp(-threshold, threshold))

@@ -41,12 +41,12 @@ def test_the_size_of_a_chunk():
         ((torch.float16, torch.float32), with_gaps),
     ],
 )
-@pytest.mark.parametrize(("adapt", "l1"), [(True, 0.0), (False, 0.3)])
-def test_the_kernels_are_as_exact_as_pytorch(dtypes, view, adapt, l1):
+@pytest.mark.parametrize("options", [{"adapt": True, "l1": 0.0}, {"adapt": False, "l1": 0.3, "grad_factor": 0.4}])
+def test_the_kernels_are_as_exact_as_pytorch(dtypes, view, options):
     params, grads = problem(SHAPES)
     params = [param.to(dtypes[0]) for param in params]
     grads = [[grad.to(dtypes[1]) for grad in of_step] for of_step in grads]
-    assert_exact(optimizer_step, params, grads, DEVICE, numbers=on_device, view=view, adapt=adapt, l1=l1)
+    assert_exact(optimizer_step, params, grads, DEVICE, numbers=on_device, view=view, **options)
 
 
 @pytest.mark.parametrize("count", [60, 61, 131])
@@ -72,7 +72,7 @@ def test_any_lists_of_tensors(sizes, dtype, adapt, l1, seed):
     params = [torch.randn(size, generator=generator) for size in sizes]
     params = [(param + param.sign()).to(dtype) for param in params]
     grads = [[torch.randn(size, generator=generator).to(dtype) for size in sizes]]
-    assert_exact(optimizer_step, params, grads, DEVICE, adapt=adapt, l1=l1)
+    assert_exact(optimizer_step, params, grads, DEVICE, adapt=adapt, l1=l1, grad_factor=1.0 - l1)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -89,7 +89,8 @@ def test_numbers_of_the_host_and_of_the_device_give_the_same_bits_every_time():
     params = [torch.randn(size, device=DEVICE) for size in (3 * CHUNK + 1, 33)]
     here = params, [[torch.randn_like(param) for param in params]]
     first, *others = (
-        stepped(optimizer_step, *here, numbers=numbers, adapt=True, l1=0.1) for numbers in (float, on_device, float)
+        stepped(optimizer_step, *here, numbers=numbers, adapt=True, l1=0.1, grad_factor=0.3)
+        for numbers in (float, on_device, float)
     )
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first[0] + first[1], other[0] + other[1], strict=True))

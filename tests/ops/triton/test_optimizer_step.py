@@ -32,12 +32,12 @@ def on_device(number):
         ((torch.float16, torch.float32), with_gaps),
     ],
 )
-@pytest.mark.parametrize(("adapt", "l1"), [(True, 0.0), (False, 0.3)])
-def test_the_kernels_are_as_exact_as_pytorch(dtypes, view, adapt, l1):
+@pytest.mark.parametrize("options", [{"adapt": True, "l1": 0.0}, {"adapt": False, "l1": 0.3, "grad_factor": 0.4}])
+def test_the_kernels_are_as_exact_as_pytorch(dtypes, view, options):
     params, grads = problem(SHAPES)
     params = [param.to(dtypes[0]) for param in params]
     grads = [[grad.to(dtypes[1]) for grad in of_step] for of_step in grads]
-    assert_exact(ours.optimizer_step, params, grads, DEVICE, numbers=on_device, view=view, adapt=adapt, l1=l1)
+    assert_exact(ours.optimizer_step, params, grads, DEVICE, numbers=on_device, view=view, **options)
 
 
 def test_many_tensors_of_many_chunks(monkeypatch):
@@ -64,7 +64,7 @@ def test_numbers_of_the_host_and_of_the_device_give_the_same_bits_every_time():
     params = [torch.randn(size, device=DEVICE) for size in (8193, 33)]
     here = params, [[torch.randn_like(param) for param in params]]
     first, *others = (
-        stepped(ours.optimizer_step, *here, numbers=numbers, adapt=True, l1=0.1)
+        stepped(ours.optimizer_step, *here, numbers=numbers, adapt=True, l1=0.1, grad_factor=0.3)
         for numbers in (float, on_device, float)
     )
     for other in others:
@@ -84,7 +84,7 @@ def test_four_launches_and_no_number_is_read_back():
     step = torch.empty((), device="meta")
     for adapt, count in ((True, 4), (False, 2)):
         with recording(90) as launches:
-            ours.optimizer_step(*tensors, [step] * 120, lr=step, adapt=adapt, l1=0.0, **OPTIONS)
+            ours.optimizer_step(*tensors, [step] * 120, lr=step, adapt=adapt, l1=0.0, grad_factor=step, **OPTIONS)
         assert len(launches) == count
 
 

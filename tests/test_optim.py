@@ -390,6 +390,15 @@ def test_gradients_are_cut_to_a_norm_as_torch_does_it(target, make):
     optimizer.step()
 
 
+def test_the_norm_of_many_numbers_has_their_digits():
+    """Of so many squares torch's own sum in float32 has four."""
+    parameter = nn.Parameter(torch.zeros(30522, 384))
+    parameter.grad = torch.randn(parameter.shape)
+    ek.AdamW([parameter], lr=1.0, betas=(0.0, 0.0), eps=1e30, weight_decay=0.0, max_grad_norm=1.0).step()
+    # The step is what the gradient was cut to, over eps.
+    torch.testing.assert_close((parameter.detach() * 1e30).double().norm().item(), 1.0, rtol=1e-5, atol=0.0)
+
+
 def test_a_gradient_that_is_not_finite_is_not_hidden_by_its_norm():
     parameters = make_parameters()[:2]
     set_gradients(parameters, 0)

@@ -46,7 +46,7 @@ static inline void advance(const OptimizerStep& step, Chunk& chunk) {
 #pragma omp simd reduction(+ : parameter_squares, update_squares)
   for (int64_t i = chunk.begin; i < chunk.end; ++i) {
     const float p = parameter[i];
-    const float g = gradient[i] + (p > 0.0f ? a.l1 : p < 0.0f ? -a.l1 : 0.0f);
+    const float g = gradient[i] * a.gradient_factor + (p > 0.0f ? a.l1 : p < 0.0f ? -a.l1 : 0.0f);
     const float m = exp_avg[i] = exp_avg[i] * a.beta1 + g * a.one_minus_beta1;
     const float v = exp_avg_sq[i] = exp_avg_sq[i] * a.beta2 + g * g * a.one_minus_beta2;
     const float u = update(a, t, p, m, v);

@@ -24,6 +24,7 @@ struct OptimizerStep {
   float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
   bool adapt;             // by each tensor's trust ratio; else that is 1
   float l1;               // factor of sign(parameter), which is added to the gradient
+  float gradient_factor;  // of the gradient before that
 };
 
 // Returns false when memory for scratch could not be had; nothing has been written then. The same for any number of

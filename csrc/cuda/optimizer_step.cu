@@ -28,8 +28,8 @@ struct Entry {
 // of all ages take 4 KiB of them.
 constexpr int kTensors = 60;
 struct Group {
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, log_beta1, log_beta2, eps, weight_decay, l1, lr;
-  const float* lr_at;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, log_beta1, log_beta2, eps, weight_decay, l1, lr, factor;
+  const float *lr_at, *factor_at;
   float* partials;  // of the group's first chunk
   int count;
   Entry entries[kTensors];
@@ -82,6 +82,10 @@ __device__ __forceinline__ float learning_rate(const Group& group) {
   return group.lr_at == nullptr ? group.lr : *group.lr_at;
 }
 
+__device__ __forceinline__ float gradient_factor(const Group& group) {
+  return group.factor_at == nullptr ? group.factor : *group.factor_at;
+}
+
 // The new moments of a chunk; and its share of the norms' squares, or without kAdapt the update.
 template <typename P, typename G, bool kAdapt>
 __global__ void __launch_bounds__(kThreads) advance_kernel(const __grid_constant__ Group group) {
@@ -93,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) advance_kernel(const __grid_constant
   const G* gradient = static_cast<const G*>(tensor.gradient) + chunk.begin;
   float *exp_avg = tensor.exp_avg + chunk.begin, *exp_avg_sq = tensor.exp_avg_sq + chunk.begin;
   const Scales scale = scales(group, tensor);
-  const float rate = learning_rate(group);
+  const float rate = learning_rate(group), factor = gradient_factor(group);
 
   float parameter_squares = 0.0f, update_squares = 0.0f;
   for (int i = static_cast<int>(threadIdx.x) * kVector; i < chunk.count; i += kThreads * kVector) {
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) advance_kernel(const __grid_constant
     load(exp_avg_sq, i, chunk.count, whole, v);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      g[j] += p[j] > 0.0f ? group.l1 : p[j] < 0.0f ? -group.l1 : 0.0f;
+      g[j] = g[j] * factor + (p[j] > 0.0f ? group.l1 : p[j] < 0.0f ? -group.l1 : 0.0f);
       m[j] = m[j] * group.beta1 + g[j] * group.one_minus_beta1;
       v[j] = v[j] * group.beta2 + g[j] * g[j] * group.one_minus_beta2;
       const float u = update(group, scale, p[j], m[j], v[j]);  // 0 beyond the chunk's end, where all are 0
@@ -210,6 +214,8 @@ void optimizer_step(const OptimizerStep& a, OptimizerDtypes dtypes, Launch launc
   group.l1 = narrow(a.l1);
   group.lr = narrow(a.lr);
   group.lr_at = a.lr_at;
+  group.factor = narrow(a.factor);
+  group.factor_at = a.factor_at;
   group.partials = a.partials;
   with_types(call, dtypes, [&](auto parameter, auto gradient) {
     using P = typename decltype(parameter)::type;

@@ -68,18 +68,13 @@ class _OneCall(torch.optim.Optimizer):
         """By `max_grad_norm`: what cuts all gradients of the groups that have it to that norm, on their device."""
         gradients: dict[float, list[Tensor]] = defaultdict(list)
         for group in self.param_groups:
-            gradients[group["max_grad_norm"]] += [param.grad for param in group["params"] if param.grad is not None]
+            found = (param.grad for param in group["params"] if param.grad is not None)
+            gradients[group["max_grad_norm"]] += [grad for grad in found if grad.layout == torch.strided]
         # As torch.nn.utils.clip_grad_norm_ has it, which multiplies the gradients themselves.
         return {
             limit: (limit / (_total_norm(tensors) + 1e-6)).clamp(max=1.0) if limit and tensors else 1.0
             for limit, tensors in gradients.items()
         }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for name in ("l1", "max_grad_norm"):  # checkpoints from before they were there
-                group.setdefault(name, 0.0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer`.
@@ -87,10 +82,11 @@ class _OneCall(torch.optim.Optimizer):
         Raises:
             ValueError: a group's hyper-parameter is out of range; nothing has changed then.
         """
-        # What torch's optimizers do not have, or did not have when the state was saved, stays as it is.
-        own_options = [{name: group[name] for name in ("l1", "max_grad_norm")} for group in self.param_groups]
-        missing = own_options + [{}] * max(0, len(state_dict["param_groups"]) - len(own_options))
-        groups = [{**own, **group} for own, group in zip(missing, state_dict["param_groups"], strict=False)]
+        # What torch's optimizers do not have, and earlier versions of these had not, stays as it is.
+        groups = list(state_dict["param_groups"])
+        if len(groups) == len(self.param_groups):  # or super refuses them
+            kept = ({name: group[name] for name in ("l1", "max_grad_norm")} for group in self.param_groups)
+            groups = [{**own, **group} for own, group in zip(kept, groups, strict=True)]
         for group in groups:
             self._check_options({**self.defaults, **group})
         super().load_state_dict({**state_dict, "param_groups": groups})
@@ -159,14 +155,15 @@ class _OneCall(torch.optim.Optimizer):
 
 
 def _total_norm(tensors: list[Tensor]) -> Tensor:
-    """The norm of all numbers of the tensors.
+    """The norm of all numbers of the tensors, in at least float32.
 
     On a CPU rows first: torch sums up a whole tensor by one thread and in float32, which of ten millions of squares
-    leaves four digits, where one launch on a GPU sums up all tensors.
+    leaves four digits. On a GPU it sums up all tensors by one launch.
     """
     if any(tensor.device.type != "cpu" for tensor in tensors):
-        return get_total_norm(tensors)
-    return get_total_norm([torch.linalg.vector_norm(t, dim=-1) if t.dim() > 1 else t for t in tensors])
+        return get_total_norm([tensor.to(_state_dtype(tensor)) for tensor in tensors])
+    rows = (tensor if tensor.dim() > 1 else tensor.reshape(1, -1) for tensor in tensors)
+    return get_total_norm([torch.linalg.vector_norm(t, dim=-1, dtype=_state_dtype(t)) for t in rows])
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:

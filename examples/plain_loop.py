@@ -49,23 +49,22 @@ def main() -> float:
     ek.convert(model).train()
 
     search = Search(model, SearchSettings(max_steps=max(1, len(train) // 5)))  # 0.2 epochs
+    weights = {"params": search.weights, "max_grad_norm": 1.0}
     gates = {"params": search.gates, "l1": 1e-4, "weight_decay": 0.0}
-    optimizer = ek.AdamW([{"params": search.weights}, gates], lr=5e-5)
+    optimizer = ek.AdamW([weights, gates], lr=5e-5)
     for batch in train:
         model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(search.weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if search.after_step():
             break
     print(search.record()["drawn_by"], search.step, ticket := search.finish())
 
-    optimizer = ek.AdamW(model.parameters(), lr=1e-4)  # the Parameters are new ones
+    optimizer = ek.AdamW(model.parameters(), lr=1e-4, max_grad_norm=1.0)  # the Parameters are new ones
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=2 * len(train))
     for _ in range(2):
         for batch in train:
             model(**batch).loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

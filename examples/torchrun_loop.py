@@ -12,7 +12,6 @@ import argparse
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
@@ -69,12 +68,12 @@ def main() -> float:
     torch.manual_seed(1 + rank)  # and other dropout in each
 
     search = Search(model, SearchSettings(max_steps=max(1, steps_per_epoch // 5)))  # 0.2 epochs
+    weights = {"params": search.weights, "max_grad_norm": 1.0}
     gates = {"params": search.gates, "l1": 1e-4, "weight_decay": 0.0}
-    optimizer = ek.AdamW([{"params": search.weights}, gates], lr=5e-5)
+    optimizer = ek.AdamW([weights, gates], lr=5e-5)
     wrapped = DistributedDataParallel(model)  # behind the gates, whose gradients it averages too
     for batch in batches(0):
         wrapped(**batch).loss.backward()
-        nn.utils.clip_grad_norm_(search.weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if search.after_step():
@@ -83,12 +82,11 @@ def main() -> float:
     del wrapped  # it knows the Parameters of before
 
     wrapped = DistributedDataParallel(model)
-    optimizer = ek.AdamW(model.parameters(), lr=1e-4)
+    optimizer = ek.AdamW(model.parameters(), lr=1e-4, max_grad_norm=1.0)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=2 * steps_per_epoch)
     for epoch in (1, 2):
         for batch in batches(epoch):
             wrapped(**batch).loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

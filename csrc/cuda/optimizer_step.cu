@@ -28,8 +28,9 @@ struct Entry {
 // of all ages take 4 KiB of them.
 constexpr int kTensors = 60;
 struct Group {
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, log_beta1, log_beta2, eps, weight_decay, l1, lr, factor;
-  const float *lr_at, *factor_at;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, log_beta1, log_beta2, eps, weight_decay, l1, lr,
+      gradient_factor;
+  const float *lr_at, *gradient_factor_at;
   float* partials;  // of the group's first chunk
   int count;
   Entry entries[kTensors];
@@ -83,7 +84,7 @@ __device__ __forceinline__ float learning_rate(const Group& group) {
 }
 
 __device__ __forceinline__ float gradient_factor(const Group& group) {
-  return group.factor_at == nullptr ? group.factor : *group.factor_at;
+  return group.gradient_factor_at == nullptr ? group.gradient_factor : *group.gradient_factor_at;
 }
 
 // The new moments of a chunk; and its share of the norms' squares, or without kAdapt the update.
@@ -214,8 +215,8 @@ void optimizer_step(const OptimizerStep& a, OptimizerDtypes dtypes, Launch launc
   group.l1 = narrow(a.l1);
   group.lr = narrow(a.lr);
   group.lr_at = a.lr_at;
-  group.factor = narrow(a.factor);
-  group.factor_at = a.factor_at;
+  group.gradient_factor = narrow(a.gradient_factor);
+  group.gradient_factor_at = a.gradient_factor_at;
   group.partials = a.partials;
   with_types(call, dtypes, [&](auto parameter, auto gradient) {
     using P = typename decltype(parameter)::type;

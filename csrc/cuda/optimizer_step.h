@@ -30,8 +30,9 @@ struct OptimizerStep {
   const float* lr_at;  // the learning rate in device memory, or null: it is `lr`
   double lr, beta1, beta2, eps, weight_decay;
   double l1;               // factor of sign(parameter), which is added to the gradient
-  const float* factor_at;  // the gradient's factor before that in device memory, or null: it is `factor`
-  double factor;
+  // The gradient's factor before that in device memory, or null: it is `gradient_factor`.
+  const float* gradient_factor_at;
+  double gradient_factor;
   bool adapt;       // by each tensor's trust ratio; else that is 1, and everything is done in one pass over memory
   float* partials;  // scratch with `adapt`, else null: (sum of optimizer_step_chunks(size) over the tensors, 2)
 };

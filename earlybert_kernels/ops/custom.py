@@ -91,34 +91,39 @@ def _differentiate(name: str, save: Callable, gradients: Callable) -> None:
     """
     packet, backend = name.split(".")
     op = getattr(getattr(torch.ops.earlybert, packet), backend)
-    if any(str(value.type) == "List[Tensor]" for value in (*op._schema.arguments, *op._schema.returns)):
+    schema = op._schema
 
-        def save_lists(ctx: Any, inputs: tuple, output: Any) -> None:
-            ctx.set_materialize_grads(False)
-            save(ctx, inputs, output)
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
+        save(ctx, inputs, output)
 
-        torch.library.register_autograd(f"earlybert::{name}", gradients, setup_context=save_lists)
+    types = {str(value.type) for value in (*schema.arguments, *schema.returns)}
+    if any("List[" in each and "Tensor" in each for each in types):
+        torch.library.register_autograd(f"earlybert::{name}", gradients, setup_context=setup_context)
         return
+    if any(argument.has_default_value() for argument in schema.arguments):
+        raise TypeError(f"{schema}: an argument that has a default would be missing where it is that")
 
-    def below(*inputs: Any) -> Any:
+    def below(keyset: Any, inputs: tuple) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*inputs)
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 
-    class Node(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            ctx.set_materialize_grads(False)  # or zeros would be made for everything that forward keeps for backward
-            output = below(*inputs)
-            save(ctx, inputs, output)
-            return output
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+        output = below(keyset, inputs)
+        setup_context(ctx, inputs, output)
+        return output
 
-        backward = staticmethod(gradients)
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return (None, *gradients(ctx, *grads))
 
-    def run(*inputs: Any) -> Any:
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    node: Any = type(f"{packet}_{backend}", (torch.autograd.Function,), functions)
+
+    def run(keyset: Any, *inputs: Any) -> Any:
         needed = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
-        return (Node.apply if needed else below)(*inputs)
+        return node.apply(keyset, *inputs) if needed else below(keyset, inputs)
 
-    _library.impl(name, run, "Autograd")
+    _library.impl(name, run, "Autograd", with_keyset=True)
 
 
 def define_in_place(name: str, kernels: Mapping[str, Callable], *, changes: Sequence[str]) -> dict[str, Callable]:

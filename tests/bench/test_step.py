@@ -155,7 +155,7 @@ def test_a_variant_with_wrong_logits_is_left_out_and_an_error(monkeypatch, tmp_p
 def test_what_was_measured_before_a_failure_is_kept(fails_in):
     calls, failures = [], {}
 
-    def train(model, device, dtype, *, captured):
+    def train(model, device, dtype, *, stock, captured):
         def run(batch):
             calls.append(model)
             if calls.count("broken") == fails_in + 1 and model == "broken":
@@ -293,6 +293,17 @@ def test_half_precision_is_autocast(monkeypatch):
         *("bfloat16", "float32", "bfloat16"),
         *("float32", "float32"),
     ]
+
+
+def test_stock_modules_are_stepped_by_torch_and_others_by_ours(monkeypatch):
+    stepped = {}
+    for own in (torch.optim.AdamW, ek.AdamW):
+        monkeypatch.setattr(own, "step", lambda optimizer, own=own: stepped.setdefault(own, []).append(optimizer))
+    result = step.measure(workload(), ["stock", "converted", "ticket-stock"], 1, CPU)
+    assert set(result["variants"]) == {"stock", "converted", "ticket-stock"}
+    optimizers = {own: {id(optimizer) for optimizer in all_of} for own, all_of in stepped.items()}
+    assert {own: len(each) for own, each in optimizers.items()} == {torch.optim.AdamW: 2, ek.AdamW: 1}
+    assert {group["max_grad_norm"] for group in stepped[ek.AdamW][0].param_groups} == {1.0}
 
 
 def test_means_of_the_table():

@@ -15,9 +15,11 @@ import earlybert_kernels as ek
 from earlybert import FinetuneArguments, finetune
 from earlybert.errors import Interrupted, UsageError
 from earlybert.programs import preparation
+from earlybert.search.search import Search
 from earlybert.training.checkpoints import fingerprint
 from earlybert.training.loop import TrainingLoop
 from tests.helpers.model_folder import edit_config, edit_weights
+from tests.helpers.toy import NEURONS
 
 Make = Callable[..., FinetuneArguments]
 
@@ -116,6 +118,30 @@ def test_an_untouched_run_goes_on_and_one_in_another_environment_says_so(
     (warning,) = metrics["warnings"]
     assert warning.startswith("the run was continued in another environment: ")
     assert f"versions torch 0.0 and now {metrics['versions']['torch']}" in warning
+
+
+def test_units_are_left_out_as_if_it_had_not_been_interrupted(
+    own: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = {"gate_penalty": "proximal", "gate_learning_rate": 0.1, "gate_l1": 1e-3, "early_bird_interval": 1}
+    knobs |= {"search_steps": 6, "early_bird_threshold": 0.0, "checkpoint_steps": 1}
+    left_out = []
+    compute_only = Search._compute_only
+    monkeypatch.setattr(
+        Search, "_compute_only", lambda search, ticket: (left_out.append(ticket), compute_only(search, ticket))
+    )
+    whole = finetune(own(output_dir=str(tmp_path / "whole"), **knobs))
+    before = left_out.copy()
+    assert before and sum(map(len, before[-1].neurons)) < 3 * NEURONS
+    left_out.clear()
+    stop(own(**knobs), monkeypatch, "search")
+    seen = len(left_out)
+    metrics = finetune(own(resume=True, **knobs))
+    assert left_out[:seen] + left_out[seen + 1 :] == before and left_out[seen] == left_out[seen - 1]
+    for name in ("eval", "ticket", "train_log", "search"):
+        assert metrics[name] == whole[name], name
+    (warning,) = finetune(own(overwrite_output_dir=True, **(knobs | {"gate_l1": 0.0})))["warnings"]
+    assert warning.startswith("no gate has reached 0 by proximal steps; try a higher --gate-learning-rate")
 
 
 @pytest.mark.parametrize("stage", ["search", "train"])

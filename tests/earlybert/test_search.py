@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,11 @@ def test_units_that_have_gone_to_zero_are_computed_no_more(model: nn.Module, tin
         for _ in range(SETTINGS.interval):
             search.after_step()
         assert layer_parts(model)[0][0].active_neurons.tolist() == list(range(8, 48))
+    other = copy.deepcopy(model)
+    Search(other, SETTINGS).close()
+    torch.testing.assert_close(other(text).logits, model(text).logits, rtol=1e-5, atol=1e-6)
+    if ek.is_converted(model):
+        ek.restore(other)  # which refuses one that computes no more than a ticket
     ticket = search.finish()
     assert [len(heads) for heads in ticket.heads] == [3, 3, 3]
     fresh = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()

@@ -3,10 +3,9 @@
 from .finetune import TASK_OPTIONS, FinetuneArguments
 from .pretrain import PretrainArguments
 from .recipes import RECIPES
-from .run import GATE_PENALTIES, KERNELS, METHODS, SCHEDULES, SCOPES, SCORES, TICKET_WEIGHTS, RunArguments, defaults
+from .run import KERNELS, METHODS, SCHEDULES, SCOPES, SCORES, TICKET_WEIGHTS, RunArguments, defaults
 
 __all__ = [
-    "GATE_PENALTIES",
     "KERNELS",
     "METHODS",
     "RECIPES",

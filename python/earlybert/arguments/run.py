@@ -105,7 +105,8 @@ class RunArguments:
     gate_l1: float = help_field("Weight of the L1 penalty on the gates.", 1e-4)
     gate_penalty: Literal["subgradient", "proximal"] = help_field(
         "How the penalty moves gates: subgradient adds its sign to their gradients, and no gate ends at 0; proximal "
-        "shrinks them after each step, to 0 at last, and what the ticket drops of those is not computed from then on.",
+        "shrinks them after each step, with a --gate-learning-rate of about 1e-2 to 0, and what the ticket drops of "
+        "those is not computed from the next look on.",
         "subgradient",
     )
     head_ratio: float = help_field("Share of the heads of each layer that are dropped.", 1 / 3)

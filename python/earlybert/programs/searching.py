@@ -227,8 +227,10 @@ class Searching:
         logger.info("ticket drawn by %s after %d of %d steps", drawn_by, loop.step, longest)
         self.warn_of_divergence(loop)
         processes.on_first(lambda: self._write_search(search))
+        if args.gate_penalty == "proximal" and not any((gate == 0).any() for gate in search.gates):
+            self.warn("no gate has reached 0 by proximal steps; try a higher --gate-learning-rate (1e-2) or --gate-l1")
         if self.ticket is None:
-            ek.remove_gates(model)
+            search.close()
             return loop.watch.seconds
         with loop.watch.running():
             search.finish(self.ticket, weights=args.ticket_weights)

@@ -206,15 +206,19 @@ class Search:
         if ticket is None:
             ticket = self.draw()
         processes.check_same("the ticket", ticket)
-        ek.clear_ticket(self._model)
         if weights == "searched":
             for gate in self.gates:
                 gate.data.fill_(1)
-        ek.remove_gates(self._model)
+        self.close()
         if weights == "start":
             self._model.load_state_dict(self.start)
         ek.compact(self._model, ticket)
         return ticket
+
+    def close(self) -> None:
+        """Ends the search without a ticket: folds the gates into the weights, and has all units computed again."""
+        ek.clear_ticket(self._model)
+        ek.remove_gates(self._model)
 
     def record(self) -> dict[str, Any]:
         """What the looks at the ticket have found, for the report of a run."""
@@ -248,14 +252,18 @@ class Search:
         for name, tensor in state.get("start", {}).items():
             self.start[name].copy_(tensor)
 
+    @torch.no_grad()
     def _leave_out(self, kept: Masks) -> None:
         """Has the model compute all units but those that `kept` drops and whose gates are 0."""
         if not ek.is_converted(self._model):
             return
         kinds = (self.head_gates, self.neuron_gates)
         computed = Masks(*(mask | (torch.cat([*gates]) != 0) for mask, gates in zip(kept, kinds, strict=True)))
-        if self._computed is not None or not all(mask.all() for mask in computed):
-            self._compute_only(to_ticket(computed, *([len(gate) for gate in gates] for gates in kinds)))
+        if self._computed is None and torch.cat(computed).all():  # the only wait for a GPU, while no gate is 0
+            return
+        ticket = to_ticket(computed, *([len(gate) for gate in gates] for gates in kinds))
+        if ticket != self._computed:
+            self._compute_only(ticket)
 
     def _compute_only(self, ticket: ek.Ticket) -> None:
         ek.apply_ticket(self._model, ticket)

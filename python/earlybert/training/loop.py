@@ -315,7 +315,7 @@ class TrainingLoop:
             "lower learning rate"
         )
 
-    def gate_penalty(self) -> float:
+    def penalty(self) -> float:
         """`lambda * sum|c|` now."""
         sums = torch.stack([gate.detach().abs().sum() for gate in self.gates])  # waits for a GPU once
         return self.settings.gate_l1 * sum(sums.tolist())
@@ -330,7 +330,7 @@ class TrainingLoop:
                 f"{self.step}; try a lower learning rate, or bfloat16 in place of float16"
             )
         if self.gates:
-            record["gate_l1"] = self.gate_penalty()
+            record["gate_l1"] = self.penalty()
         return record | {"tokens_per_second": self._tokens / (self.watch.seconds - self._since)}
 
     def _record(self) -> dict[str, Any]:

@@ -113,11 +113,12 @@ def _shrink(optimizer: torch.optim.Optimizer, l1: float) -> None:
     """
     group = optimizer.param_groups[-1]
     for gate in group["params"]:
-        state = optimizer.state[gate]
+        state = optimizer.state.get(gate)
         if not state:
             continue  # no gradient has reached it
         second_moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
         threshold = group["lr"] * l1 / second_moment.sqrt_().add_(group["eps"])
-        if (skipped := getattr(optimizer, "found_inf", None)) is not None:  # torch's fused step has seen float16's
+        # GradScaler calls the steps of torch's fused optimizers, and so this, also where they change nothing.
+        if (skipped := getattr(optimizer, "found_inf", None)) is not None:
             threshold.masked_fill_(skipped.bool(), 0)
         gate.sub_(gate.clamp(-threshold, threshold))

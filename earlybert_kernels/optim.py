@@ -158,7 +158,7 @@ def _total_norm(tensors: list[Tensor]) -> Tensor:
     """The norm of all numbers of the tensors, in at least float32.
 
     On a CPU rows first: torch sums up a whole tensor by one thread and in float32, which of ten millions of squares
-    leaves four digits. On a GPU it sums up all tensors by one launch.
+    leaves three digits. On a GPU it sums up all tensors by one launch.
     """
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return get_total_norm([tensor.to(_state_dtype(tensor)) for tensor in tensors])

@@ -393,7 +393,7 @@ def test_gradients_are_cut_to_a_norm_as_torch_does_it(target, make):
 
 
 def test_the_norm_of_many_numbers_has_their_digits():
-    """Of so many squares torch's own sum in float32 has four."""
+    """Of so many squares torch's own sum in float32 has three."""
     parameter = nn.Parameter(torch.zeros(30522, 384))
     parameter.grad = torch.randn(parameter.shape)
     ek.AdamW([parameter], lr=1.0, betas=(0.0, 0.0), eps=1e30, weight_decay=0.0, max_grad_norm=1.0).step()

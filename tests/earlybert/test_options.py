@@ -53,8 +53,8 @@ FINETUNE: dict[str, Options] = {
     "a ticket of another run's search": {
         "model": "@bert", "task": "sst2", "data_dir": "@sst2", "output_dir": "@out", "search_from": "@search",
         "head_scope": "global", "neuron_scope": "layer", "score": "magnitude", "ticket_weights": "folded",
-        "distillation": 0.25, "distillation_temperature": 1.0, "discard_model": True, "device": "cpu", "batch_size": 8,
-        "max_length": 16, "max_steps": 1,
+        "distillation": 0.25, "distillation_temperature": 1.0, "distillation_hidden_states": True,
+        "discard_model": True, "device": "cpu", "batch_size": 8, "max_length": 16, "max_steps": 1,
     },
     "a target of seconds": {
         "model": "@bert", "task": "sst2", "data_dir": "@sst2", "output_dir": "@out", "search_from": "@search",

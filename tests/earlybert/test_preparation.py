@@ -43,6 +43,7 @@ Make = Callable[..., FinetuneArguments]
         ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),
         ({"learning_rate": 0.0}, "--learning-rate: expected more than 0"),
         ({"gate_l1": -1.0}, "--gate-l1: expected 0 or more"),
+        ({"distillation_hidden_states": True}, "--distillation-hidden-states: expected --distillation, the share"),
         ({"gate_l1": 1e300}, "--gate-l1: expected 0 or more and at most 1e+30"),
         ({"num_train_epochs": 1e308}, "--num-train-epochs: expected more than 0 and at most 1e+09"),
         ({"search_epochs": float("inf")}, "--search-epochs: expected more than 0 and at most 1e+09"),

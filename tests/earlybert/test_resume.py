@@ -149,12 +149,14 @@ def test_scores_weights_and_teacher_are_as_if_it_had_not_been_interrupted(
     own: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     knobs = {"score": "fisher", "rewind_steps": 1, "distillation": 0.5, "checkpoint_steps": 1}
+    knobs["distillation_hidden_states"] = stage == "train"
+    without = {"distillation": 0.0, "distillation_hidden_states": False}
     whole = finetune(own(output_dir=str(tmp_path / "whole"), **knobs))
     stop(own(**knobs), monkeypatch, stage)
     metrics = finetune(own(resume=True, **knobs))
     for name in ("eval", "ticket", "train_log", "search"):
         assert metrics[name] == whole[name], name
-    unmixed = finetune(own(output_dir=str(tmp_path / "unmixed"), **(knobs | {"distillation": 0.0})))
+    unmixed = finetune(own(output_dir=str(tmp_path / "unmixed"), **(knobs | without)))
     assert unmixed["ticket"] == whole["ticket"] and unmixed["train_log"] != whole["train_log"]
 
 

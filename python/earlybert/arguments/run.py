@@ -141,6 +141,7 @@ class RunArguments:
         "Share of the ticket's loss that is its distance to what the dense model says that the search has come to.", 0.0
     )
     distillation_temperature: float = help_field("What logits are divided by for that.", 2.0)
+    distillation_hidden_states: bool = help_field("That distance is of all layers' hidden states as well.", False)
     early_bird_interval: int | None = help_field(
         "Optimizer steps between two looks at the ticket while searching. Default: a twelfth of the longest search, "
         "at most 10."
@@ -304,6 +305,8 @@ class RunArguments:
             raise UsageError(f"{flag(name)}: a given --ticket comes without the weights of a search; use --search-from")
         if self.ticket is not None and self.search_from is not None:
             raise UsageError("--ticket and --search-from exclude each other: each says where the ticket comes from")
+        if self.distillation_hidden_states and not self.distillation:
+            raise UsageError("--distillation-hidden-states: expected --distillation, the share of that distance")
         if self.has_target and self.ticket is not None:
             raise UsageError("--ticket: what a given ticket keeps is settled; no target can be met by it")
         if self.target_speedup is not None and self.target_parameters is not None:

@@ -148,7 +148,12 @@ class Searching:
         found = self.prepared.search or SearchResult(self.directory, {})
         found.set_weights(teacher, "folded")
         args = self.args
-        return Distillation(self.placed(teacher).eval(), args.distillation, args.distillation_temperature)
+        return Distillation(
+            self.placed(teacher).eval(),
+            args.distillation,
+            args.distillation_temperature,
+            args.distillation_hidden_states,
+        )
 
     def _take_ticket(self, model: nn.Module) -> float:
         """Cuts the model to the ticket that was given, or to one of the search that was; returns seconds."""

@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 #: Arguments that say how a ticket is drawn and trained: what a search does not depend on.
 _OF_TICKETS = (
     *RULE, "target_speedup", "target_parameters", "score", "ticket_weights", "distillation",
-    "distillation_temperature", "num_train_epochs", "ticket_epochs", "max_steps", "learning_rate",
-    "lr_scheduler_type", "warmup_ratio", "warmup_steps",
+    "distillation_temperature", "distillation_hidden_states", "num_train_epochs", "ticket_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps",
     "eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "early_stopping_patience",
     "test_file", "do_predict",
 )  # fmt: skip
 #: Arguments that dense training does not depend on.
 _NOT_OF_DENSE = (
     *RULE, *CHOICE, "target_speedup", "target_parameters", "ticket_weights", "distillation",
-    "distillation_temperature", "ticket_epochs", "search_epochs", "search_steps",
+    "distillation_temperature", "distillation_hidden_states", "ticket_epochs", "search_epochs", "search_steps",
     "search_learning_rate", "gate_learning_rate", "gate_l1", "gate_penalty", "early_bird_interval",
     "early_bird_threshold", "early_bird_patience", "min_search_share",
 )  # fmt: skip

@@ -279,8 +279,11 @@ class TrainingLoop:
         for number, (batch, share) in enumerate(zip(batches, shares, strict=True), start=1):
             with self._reducing(is_last=number == len(batches)):
                 with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                    outputs = self._parallel(**batch)
-                    loss = outputs.loss if self._distillation is None else self._distillation.loss(outputs, batch)
+                    if self._distillation is None:
+                        loss = self._parallel(**batch).loss
+                    else:
+                        outputs = self._parallel(**batch, **self._distillation.asked_for)
+                        loss = self._distillation.loss(outputs, batch)
                 loss = loss * share
                 self.scaler.scale(loss).backward()
             total += loss.detach()

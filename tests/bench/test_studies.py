@@ -15,7 +15,7 @@ from earlybert.study_file import read_study
 FOLDER = Path(splits.__file__).parent
 
 
-@pytest.mark.parametrize("name", ["draw", "quality", "recipe"])
+@pytest.mark.parametrize("name", ["draw", "quality", "recipe", "recipe-again"])
 def test_files_are_studies(name: str) -> None:
     study = read_study(str(FOLDER / f"{name}.yaml"))
     assert {"sst2", "cola"} <= {*study.arms} <= {"sst2", "cola", "mrpc"}

@@ -42,9 +42,8 @@ FINETUNE: dict[str, Options] = {
         "metrics": ["f1", "accuracy"], "device": "cpu", "method": "random", "batch_size": 8, "max_length": 16,
         "max_steps": 2, "search_epochs": 0.5, "search_learning_rate": 1e-3, "gate_learning_rate": 1e-2,
         "gate_l1": 0.01, "gate_penalty": "proximal", "rewind_steps": 1, "head_ratio": 0.5, "neuron_ratio": 0.25,
-        "early_bird_interval": 1,
-        "early_bird_threshold": 0.9, "early_bird_patience": 1, "min_search_share": 0.1, "overwrite_output_dir": True,
-        "multiple_of": 2, "ticket_epochs": 1.0,
+        "early_bird_interval": 1, "early_bird_threshold": 0.9, "early_bird_patience": 1, "min_search_share": 0.1,
+        "overwrite_output_dir": True, "multiple_of": 2, "ticket_epochs": 1.0,
     },
     "a given ticket on a dataset of the hub": {
         "model": "@bert", "dataset_name": "some/texts", "dataset_config_name": "en", "output_dir": "@out",

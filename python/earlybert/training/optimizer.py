@@ -41,54 +41,30 @@ def make_optimizer(
             2101.00063, section 3.1); `"proximal"` shrinks them after each step, which makes zeros; see `_shrink`.
         is_converted: whether the model has this library's modules.
     """
-    optimizer = _make(
-        name,
-        weights,
-        gates,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        gate_learning_rate=gate_learning_rate,
-        is_converted=is_converted,
-    )
-    is_own = isinstance(optimizer, (ek.AdamW, ek.Lamb))
-    if is_own:
-        for group in optimizer.param_groups[: -1 if gates else None]:
-            group["max_grad_norm"] = max_grad_norm
-    elif max_grad_norm:
-        optimizer.register_step_pre_hook(lambda *_: _clip(weights, max_grad_norm))
-    if gates and gate_penalty == "proximal":
-        optimizer.register_step_post_hook(lambda optimizer, *_: _shrink(optimizer, gate_l1))
-    elif gates and is_own:
-        optimizer.param_groups[-1]["l1"] = gate_l1
-    elif gates:
-        optimizer.register_step_pre_hook(lambda optimizer, *_: _add_subgradient(optimizer, gate_l1))
-    return optimizer
-
-
-def _make(
-    name: str,
-    weights: Sequence[nn.Parameter],
-    gates: Sequence[nn.Parameter],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    gate_learning_rate: float,
-    is_converted: bool,
-) -> torch.optim.Optimizer:
-    """The optimizer without a penalty; gates, where there are any, are its last group."""
     matrices, vectors = ([p for p in weights if (p.dim() > 1) == is_matrix] for is_matrix in (True, False))
+    by_subgradient = gate_penalty == "subgradient"
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm},
+        {"params": vectors, "weight_decay": 0.0, "max_grad_norm": max_grad_norm},
     ]
     if gates:
-        groups.append({"params": list(gates), "weight_decay": 0.0, "lr": gate_learning_rate})
+        l1 = gate_l1 if by_subgradient else 0.0
+        groups.append({"params": list(gates), "weight_decay": 0.0, "lr": gate_learning_rate, "l1": l1})
+    optimizer: torch.optim.Optimizer
     if name == "lamb":
         groups = [{**group, "adapt": group["params"] is matrices} for group in groups]
-        return ek.Lamb([group for group in groups if group["params"]], lr=learning_rate)
-    if is_converted:
-        return ek.AdamW(groups, lr=learning_rate)
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+        optimizer = ek.Lamb([group for group in groups if group["params"]], lr=learning_rate)
+    elif is_converted:
+        optimizer = ek.AdamW(groups, lr=learning_rate)
+    else:  # it knows neither of the groups' options that are ours
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+        if max_grad_norm:
+            optimizer.register_step_pre_hook(lambda *_: _clip(weights, max_grad_norm))
+        if gates and by_subgradient:
+            optimizer.register_step_pre_hook(lambda optimizer, *_: _add_subgradient(optimizer, gate_l1))
+    if gates and not by_subgradient:
+        optimizer.register_step_post_hook(lambda optimizer, *_: _shrink(optimizer, gate_l1))
+    return optimizer
 
 
 def _clip(weights: Sequence[nn.Parameter], max_norm: float) -> None:
